@@ -1,0 +1,174 @@
+"""The anchor-level term: student and teacher agree at the token that predicts the answer's first token.
+
+The published description names an anchor at the passage from thought to answer; the distance is that of CODI
+(github.com/zhenyi4/codi), with one scale a layer from the training set: a reconstruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lori_pl.alignment.distributed import copy_from_first_rank
+from lori_pl.alignment.losses import standardised_smooth_l1
+from lori_pl.alignment.low_rank import LowRankAlignment
+from lori_pl.alignment.precision import at_least_float32, autocast_off
+from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
+from lori_pl.alignment.tucker import TrajectoryScale
+from lori_pl.errors import LoriError
+
+
+class AnchorAlignment(Term):
+    r"""Smooth-L1 between the anchor states of student and teacher, in units of the teacher's deviation in that layer.
+
+        anchor: smooth-L1((a_S - a_T) / sigma_l), mean over the entries of all selected layers, then over problems
+
+    a is the hidden state (L, D) at the token that predicts the answer's first token; sigma_l the root mean square
+    deviation of the teacher's a in layer l from its mean over the training set (one number a layer).
+
+    Args:
+        w_anchor: Weight of the anchor loss.
+        anchor_space: `full` compares hidden states (needs equal layers and hidden sizes); `low_rank` compares their
+            cores under the projections of the `LowRankAlignment` among the terms, sigma then one number a row of the
+            core.
+        delta: Where the smooth-L1 turns from quadratic to linear, in units of sigma.
+
+    Raises:
+        LoriError: If delta is not positive; from `prepare`, if shapes differ under `full` or `low_rank` finds no
+            `LowRankAlignment`.
+    """
+
+    needs = frozenset({"anchor"})
+
+    deviation: Tensor
+
+    def __init__(
+        self, w_anchor: float = 1.0, anchor_space: Literal["full", "low_rank"] = "full", delta: float = 1.0
+    ) -> None:
+        super().__init__()
+        if delta <= 0:
+            raise LoriError(f"AnchorAlignment: delta={delta} must be positive")
+        self.weights = {"anchor": w_anchor}
+        self.anchor_space = anchor_space
+        self.delta = delta
+        # the other term's factors stand after its second sweep
+        self.sweeps = 1 if anchor_space == "full" else 3
+        self._shapes: tuple[TrajectoryShape, TrajectoryShape] | None = None
+        self._projection: tuple[LowRankAlignment, ...] = ()  # in a tuple: not a sub-module, its keys stand once
+        self._scale: TrajectoryScale | None = None
+
+    def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
+        """Find the projection, check the shapes, and allocate; the order of the terms does not matter.
+
+        Raises:
+            LoriError: If shapes differ under `full`, or `others` does not hold exactly one `LowRankAlignment` under
+                `low_rank`.
+        """
+        if self._shapes == (student, teacher):
+            return
+        if self.anchor_space == "full" and student != teacher:
+            raise LoriError(
+                f"AnchorAlignment: anchor_space=full needs equal anchor states, but the teacher has {teacher} and the "
+                f"student {student}; use anchor_space=low_rank"
+            )
+        if self.anchor_space == "low_rank":
+            self._projection = tuple(term for term in others if isinstance(term, LowRankAlignment))
+            if len(self._projection) != 1:
+                raise LoriError(
+                    f"AnchorAlignment: anchor_space=low_rank needs exactly one LowRankAlignment among the terms, found "
+                    f"{len(self._projection)}; add one, or use anchor_space=full"
+                )
+        self._shapes = (student, teacher)
+        self.register_buffer("deviation", torch.ones(teacher.layers))
+
+    def begin_sweep(self, sweep: int) -> None:
+        """Start measuring sigma in the last sweep; earlier ones do nothing."""
+        if sweep == self.sweeps - 1:
+            _, teacher = self._require_shapes()
+            layers, hidden = (
+                self._projection[0].subspace.ranks if self._projection else (teacher.layers, teacher.hidden)
+            )
+            self._scale = TrajectoryScale(layers, hidden, device=self.fitted.device)
+
+    @torch.no_grad()
+    def observe(self, sweep: int, teacher: Signals, student: Signals | None) -> None:
+        """Take in the teacher's anchor states of one batch."""
+        if self._scale is not None:
+            anchor = self._target_anchor(teacher)
+            self._scale.update(anchor.unsqueeze(2))
+
+    @torch.no_grad()
+    def end_sweep(self, sweep: int) -> None:
+        """Merge the ranks' observations and set sigma."""
+        if self._scale is None:
+            return
+        self._scale.merge_ranks()
+        self.deviation = self._scale.scale.to(self.deviation)
+        copy_from_first_rank(self)
+        self.mark_fitted()
+        self._scale = None
+
+    @torch.no_grad()
+    def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
+        """`anchor` (B, L, D), or (B, r_L, r_D) under `low_rank`."""
+        return {"anchor": self._target_anchor(teacher)}
+
+    def forward(self, student: Signals, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss `anchor`.
+
+        Raises:
+            LoriError: If the term is not fitted, or the statistics do not match the student's anchor states.
+        """
+        if not self.is_fitted:
+            raise LoriError(
+                "AnchorAlignment: the term is not fitted; run its sweeps over the training rationales, or load a "
+                "checkpoint that holds them"
+            )
+        anchor = _anchor(student)
+        with autocast_off(anchor.device):
+            own = (
+                self._projection[0].subspace.student_core(anchor.unsqueeze(2)).squeeze(2)
+                if self._projection
+                else anchor
+            )
+            own = at_least_float32(own)
+            target = statistics["anchor"].detach().to(own)
+            if target.shape != own.shape:
+                raise LoriError(
+                    f"AnchorAlignment: the teacher's anchor states have shape {tuple(target.shape)}, the student's "
+                    f"{tuple(own.shape)}; make them with the same batch, layers and anchor_space"
+                )
+            return {"anchor": standardised_smooth_l1(own, target, self.deviation.unsqueeze(-1), self.delta).mean()}
+
+    def _target_anchor(self, teacher: Signals) -> Tensor:
+        anchor = _anchor(teacher)
+        if self._projection:
+            return self._projection[0].subspace.target_core(anchor.unsqueeze(2)).squeeze(2)
+        return at_least_float32(anchor.detach())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        deviation = state_dict.get(f"{prefix}deviation")
+        if deviation is not None:
+            _, teacher = self._require_shapes()
+            if self._projection:  # as many rows as the core has, which the other term's fit may have decided
+                self.deviation = self.deviation.new_ones(deviation.shape)
+            elif deviation.shape != self.deviation.shape:
+                raise LoriError(
+                    f"AnchorAlignment: the checkpoint was fitted to {len(deviation)} layers, the teacher has "
+                    f"{teacher}; use the checkpoint's teacher, layers and anchor_space"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _require_shapes(self) -> tuple[TrajectoryShape, TrajectoryShape]:
+        if self._shapes is None:
+            raise LoriError("AnchorAlignment: call prepare(student, teacher, others) first")
+        return self._shapes
+
+
+def _anchor(signals: Signals) -> Tensor:
+    if signals.anchor is None:
+        raise LoriError("AnchorAlignment: the anchor states are missing; give Signals(anchor=...) of this side")
+    return signals.anchor

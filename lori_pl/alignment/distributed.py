@@ -1,0 +1,49 @@
+"""Sums over the ranks of the default process group; without one, or with one rank, each is the identity.
+
+Tensors must lie on a device that the process group's backend serves, and every rank must make the same calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def is_distributed() -> bool:
+    """True where torch.distributed is initialised with more than one rank."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _SumAcrossRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def sum_across_ranks(tensor: Tensor) -> Tensor:
+    r"""`y = sum_rank x_rank` on every rank, with gradients.
+
+    The backward sums the gradients of all ranks, `dx_rank = sum_rank' dy_rank'`. Where every rank computes the same
+    loss f(y), each parameter's gradient is then world-size times too large on each rank and exact after the mean over
+    ranks that DDP and FSDP take.
+    """
+    return _SumAcrossRanks.apply(tensor) if is_distributed() else tensor
+
+
+@torch.no_grad()
+def copy_from_first_rank(module: nn.Module) -> None:
+    """Give every rank the first rank's parameters and buffers of `module`, bit for bit."""
+    if is_distributed():
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.data, src=0)

@@ -1,0 +1,128 @@
+"""The open interface of an alignment term: a module that compares a student's signals with a teacher's."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TrajectoryShape:
+    """What a side's trajectories look like: number of selected `layers` L and size `hidden` D of a hidden state."""
+
+    layers: int
+    hidden: int
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers x {self.hidden}"
+
+
+@dataclass
+class Signals:
+    """One side's hidden states for a batch of B problems.
+
+    Attributes:
+        trajectory: (B, L, T, D), the selected layers at each rationale token or latent step.
+        mask: (B, T), true where a token counts; None counts all.
+        anchor: (B, L, D), the selected layers at the token that predicts the answer's first token.
+    """
+
+    trajectory: Tensor | None = None
+    mask: Tensor | None = None
+    anchor: Tensor | None = None
+
+
+class Term(nn.Module, abc.ABC):
+    """A named part of the distillation loss, fitted on the training rationales before training starts.
+
+    The order of calls is: `prepare` once; then, unless `is_fitted`, for each `sweep` in `range(sweeps)`:
+    `begin_sweep(sweep)`, `observe(sweep, ...)` for every training batch, `end_sweep(sweep)` (on every rank); then in
+    training `teacher_statistics`, or the same tensors from a cache, and `forward`. Floating-point state stays in at
+    least fp32 when the module it belongs to is cast to half precision.
+
+    Attributes:
+        needs: What it reads of `Signals`: a subset of {'trajectory', 'anchor'}.
+        weights: The weight of each loss in the total, by the name `forward` returns it under.
+        sweeps: Number of passes over the training rationales it wants before training.
+        observes_student: Whether `observe` also needs the initial student's signals on the same rationales (its
+            tokenizer, hence its number of tokens, may differ from the teacher's).
+        fitted: A bool buffer, true after the last sweep, so that a resumed checkpoint skips the sweeps.
+    """
+
+    needs: frozenset[str] = frozenset()
+    weights: dict[str, float]
+    sweeps: int = 0
+    observes_student: bool = False
+    fitted: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = {}
+        self.register_buffer("fitted", torch.tensor(False))
+        self._fitted_on_host = False
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `forward` may be called: the value of `fitted`, or no sweeps wanted; no device synchronisation."""
+        return self._fitted_on_host or self.sweeps == 0
+
+    def mark_fitted(self) -> None:
+        """Record that the last sweep has ended."""
+        self.fitted.fill_(True)
+        self._fitted_on_host = True
+
+    @abc.abstractmethod
+    def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
+        """Allocate parameters and buffers for these shapes; a second call with the same shapes changes nothing.
+
+        Args:
+            student: Shape of the student's trajectories.
+            teacher: Shape of the teacher's trajectories.
+            others: The other terms of the same model; must not be registered as sub-modules.
+
+        Raises:
+            LoriError: If the term cannot work with these shapes or without another term.
+        """
+
+    def begin_sweep(self, sweep: int) -> None:
+        """Start pass number `sweep` (from 0) over the training rationales."""
+
+    def observe(self, sweep: int, teacher: Signals, student: Signals | None) -> None:
+        """Take in one batch of training rationales; rows of `teacher` and `student` are the same problems."""
+
+    def end_sweep(self, sweep: int) -> None:
+        """Finish a pass: merge what the ranks observed, set buffers, and after the last pass call `mark_fitted`."""
+
+    @abc.abstractmethod
+    def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
+        """What `forward` needs of the teacher, one row a problem, without gradients: what a cache stores."""
+
+    @abc.abstractmethod
+    def forward(self, student: Signals, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Unweighted scalar losses by name: means over entries, then over the problems of the batch."""
+
+    def diagnostics(
+        self, student: Signals | None = None, statistics: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Values for the log, scalars and (spectra) vectors; those that depend on a batch only where one is given.
+
+        Makes no collective calls, so one rank may call it alone.
+        """
+        return {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            is_halved = tensor.is_floating_point() and moved.element_size() < 4 <= tensor.element_size()
+            return tensor.to(moved.device) if is_halved else moved
+
+        return super()._apply(keep_precision, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._fitted_on_host = bool(self.fitted) if not self.fitted.is_meta else False

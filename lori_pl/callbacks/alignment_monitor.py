@@ -1,0 +1,71 @@
+"""What the alignment's subspace holds, as numbers and one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lori_pl.methods.lori import LoRi
+
+
+def spectrum_figure(spectra: dict[str, Tensor]) -> Figure:
+    """Draws spectra as cumulative energy by rank.
+
+    Args:
+        spectra: Name to (n,) shares of energy, in descending order.
+    """
+    figure = Figure(figsize=(4.5 * len(spectra), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(spectra), squeeze=False)[0]
+    for axis, (name, spectrum) in zip(axes, spectra.items(), strict=True):
+        shares = spectrum.detach().float().cpu()
+        rank = range(1, len(shares) + 1)
+        axis.plot(rank, (shares.cumsum(0) / shares.sum()).numpy(), color="#2458a6", label="cumulative")
+        axis.bar(rank, (shares / shares.sum()).numpy(), color="#9bb8e0", label="each", width=0.9)
+        axis.set(title=name.replace("_", " "), xlabel="rank", ylabel="share of energy", ylim=(0, 1.03))
+        axis.legend(loc="center right")
+    return figure
+
+
+class AlignmentMonitor(pl.Callback):
+    """Logs the alignment's diagnostics at each validation, and the teacher's spectrum once, as a picture.
+
+    The picture goes to TensorBoard (or any logger that takes figures) and to ``spectrum.png`` in the run's folder.
+    """
+
+    def __init__(self) -> None:
+        self._batch: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the spectrum."""
+        if not isinstance(pl_module, LoRi) or not trainer.is_global_zero:
+            return
+        spectra = {k: v for k, v in pl_module.alignment_diagnostics(None).items() if v.ndim == 1 and len(v) > 1}
+        if not spectra:
+            return
+        figure = spectrum_figure(spectra)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "spectrum.png", dpi=120)
+        writer = getattr(trainer.logger, "experiment", None)
+        if writer is not None and hasattr(writer, "add_figure"):
+            writer.add_figure("alignment/spectrum", figure, global_step=trainer.global_step)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keeps the first batch for the diagnostics."""
+        if batch_idx == 0:
+            self._batch = batch
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the diagnostics of the first validation batch."""
+        if not isinstance(pl_module, LoRi) or trainer.sanity_checking or self._batch is None:
+            return
+        values = pl_module.alignment_diagnostics(self._batch)
+        self._batch = None
+        scalars = {f"alignment/{name}": value.float() for name, value in values.items() if value.ndim == 0}
+        pl_module.log_dict(scalars, rank_zero_only=True)

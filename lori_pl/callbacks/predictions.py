@@ -1,0 +1,68 @@
+"""Predictions as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lori_pl.errors import LoriError
+
+
+class PredictionWriter(pl.Callback):
+    """Writes what `predict` answers, one JSON object a line, in the order of the data.
+
+    The file appears under its name only when whole; with several processes each writes a part and the first joins them.
+
+    Args:
+        path: Where; must not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses to overwrite.
+
+        Raises:
+            LoriError: If the file exists.
+        """
+        if self.path.exists():
+            raise LoriError(f"{self.path} exists already; give another --predictions file")
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collects the rows of a batch."""
+        self.rows += list(zip(batch.index.tolist(), outputs, strict=True))
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._part(trainer.global_rank)
+        part.write_text(json.dumps(self.rows), encoding="utf-8")
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        merged: dict[int, dict[str, Any]] = {}
+        for rank in range(trainer.world_size):
+            merged |= dict(json.loads(self._part(rank).read_text(encoding="utf-8")))
+            self._part(rank).unlink()
+        whole = self.path.with_name(f".{self.path.name}.whole")
+        lines = [json.dumps(row, ensure_ascii=False) for _, row in sorted(merged.items())]
+        whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(whole, self.path)
+        print(f"predictions: {self.path} ({len(lines)} lines)")
+
+    def _part(self, rank: int) -> Path:
+        return self.path.with_name(f".{self.path.name}.part{rank}")

@@ -1,0 +1,59 @@
+"""Problems and tokens a second, and gradient norms."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.optim import Optimizer
+
+
+class Throughput(pl.Callback):
+    """Logs problems and tokens a second, and the norm of each optimiser group's gradient, at logging steps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+        self._problems = 0
+        self._tokens = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops the clock and logs."""
+        elapsed = time.perf_counter() - self._started
+        self.seconds += elapsed
+        self._problems += len(batch.index)
+        # padding included: the shape is known without asking the device
+        self._tokens += batch.question.numel() + batch.answer.numel()
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            pl_module.log("speed/problems_per_second", self._problems / self.seconds)
+            pl_module.log("speed/tokens_per_second", self._tokens / self.seconds)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Logs gradient norms before clipping."""
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        for group in optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if gradients:
+                norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+                pl_module.log(f"gradient_norm/{group['name']}", norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keeps the training time over a resume."""
+        return {"seconds": self.seconds, "problems": self._problems, "tokens": self._tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self.seconds, self._problems, self._tokens = (state_dict[k] for k in ("seconds", "problems", "tokens"))

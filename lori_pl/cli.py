@@ -1,0 +1,83 @@
+"""The command line: LightningCLI's sub-commands, and ours beside them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from lori_pl.errors import LoriError
+
+log = logging.getLogger(__name__)
+
+USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for its options)
+
+  fit        train a method; ends with a table, summary.json and the exported student
+  validate   accuracy on the validation problems
+  test       accuracy, passes and milliseconds on the test sets; takes a checkpoint or a student's folder
+  predict    answer test problems or a file of questions into JSON lines
+  preview    show one training pair with its tokens, masks and anchor, lengths, and what was dropped
+  export     make a student's folder from a checkpoint
+  sweep      run a file of experiments, resumably
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command line.
+
+    Args:
+        args: The arguments; those of the process by default.
+
+    Returns:
+        Exit status: 0, or 2 after one line on what is wrong with the input.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # advice on worker counts and logging intervals that small runs cannot follow
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.*treespec.*LeafSpec.*")
+    for name in ("httpx", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    try:
+        return _run(arguments)
+    except LoriError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
+    command, rest = arguments[0], arguments[1:]
+    own = own_commands()
+    if command in own:
+        return own[command](rest)
+    if command.startswith("-") or command not in ("fit", "validate", "test", "predict"):
+        raise LoriError(f"no command '{command}'; see `python -m lori_pl --help`")
+    from lori_pl.commands.lightning import run
+
+    return run(arguments)
+
+
+def own_commands() -> dict[str, Callable[[list[str]], int]]:
+    """Commands that need no Trainer run, by name; each imports what it needs when called."""
+
+    def sweep(rest: list[str]) -> int:
+        from lori_pl.sweep.command import main as run
+
+        return run(rest)
+
+    def preview(rest: list[str]) -> int:
+        from lori_pl.commands.preview import main as run
+
+        return run(rest)
+
+    def export(rest: list[str]) -> int:
+        from lori_pl.commands.export import main as run
+
+        return run(rest)
+
+    return {"sweep": sweep, "preview": preview, "export": export}

@@ -1,0 +1,247 @@
+"""The LightningDataModule of paired CoT / no-CoT batches."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import lightning.pytorch as pl
+import numpy as np
+from torch.utils.data import DataLoader
+
+from lori_pl.data.loading import ResumableLoader, collate_pairs
+from lori_pl.data.pairing import EncodedProblems, PairedBatch
+from lori_pl.data.problem import Problem
+from lori_pl.data.questions import read_questions
+from lori_pl.data.sources import Source, Split, Synthetic
+from lori_pl.data.template import Encoder, RationaleTokens, Template
+from lori_pl.data.tokenizer import SYNTHETIC, load_tokenizer
+from lori_pl.errors import LoriError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PreparedSplit:
+    """One split, ready to be batched.
+
+    Args:
+        name: What the split is called in logs.
+        problems: The problems that are kept.
+        student: They in the student's tokenizer.
+        teacher: They in the teacher's tokenizer, where it differs.
+        counts: What was left out, by reason.
+    """
+
+    name: str
+    problems: list[Problem]
+    student: EncodedProblems
+    teacher: EncodedProblems | None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Number of rationale steps of each problem."""
+        return np.array([len(problem.steps) for problem in self.problems], dtype=np.int64)
+
+
+class PairedDataModule(pl.LightningDataModule):
+    """Builds, for each problem, a teacher sequence and a student sequence with masks and the anchor's index.
+
+    Args:
+        source: Where training and validation problems come from, and the test problems unless ``test_sources`` is set.
+        test_sources: Test sets by name; each is reported by one ``test``.
+        template: How problems become text.
+        rationale_tokens: Tokens that make the teacher's trajectory: ``all`` of the rationale, ``no_delimiters`` (those
+            with a letter or digit), or ``step_results`` (the result of each step).
+        batch_size: Problems a training batch, on each device.
+        eval_batch_size: Problems an evaluation batch.
+        max_length: Most tokens of question, rationale and answer together.
+        on_too_long: A longer training problem is left out and counted, or an error. In evaluation only a question
+            beyond the limit counts as too long. Nothing is ever cut.
+        train_problems: Use only the first of the training problems; ``None`` for all.
+        val_problems: Most validation problems; ``None`` for all.
+        test_problems: Most test problems of each set; ``None`` for all.
+        bucket_by_length: Batch problems of like length together (less padding), in an order fixed by the seed.
+        seed: Seed of the training order.
+        num_workers: Worker processes of a loader.
+        predict_file: Questions for ``predict``: JSON lines with ``question`` (``id`` and ``answer`` optional), or plain
+            text, one a line; without it ``predict`` answers the first test set.
+        tokenizer: The student's tokenizer; the command line takes it from ``model.backbone``.
+        teacher_tokenizer: The teacher's, where it differs; the command line takes it from the model.
+        markers: Whether ``<bot>`` and ``<eot>`` surround the student's thought; set from the model's method.
+        needs_rationale: Whether training needs rationales; set from the model's method.
+    """
+
+    def __init__(
+        self,
+        source: Source | None = None,
+        test_sources: dict[str, Source] | None = None,
+        template: Template | None = None,
+        rationale_tokens: RationaleTokens = "all",
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        max_length: int = 512,
+        on_too_long: Literal["drop", "error"] = "drop",
+        train_problems: int | None = None,
+        val_problems: int | None = 1024,
+        test_problems: int | None = None,
+        bucket_by_length: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+        predict_file: str | None = None,
+        tokenizer: str = SYNTHETIC,
+        teacher_tokenizer: str | None = None,
+        markers: bool = True,
+        needs_rationale: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("max_length", max_length),
+        ):
+            if value < 1:
+                raise LoriError(f"data.{name} is {value}: give 1 or more")
+        self.source = source or Synthetic()
+        self.test_sources = test_sources
+        self.template = template or Template()
+        self.rationale_tokens: RationaleTokens = rationale_tokens
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_length = max_length
+        self.on_too_long = on_too_long
+        self.limits = {"train": train_problems, "validation": val_problems, "test": test_problems}
+        self.bucket_by_length = bucket_by_length
+        self.seed = seed
+        self.num_workers = num_workers
+        self.predict_file = predict_file
+        self.needs_rationale = needs_rationale
+        self.encoder = Encoder(load_tokenizer(tokenizer, markers), self.template, markers)
+        other = teacher_tokenizer not in (None, tokenizer)
+        self.teacher_encoder = (
+            Encoder(load_tokenizer(str(teacher_tokenizer), False), self.template, False) if other else None
+        )
+        self.splits: dict[str, PreparedSplit] = {}
+        self.tests: dict[str, PreparedSplit] = {}
+
+    def setup(self, stage: str) -> None:
+        """Loads, encodes and counts the splits of a stage, once."""
+        if stage == "fit" and "train" not in self.splits:
+            self.splits["train"] = self.prepare(self.source, "train")
+        if stage in ("fit", "validate") and "validation" not in self.splits:
+            self.splits["validation"] = self.prepare(self.source, "validation")
+        if stage in ("fit", "test") and not self.tests:
+            self.setup_tests()
+
+        if stage == "predict" and "predict" not in self.splits:
+            if self.predict_file is None:
+                self.setup_tests()
+                self.splits["predict"] = next(iter(self.tests.values()))
+            else:
+                self.splits["predict"] = self._prepare(read_questions(Path(self.predict_file)), "test", "predict", {})
+
+    def setup_tests(self) -> None:
+        """Prepares every test set."""
+        sources = self.test_sources or {"test": self.source}
+        self.tests = {name: self.prepare(source, "test", name) for name, source in sources.items()}
+
+    def prepare(self, source: Source, split: Split, name: str | None = None) -> PreparedSplit:
+        """Loads and encodes one split and says what was left out.
+
+        Raises:
+            LoriError: If no problem remains, or one is too long and ``on_too_long`` is ``error``.
+        """
+        loaded = source.load(split)
+        counts = {"malformed rows": loaded.bad_rows, "without rationale": loaded.missing_rationale}
+        return self._prepare(loaded.problems, split, name or split, counts)
+
+    def _prepare(self, problems: list[Problem], split: Split, label: str, counts: dict[str, int]) -> PreparedSplit:
+        if split == "train" and self.needs_rationale:
+            kept = [problem for problem in problems if problem.steps]
+            counts["without rationale"] += len(problems) - len(kept)
+            problems = kept
+        limit = self.limits[split]
+        # looked at before encoding, so that a small run of a large set is fast; a few more in case some are too long
+        problems = problems if limit is None else problems[: limit + limit // 4 + 16]
+        prepared = self._fit_to_length(problems, split)
+        counts["too long"] = len(problems) - len(prepared)
+        prepared = prepared[:limit]
+        if not prepared:
+            raise LoriError(
+                f"data: the {label} split has no problem left ({_counted(counts)}); raise data.max_length or check "
+                "the source"
+            )
+        log.info("%s: %d problems%s", label, len(prepared), f" ({_counted(counts)})" if any(counts.values()) else "")
+        student = EncodedProblems(prepared, self.encoder, self.rationale_tokens)
+        teacher = (
+            EncodedProblems(prepared, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None
+        )
+        return PreparedSplit(label, prepared, student, teacher, counts)
+
+    def _fit_to_length(self, problems: list[Problem], split: Split) -> list[Problem]:
+        keep = np.ones(len(problems), dtype=bool)
+        for encoder in filter(None, (self.encoder, self.teacher_encoder)):
+            encoded = EncodedProblems(problems, encoder)
+            lengths = encoded.lengths() if split == "train" else encoded.questions.lengths
+            if self.on_too_long == "error" and (long := np.flatnonzero(lengths > self.max_length)).size:
+                first = int(long[0])
+                raise LoriError(
+                    f"data: problem {problems[first].id} has {lengths[first]} tokens, more than data.max_length "
+                    f"{self.max_length} ({long.size} such); raise it or set data.on_too_long to drop"
+                )
+            keep &= lengths <= self.max_length
+        return [problem for problem, kept in zip(problems, keep, strict=True) if kept]
+
+    def train_dataloader(self) -> DataLoader[PairedBatch]:
+        """Gives the training batches; complete ones only, order fixed by seed and epoch, resumable in mid-epoch."""
+        split = self.splits["train"]
+        if len(split.problems) < self.batch_size:
+            raise LoriError(
+                f"data: {len(split.problems)} training problems do not fill one batch of {self.batch_size}; "
+                "lower data.batch_size"
+            )
+        lengths = split.student.lengths() if self.bucket_by_length else None
+        return ResumableLoader(split, lengths, self.batch_size, self.seed, self.num_workers, self.trainer)
+
+    def statistics_dataloader(self, problems: int | None) -> DataLoader[PairedBatch]:
+        """Gives training problems in order of length, for the sweeps that fit the alignment.
+
+        Args:
+            problems: Use the first so many; ``None`` for all.
+        """
+        split = self.splits["train"]
+        count = min(problems or len(split.problems), len(split.problems))
+        order = np.argsort(split.student.lengths()[:count], kind="stable")
+        return self._loader(split, order)
+
+    def val_dataloader(self) -> DataLoader[PairedBatch]:
+        """Gives the validation batches."""
+        return self._loader(self.splits["validation"])
+
+    def test_dataloader(self) -> list[DataLoader[PairedBatch]]:
+        """Gives the batches of every test set, in the order of ``tests``."""
+        return [self._loader(split) for split in self.tests.values()]
+
+    def predict_dataloader(self) -> DataLoader[PairedBatch]:
+        """Gives the batches to answer."""
+        return self._loader(self.splits["predict"])
+
+    def _loader(self, split: PreparedSplit, order: np.ndarray | None = None) -> DataLoader[PairedBatch]:
+        rows = np.arange(len(split.problems)) if order is None else order
+        if self.trainer is not None and (world := self.trainer.world_size) > 1:
+            # every process takes as many rows; repeated ones are told apart by their index
+            rows = np.resize(rows, -(-len(rows) // world) * world)[self.trainer.global_rank :: world]
+        return DataLoader(
+            rows.tolist(),  # type: ignore[arg-type]
+            batch_size=self.eval_batch_size,
+            collate_fn=collate_pairs(split),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "none left out"

@@ -1,0 +1,146 @@
+"""Training order: bucketed by length, fixed by seed and epoch, and resumable in mid-epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from lori_pl.data.pairing import PairedBatch, paired_batch
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lori_pl.data.datamodule import PreparedSplit
+
+BATCHES_A_WINDOW = 32
+
+
+def collate_pairs(split: PreparedSplit) -> Callable[[Sequence[int]], PairedBatch]:
+    """Gives the function that turns row numbers of ``split`` into a batch."""
+    return partial(paired_batch, steps=split.steps, student=split.student, teacher=split.teacher)
+
+
+def epoch_batches(
+    count: int, batch_size: int, seed: int, epoch: int, lengths: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Draws the batches of one epoch.
+
+    Rows are shuffled; with ``lengths``, each window of 32 batches is sorted by length before it is cut into batches,
+    and the batches are shuffled again: like lengths meet, yet every batch is a random one of its window.
+
+    Args:
+        count: Number of rows; those beyond the last full batch are left out of this epoch.
+        batch_size: Rows a batch.
+        seed: Seed.
+        epoch: Epoch number; each has its own order.
+        lengths: (count,) tokens a row.
+
+    Returns:
+        Arrays of ``batch_size`` row numbers.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    rows = rng.permutation(count)[: count // batch_size * batch_size]
+    if lengths is not None:
+        window = batch_size * BATCHES_A_WINDOW
+        parts = [rows[i : i + window] for i in range(0, len(rows), window)]
+        rows = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    batches = rows.reshape(-1, batch_size)
+    return list(batches[rng.permutation(len(batches))] if lengths is not None else batches)
+
+
+class EpochSampler(Sampler[list[int]]):
+    """Yields the batches of an epoch from a given one on, the part of this process.
+
+    Args:
+        count: Number of rows.
+        batch_size: Rows a batch and process.
+        seed: Seed.
+        lengths: (count,) tokens a row, to batch like lengths together.
+        processes: Number of data-parallel processes; together they take one global batch after another.
+        process: Number of this process.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        lengths: np.ndarray | None,
+        processes: int = 1,
+        process: int = 0,
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.lengths = count, batch_size, seed, lengths
+        self.processes, self.process = processes, process
+        self.epoch = 0
+        self.first = 0
+
+    def __len__(self) -> int:
+        return self.count // (self.batch_size * self.processes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        everything = epoch_batches(self.count, self.batch_size * self.processes, self.seed, self.epoch, self.lengths)
+        for batch in everything[self.first :]:
+            yield batch[self.process :: self.processes].tolist()
+
+
+class ResumableLoader(DataLoader[PairedBatch]):
+    """A loader that knows where it is: Lightning saves and restores its state with a checkpoint.
+
+    Args:
+        split: The training split.
+        lengths: (count,) tokens a row, to batch like lengths together.
+        batch_size: Rows a batch and process.
+        seed: Seed of the order.
+        num_workers: Worker processes.
+        trainer: The trainer, for the number of processes.
+    """
+
+    def __init__(
+        self,
+        split: PreparedSplit,
+        lengths: np.ndarray | None,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        trainer: Trainer | None,
+    ) -> None:
+        self.trainer = trainer
+        processes, process = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        self.order = EpochSampler(len(split.problems), batch_size, seed, lengths, processes, process)
+        self.epoch = 0
+        self.taken = 0
+        super().__init__(
+            range(len(split.problems)),  # type: ignore[arg-type]
+            batch_sampler=self.order,
+            collate_fn=collate_pairs(split),
+            num_workers=num_workers,
+            # workers that persist would keep the order of the first epoch
+            persistent_workers=False,
+        )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[PairedBatch]:  # type: ignore[override]
+        if self.trainer is not None and self.trainer.current_epoch != self.epoch:
+            # a checkpoint between two epochs: Lightning restores its epoch but not this loader
+            self.epoch, self.taken = self.trainer.current_epoch, 0
+        self.order.epoch, self.order.first = self.epoch, self.taken
+        for batch in super().__iter__():
+            self.taken += 1
+            if self.taken == len(self.order):
+                # before the last batch is given: nobody asks for one more
+                self.epoch, self.taken = self.epoch + 1, 0
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives the epoch and the number of its batches that were taken."""
+        return {"epoch": self.epoch, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on behind the batches that were taken."""
+        self.epoch, self.taken = int(state["epoch"]), int(state["taken"])

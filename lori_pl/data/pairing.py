@@ -1,0 +1,188 @@
+"""Pairing: for each problem a teacher sequence and a student sequence, as padded tensors with their masks.
+
+Explicit (teacher): question, rationale, answer prompt, answer, end token; padded on the right.
+Student: question [``<bot>``] padded on the left, and [``<eot>``] answer prompt, answer, end token padded on the right;
+the latents stand between the two. All index tensors are made here, once a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lori_pl.data.problem import Problem
+from lori_pl.data.template import Encoder, RationaleTokens
+
+Ids = Sequence[int] | np.ndarray
+
+
+class Ragged:
+    """A list of integer sequences in two flat arrays (a tenth of the memory of Python lists)."""
+
+    def __init__(self, rows: Sequence[Ids]) -> None:
+        """Packs ``rows``."""
+        self.lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.values = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows] or [np.zeros(0, np.int32)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+class EncodedProblems:
+    """Problems as token ids, part by part, in one tokenizer.
+
+    Args:
+        problems: The problems.
+        encoder: Tokenizer and template.
+        tokens: The rationale tokens that make a trajectory.
+    """
+
+    def __init__(self, problems: Sequence[Problem], encoder: Encoder, tokens: RationaleTokens = "all") -> None:
+        self.encoder = encoder
+        self.selected = None if tokens == "all" else Ragged(encoder.selected(problems, tokens))
+        self.questions = Ragged(encoder.questions([problem.question for problem in problems]))
+        self.rationales = Ragged(encoder.rationales(problems))
+        self.answers = Ragged(encoder.answers(problems))
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each explicit sequence."""
+        parts = self.questions.lengths + self.rationales.lengths + self.answers.lengths
+        return np.asarray(parts + len(self.encoder.prompt))
+
+
+@dataclass
+class ExplicitBatch:
+    """Question, rationale, answer prompt and answer of B problems in one tokenizer.
+
+    Args:
+        ids: (B, T) token ids, padded on the right.
+        mask: (B, T) true at real tokens.
+        target_index: (N,) flat positions (row * T + column) of the tokens that are predicted: rationale, answer
+            prompt, answer, end.
+        target_weight: (N,) weights that make their sum a mean over each problem's tokens, then over problems.
+        rationale_index: (B, R) columns of the rationale tokens that make the trajectory, from the left; 0 beyond.
+        rationale_mask: (B, R) true where there is one.
+        anchor: (B,) column of the token that predicts the answer's first token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    target_index: Tensor
+    target_weight: Tensor
+    rationale_index: Tensor
+    rationale_mask: Tensor
+    anchor: Tensor
+
+
+@dataclass
+class PairedBatch:
+    """B problems as the student sees them, and as words.
+
+    Args:
+        index: (B,) row numbers in the data set.
+        steps: (B,) number of rationale steps.
+        question: (B, Q) ids of the question (and ``<bot>``), padded on the left.
+        question_mask: (B, Q) true at real tokens.
+        answer: (B, A) ids of (``<eot>``,) answer prompt, answer and end token, padded on the right.
+        answer_mask: (B, A) true at real tokens.
+        target_mask: (B, A) true at tokens that are predicted: answer and end.
+        anchor: Column of ``answer`` that predicts the answer's first token, the same for all rows.
+        explicit: The problem in words, in the student's tokenizer.
+        teacher: The same in the teacher's tokenizer; the same object as ``explicit`` where the two agree.
+    """
+
+    index: Tensor
+    steps: Tensor
+    question: Tensor
+    question_mask: Tensor
+    answer: Tensor
+    answer_mask: Tensor
+    target_mask: Tensor
+    anchor: int
+    explicit: ExplicitBatch
+    teacher: ExplicitBatch
+
+
+def pad(rows: Sequence[Ids], value: int, left: bool) -> tuple[Tensor, Tensor]:
+    """Pads rows to one length.
+
+    Returns:
+        Ids (B, T) int64 and mask (B, T) bool.
+    """
+    width = max((len(row) for row in rows), default=0)
+    ids = np.full((len(rows), width), value, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=bool)
+    for i, row in enumerate(rows):
+        columns = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, columns] = row
+        mask[i, columns] = True
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def pad_questions(questions: Sequence[Ids], encoder: Encoder, left: bool = True) -> tuple[Tensor, Tensor]:
+    """Pads questions with ``<bot>`` at their end where the encoder has markers: ids and mask (B, Q)."""
+    return pad([np.concatenate([np.asarray(q, np.int64), encoder.bot]) for q in questions], encoder.pad, left)
+
+
+def explicit_batch(rows: Sequence[int], data: EncodedProblems) -> ExplicitBatch:
+    """Collates the explicit sequences of ``rows``."""
+    encoder = data.encoder
+    prompt = np.asarray(encoder.prompt)
+    parts = [(data.questions[i], data.rationales[i], prompt, data.answers[i]) for i in rows]
+    ids, mask = pad([np.concatenate(part) for part in parts], encoder.pad, left=False)
+    question = torch.tensor([len(part[0]) for part in parts])[:, None]
+    rationale = torch.tensor([len(part[1]) for part in parts])[:, None]
+    if data.selected is None:
+        columns = torch.arange(int(rationale.max()) if len(parts) else 0)[None]
+        rationale_mask = columns < rationale
+    else:
+        columns, rationale_mask = pad([data.selected[i] for i in rows], 0, left=False)
+    target = mask & (torch.arange(ids.shape[1])[None] >= question)
+    weight = 1.0 / (target.sum(1, keepdim=True).clamp_min(1) * max(len(parts), 1))
+    return ExplicitBatch(
+        ids=ids,
+        mask=mask,
+        target_index=target.flatten().nonzero()[:, 0],
+        target_weight=weight.expand_as(target)[target],
+        rationale_index=torch.where(rationale_mask, question + columns, 0),
+        rationale_mask=rationale_mask,
+        anchor=(question + rationale)[:, 0] + len(prompt) - 1,
+    )
+
+
+def paired_batch(
+    rows: Sequence[int], steps: np.ndarray, student: EncodedProblems, teacher: EncodedProblems | None
+) -> PairedBatch:
+    """Collates ``rows`` into a batch of pairs.
+
+    Args:
+        rows: Row numbers.
+        steps: Number of rationale steps of every row of the data set.
+        student: The data in the student's tokenizer.
+        teacher: The data in the teacher's, where it differs.
+    """
+    encoder = student.encoder
+    question, question_mask = pad_questions([student.questions[i] for i in rows], encoder)
+    suffix = np.asarray(encoder.suffix)
+    answer, answer_mask = pad([np.concatenate([suffix, student.answers[i]]) for i in rows], encoder.pad, left=False)
+    explicit = explicit_batch(rows, student)
+    return PairedBatch(
+        index=torch.as_tensor(list(rows)),
+        steps=torch.from_numpy(steps[list(rows)]),
+        question=question,
+        question_mask=question_mask,
+        answer=answer,
+        answer_mask=answer_mask,
+        target_mask=answer_mask & (torch.arange(answer.shape[1])[None] >= len(suffix)),
+        anchor=len(suffix) - 1,
+        explicit=explicit,
+        teacher=explicit if teacher is None else explicit_batch(rows, teacher),
+    )

@@ -1,0 +1,69 @@
+"""The embedded world as a source."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from lori_pl.data.problem import Problem
+from lori_pl.data.sources.base import LoadedSplit, Source, Split
+from lori_pl.data.synthetic import synthetic_problems
+from lori_pl.errors import LoriError
+
+
+class Synthetic(Source):
+    """Word problems with chained arithmetic, generated (see `lori_pl.data.synthetic`); needs no files.
+
+    Format: that of GSM8K-Aug, `<<a+b=c>>` steps. Licence: this project's. Splits: disjoint by arithmetic skeleton
+    (90 : 5 : 5 by hash), each of its own size.
+
+    Args:
+        train: Number of training problems.
+        validation: Number of validation problems.
+        test: Number of test problems.
+        seed: Seed of the problems, the same for all splits.
+        min_steps: Shortest chain.
+        max_steps: Longest chain; lengths are drawn evenly.
+        operators: The operators that occur, of `+-*/`.
+        limit: Largest value, at most 99.
+        largest_operand: Largest start value and operand of `+` and `-`.
+        distractors: Sentences a problem with a number that plays no part.
+    """
+
+    name = "synthetic"
+
+    def __init__(
+        self,
+        train: int = 100_000,
+        validation: int = 1024,
+        test: int = 4096,
+        seed: int = 0,
+        min_steps: int = 3,
+        max_steps: int = 7,
+        operators: str = "+-*/",
+        limit: int = 49,
+        largest_operand: int = 49,
+        distractors: int = 0,
+    ) -> None:
+        self.sizes = {"train": train, "validation": validation, "test": test}
+        self.seed = seed
+        self.world: dict[str, int | str] = {
+            "min_steps": min_steps,
+            "max_steps": max_steps,
+            "operators": operators,
+            "limit": limit,
+            "largest_operand": largest_operand,
+            "distractors": distractors,
+        }
+
+    def load(self, split: Split) -> LoadedSplit:
+        """Generates the problems of one split.
+
+        Raises:
+            LoriError: The split is unknown or empty, or an argument of the world is out of range.
+        """
+        if split not in get_args(Split):
+            raise LoriError(f"synthetic: no split '{split}'; use one of {', '.join(get_args(Split))}")
+        if self.sizes[split] < 1:
+            raise LoriError(f"synthetic: the {split} split is empty ({split}: {self.sizes[split]}); set it above 0")
+        problems: list[Problem] = synthetic_problems(self.sizes[split], self.seed, split, **self.world)
+        return LoadedSplit(problems)

@@ -1,0 +1,173 @@
+"""Prompt templates: data, not code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from lori_pl.data.problem import Problem
+from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT
+from lori_pl.errors import LoriError
+
+RationaleTokens = Literal["all", "no_delimiters", "step_results"]
+# what follows the last '=', or else the last word, without closing brackets and full stops
+_RESULT = re.compile(r"(?:=\s*|(?:^|\s))([^=\s>]+?)[\s.>]*$")
+
+
+@dataclass
+class Template:
+    r"""How a problem becomes text. The four parts are tokenized apart, so their boundaries are token boundaries.
+
+    Args:
+        question: Text around ``{question}``.
+        rationale: Text around ``{rationale}``.
+        step_separator: What joins the steps of a rationale.
+        answer_prompt: The mark between thought and answer; its last token predicts the answer's first (the anchor).
+        answer: Text around ``{answer}``.
+        chat: Whether the question is put through the tokenizer's chat template, as a user's turn.
+        system: System message of the chat template, if any.
+    """
+
+    question: str = "{question}"
+    rationale: str = "{rationale}"
+    step_separator: str = " "
+    answer_prompt: str = "####"
+    answer: str = "{answer}"
+    chat: bool = False
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that each part holds its place-holder."""
+        for name in ("question", "rationale", "answer"):
+            if f"{{{name}}}" not in getattr(self, name):
+                raise LoriError(f"template.{name} is {getattr(self, name)!r}: it must contain {{{name}}}")
+        if not self.answer_prompt.strip():
+            raise LoriError("template.answer_prompt is empty: give a mark such as '####', where the answer begins")
+
+    def question_text(self, question: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Renders a question, through the chat template where ``chat`` is set.
+
+        Raises:
+            LoriError: If ``chat`` is set and the tokenizer has no chat template.
+        """
+        text = self.question.replace("{question}", question)
+        if not self.chat:
+            return text
+        if not tokenizer.chat_template:
+            raise LoriError(
+                "template.chat is true but the tokenizer has no chat template; set data.template.chat to false"
+            )
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        turns.append({"role": "user", "content": text})
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def rationale_text(self, steps: Sequence[str]) -> str:
+        """Renders a rationale; an empty one gives the empty string."""
+        return self.rationale.replace("{rationale}", self.step_separator.join(steps)) if steps else ""
+
+    def answer_text(self, answer: str) -> str:
+        """Renders an answer."""
+        return self.answer.replace("{answer}", answer)
+
+
+@dataclass
+class Encoder:
+    """Turns problems into token ids: one place for training, evaluation and a loaded student.
+
+    Args:
+        tokenizer: The tokenizer.
+        template: The template.
+        markers: Whether the student's question ends in ``<bot>`` and its answer begins with ``<eot>``.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    markers: bool
+    prompt: list[int] = field(init=False)
+    start: list[int] = field(init=False)
+    bot: list[int] = field(init=False)
+    eot: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Encodes the fixed parts once."""
+        self.prompt = self._ids([self.template.answer_prompt])[0]
+        if not self.prompt:
+            raise LoriError(f"template.answer_prompt {self.template.answer_prompt!r} has no tokens in this tokenizer")
+        # a chat template writes its own start token
+        start = [] if self.template.chat else self.tokenizer("x", add_special_tokens=True)["input_ids"]
+        plain = self._ids(["x"])[0]
+        self.start = start[: start.index(plain[0])] if plain and start and plain[0] in start else []
+        ids = [self.tokenizer.convert_tokens_to_ids(t) for t in (BEGIN_OF_THOUGHT, END_OF_THOUGHT)]
+        if self.markers and (None in ids or self.tokenizer.unk_token_id in ids):
+            raise LoriError(f"the tokenizer lacks {BEGIN_OF_THOUGHT} and {END_OF_THOUGHT}: load it with load_tokenizer")
+        self.bot, self.eot = ([ids[0]], [ids[1]]) if self.markers else ([], [])
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends an answer."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        """Id of the padding token."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def suffix(self) -> list[int]:
+        """What stands between thought and answer: ``<eot>`` (latent methods) and the answer prompt."""
+        return self.eot + self.prompt
+
+    def questions(self, questions: Sequence[str]) -> list[list[int]]:
+        """Encodes questions, start token included, ``<bot>`` not."""
+        texts = [self.template.question_text(question, self.tokenizer) for question in questions]
+        return [self.start + ids for ids in self._ids(texts)]
+
+    def rationales(self, problems: Sequence[Problem]) -> list[list[int]]:
+        """Encodes rationales."""
+        return self._ids([self.template.rationale_text(problem.steps) for problem in problems])
+
+    def selected(self, problems: Sequence[Problem], tokens: RationaleTokens) -> list[list[int]]:
+        """Picks the rationale tokens that make a trajectory.
+
+        Args:
+            problems: The problems.
+            tokens: ``all``; ``no_delimiters``, those with a letter or digit in them; ``step_results``, those of the
+                result of each step: what stands between its last ``=`` and the end, or its last word without one.
+
+        Returns:
+            Positions in each rationale, as :meth:`rationales` encodes it.
+        """
+        texts = [self.template.rationale_text(problem.steps) for problem in problems]
+        if not texts:
+            return []
+        spans = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if tokens == "all":
+            return [list(range(len(row))) for row in spans]
+        if tokens == "no_delimiters":
+            return [
+                [i for i, (a, b) in enumerate(row) if any(c.isalnum() for c in text[a:b])]
+                for text, row in zip(texts, spans, strict=True)
+            ]
+        chosen = []
+        for problem, text, row in zip(problems, texts, spans, strict=True):
+            results, end = [], 0
+            for step in problem.steps:
+                start = text.index(step, end)
+                end = start + len(step)
+                if match := _RESULT.search(step):
+                    results.append((start + match.start(1), start + match.end(1)))
+            chosen.append([i for i, (a, b) in enumerate(row) if any(a < high and b > low for low, high in results)])
+        return chosen
+
+    def answers(self, problems: Sequence[Problem]) -> list[list[int]]:
+        """Encodes answers, end token included."""
+        return [[*ids, self.end] for ids in self._ids([self.template.answer_text(p.answer) for p in problems])]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]

@@ -1,0 +1,136 @@
+"""Confidence intervals of an accuracy and of the difference of two accuracies on the same problems.
+
+Both need counts alone and no statistics library; the normal quantile is `statistics.NormalDist`'s. They describe the
+draw of *problems* for one trained model. The spread over training seeds is another question and needs several seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from lori_pl.errors import LoriError
+
+
+def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    r"""Wilson score interval of an accuracy.
+
+    With :math:`p = correct / n` and :math:`z` the normal quantile at :math:`(1 + level) / 2`,
+
+    .. math::
+        \frac{p + z^2 / 2n \pm z \sqrt{p (1 - p) / n + z^2 / 4n^2}}{1 + z^2 / n}.
+
+    Unlike the plain normal interval it stays inside [0, 1] and keeps a width at 0 % and 100 %.
+
+    Args:
+        correct: Number of problems answered correctly, 0 to ``n``.
+        n: Number of problems, at least 1.
+        level: Coverage, between 0 and 1.
+
+    Returns:
+        Lower and upper bound, as fractions.
+
+    Raises:
+        LoriError: ``n`` is 0 or negative, ``correct`` is not in 0 to ``n``, or ``level`` not between 0 and 1.
+
+    Source:
+        E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    if n < 1:
+        raise LoriError(f"an interval of an accuracy needs at least one problem (n = {n}): evaluate on a larger set")
+    if not 0 <= correct <= n:
+        raise LoriError(f"{correct} correct out of {n} problems is impossible: give a count from 0 to {n}")
+    z = _quantile(level)
+    p = correct / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # The bounds are 0 and 1 exactly at the ends; rounding would leave 1e-17.
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
+
+
+def paired_difference(
+    a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray, level: float = 0.95
+) -> tuple[float, float, float]:
+    r"""Difference of two accuracies on the same problems, with Newcombe's interval for paired proportions (method 10).
+
+    Let :math:`l_i, u_i` be the Wilson bounds of the accuracies :math:`p_1, p_2`, and :math:`\phi` the correlation of
+    the two outcomes from the table of (both right, only ``a``, only ``b``, none) :math:`= (e, f, g, h)`, continuity
+    corrected: :math:`\phi = q / \sqrt{(e + f)(g + h)(e + g)(f + h)}` with :math:`q = \max(eh - fg - n/2, 0)` where
+    :math:`eh > fg`, else :math:`q = eh - fg`; 0 where a margin is empty. Then
+
+    .. math::
+        low &= p_1 - p_2 - \sqrt{(p_1 - l_1)^2 - 2 \phi (p_1 - l_1)(u_2 - p_2) + (u_2 - p_2)^2} \\
+        high &= p_1 - p_2 + \sqrt{(u_1 - p_1)^2 - 2 \phi (u_1 - p_1)(p_2 - l_2) + (p_2 - l_2)^2}.
+
+    Two models that fail on the same problems differ more clearly than their own intervals say; pairing uses that.
+
+    Args:
+        a: One bit a problem, shape (n,): whether the first model is right.
+        b: The second model's bits on the same problems in the same order, shape (n,).
+        level: Coverage, between 0 and 1.
+
+    Returns:
+        Accuracy of ``a`` minus accuracy of ``b``, lower bound, upper bound, as fractions.
+
+    Raises:
+        LoriError: The vectors are empty, differ in length, are not one-dimensional or hold anything but 0 and 1.
+
+    Source:
+        R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
+        data", Statistics in Medicine 17 (1998), method 10.
+    """
+    first, second = as_bits(a, "a"), as_bits(b, "b")
+    if len(first) != len(second):
+        raise LoriError(
+            f"paired outcomes differ in length ({len(first)} and {len(second)}): compare models on the same problems"
+        )
+    n = len(first)
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    (low_first, high_first) = wilson(both + only_first, n, level)
+    (low_second, high_second) = wilson(both + only_second, n, level)
+    p_first, p_second = (both + only_first) / n, (both + only_second) / n
+    covariance: float = both * neither - only_first * only_second
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0.0)
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    phi = covariance / math.sqrt(margins) if margins else 0.0
+    difference = (only_first - only_second) / n
+    low = difference - _combine(p_first - low_first, high_second - p_second, phi)
+    high = difference + _combine(high_first - p_first, p_second - low_second, phi)
+    return difference, max(low, -1.0), min(high, 1.0)
+
+
+def as_bits(outcomes: Sequence[bool] | np.ndarray, name: str) -> np.ndarray:
+    """Per-problem outcomes as a boolean vector.
+
+    Args:
+        outcomes: Booleans or numbers 0 and 1, shape (n,).
+        name: What the outcomes are called in an error message.
+
+    Returns:
+        The same as a NumPy array of ``bool``, shape (n,).
+
+    Raises:
+        LoriError: Not one-dimensional, or a value other than 0 and 1.
+    """
+    values = np.asarray(outcomes)
+    if values.ndim != 1:
+        raise LoriError(f"outcomes '{name}' have shape {values.shape}: give one bit a problem, shape (n,)")
+    if not np.isin(values, (0, 1)).all():
+        raise LoriError(f"outcomes '{name}' hold values other than 0 and 1: give one bit a problem")
+    return values.astype(bool)
+
+
+def _combine(first: float, second: float, phi: float) -> float:
+    # Rounding may leave -1e-18 under the root where phi is 1 and both parts are equal.
+    return math.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0.0))
+
+
+def _quantile(level: float) -> float:
+    if not 0 < level < 1:
+        raise LoriError(f"an interval's level must lie between 0 and 1, not {level}: 0.95 is the usual one")
+    return NormalDist().inv_cdf((1 + level) / 2)

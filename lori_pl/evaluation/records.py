@@ -1,0 +1,254 @@
+"""What an evaluation leaves on disk: one row of results a (method, seed), and the outcome of every single problem.
+
+A result row stands in a CSV file (`ResultTable`), the outcomes beside it in an ``.npz`` file (`write_outcomes`), so
+that two models can be compared problem by problem long after their weights are gone. Both survive a crash at any
+moment: a row is on the disk when `ResultTable.append` returns, and a file to be rewritten is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from lori_pl.errors import LoriError
+from lori_pl.evaluation.intervals import as_bits
+
+RESULT_COLUMNS = ("method", "seed", "accuracy", "n", "passes", "milliseconds", "commit", "command")
+"""What every result table has: accuracies are fractions, passes and milliseconds means a question."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Per-problem outcomes of one evaluation set.
+
+    Args:
+        ids: The problems' ids, n of them, in the order of the bits.
+        bits: For each (method, seed) a boolean array of shape (n,): whether the answer was right.
+    """
+
+    ids: list[str]
+    bits: dict[tuple[str, int], np.ndarray]
+
+
+def write_outcomes(
+    path: str | Path, ids: Sequence[str], bits: Sequence[bool] | np.ndarray, method: str, seed: int
+) -> None:
+    """Add one (method, seed) to a file of outcomes; the file is made where it does not exist.
+
+    The file holds ``ids`` and one boolean array ``METHOD/SEED`` each. It is written beside itself and moved into place,
+    so a reader or a crash sees the old file or the new one. Outcomes already there for the same (method, seed) are
+    replaced. Bits in another order than the file's are sorted into it by id.
+
+    Args:
+        path: The ``.npz`` file; its folder is made.
+        ids: The problems' ids, n of them, all different.
+        bits: Whether each answer is right, shape (n,), in the order of ``ids``.
+        method: Name of the method.
+        seed: The training seed.
+
+    Raises:
+        LoriError: Lengths differ, an id occurs twice, or the file's ids are others.
+    """
+    path, ids, outcome = Path(path), [str(id) for id in ids], as_bits(bits, f"{method}/{seed}")
+    if len(ids) != len(outcome):
+        raise LoriError(f"{path}: {len(ids)} ids but {len(outcome)} outcomes of {method}/{seed}: give one a problem")
+    positions = {id: position for position, id in enumerate(ids)}
+    if len(positions) != len(ids):
+        twice = next(id for position, id in enumerate(ids) if positions[id] != position)
+        raise LoriError(f"{path}: id '{twice}' occurs twice in the outcomes of {method}/{seed}: ids must be unique")
+    merged: dict[tuple[str, int], np.ndarray] = {}
+    if path.exists():
+        known = read_outcomes(path)
+        if positions.keys() != set(known.ids):
+            other = min(positions.keys() ^ set(known.ids))
+            raise LoriError(
+                f"{path}: holds the outcomes of {len(known.ids)} problems, but {method}/{seed} has {len(ids)} others "
+                f"('{other}' is in one only): evaluate on the same problems or write to another file"
+            )
+        outcome = outcome[[positions[id] for id in known.ids]]
+        ids, merged = known.ids, dict(known.bits)
+    merged[method, int(seed)] = outcome
+    arrays: dict[str, Any] = {f"{name}/{number}": array for (name, number), array in merged.items()}
+    replace_file(path, lambda file: np.savez_compressed(file, ids=np.asarray(ids, dtype=np.str_), **arrays))
+
+
+def read_outcomes(path: str | Path) -> Outcomes:
+    """Read a file that `write_outcomes` made; nothing in it is unpickled.
+
+    Args:
+        path: The ``.npz`` file.
+
+    Returns:
+        The ids and the outcomes of each (method, seed), in the order in which they were written.
+
+    Raises:
+        LoriError: The file is missing or is no file of outcomes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LoriError(f"{path}: no such file of outcomes: run the evaluation that writes it first")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ids = [str(id) for id in arrays["ids"]]
+            bits: dict[tuple[str, int], np.ndarray] = {}
+            for key in arrays.files:
+                if key != "ids":
+                    method, _, seed = key.rpartition("/")
+                    bits[method, int(seed)] = as_bits(arrays[key], key)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise LoriError(f"{path}: not a file of outcomes ({error}): give an .npz with 'ids' and METHOD/SEED") from error
+    for (method, seed), array in bits.items():
+        if len(array) != len(ids):
+            raise LoriError(f"{path}: {method}/{seed} has {len(array)} outcomes for {len(ids)} ids: write it again")
+    return Outcomes(ids, bits)
+
+
+class ResultTable:
+    """An append-only CSV file of results that is sound after a crash at any moment.
+
+    A row is flushed to the disk (fsync) before `append` returns. A row with a new column makes the file be rewritten
+    under the union of the columns, in one step. Every row is one line (line breaks inside a value become spaces), so a
+    last line without its line end was cut by a crash: it is ignored by `rows` and removed by the next `append`.
+
+    Args:
+        path: The CSV file; it is made, with its folder, by the first `append`.
+        columns: Columns besides `RESULT_COLUMNS` that the header has from the start.
+    """
+
+    def __init__(self, path: str | Path, columns: Sequence[str] = ()) -> None:
+        self.path = Path(path)
+        self._initial = list(dict.fromkeys((*RESULT_COLUMNS, *columns)))
+
+    def rows(self) -> list[dict[str, str]]:
+        """Every complete row as text by column, oldest first; none where the file does not exist.
+
+        Raises:
+            LoriError: The file is no result table, or a row has another number of fields than the header.
+        """
+        header, rows, _ = self._read()
+        return [dict(zip(header, row, strict=True)) for row in rows]
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Add one row; it is on the disk when this returns.
+
+        Args:
+            row: Values by column. A column that the row lacks, and ``None``, stay empty.
+
+        Raises:
+            LoriError: As `rows`.
+        """
+        header, rows, sound = self._read()
+        union = list(dict.fromkeys((*(header or self._initial), *row)))
+        line = [_as_text(row.get(column)) for column in union]
+        if union != header:
+            filled = [known + [""] * (len(union) - len(known)) for known in rows]
+            replace_file(self.path, lambda file: file.write(_as_lines([union, *filled, line])))
+            return
+        with self.path.open("r+b") as file:
+            file.truncate(sound)
+            file.seek(sound)
+            file.write(_as_lines([line]))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self) -> tuple[list[str], list[list[str]], int]:
+        """Header, rows, and the number of bytes up to the end of the last complete line."""
+        if not self.path.exists():
+            return [], [], 0
+        content = self.path.read_bytes()
+        sound = content.rfind(b"\n") + 1
+        try:
+            lines = list(csv.reader(io.StringIO(content[:sound].decode("utf-8"), newline=""), strict=True))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise LoriError(f"{self.path}: not a CSV file in UTF-8 ({error}): repair or move it") from error
+        if not lines:
+            return [], [], 0
+        header, rows = lines[0], lines[1:]
+        if missing := [column for column in RESULT_COLUMNS if column not in header]:
+            raise LoriError(
+                f"{self.path}, line 1: not a result table, column '{missing[0]}' is missing: move the file away"
+            )
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(header):
+                raise LoriError(
+                    f"{self.path}, line {number}: {len(row)} fields where the header has {len(header)}: repair the line"
+                )
+        return header, rows, sound
+
+
+def git_commit(paths: Sequence[str | Path] = (_PACKAGE, _PACKAGE.parent / "configs")) -> str:
+    """The commit that the running code stands at.
+
+    Args:
+        paths: What makes up the code, by default the package and the configs beside it; the first must be tracked.
+
+    Returns:
+        The short hash, with ``+dirty`` where one of ``paths`` differs from that commit (new files included), or
+        ``unknown`` where the code is installed rather than checked out, or git is missing.
+    """
+    folder = Path(paths[0])
+    where = [str(path) for path in paths]
+    if not _git(folder, "ls-files", "--", where[0]):
+        return "unknown"
+    commit = _git(folder, "rev-parse", "--short", "HEAD")
+    if not commit:
+        return "unknown"
+    return commit + ("+dirty" if _git(folder, "status", "--porcelain", "--", *where) else "")
+
+
+def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside its place and move it there, so that nobody ever sees half of it.
+
+    Args:
+        path: The file to make or replace; its folder is made.
+        write: Called with the open temporary file; where it raises, the old file stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(float(value))  # NumPy's own would print as np.float64(0.5)
+    return " ".join(str(value).replace("\0", " ").splitlines())  # Python 3.10's csv reads no NUL
+
+
+def _as_lines(rows: Sequence[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8")

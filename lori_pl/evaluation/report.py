@@ -1,0 +1,97 @@
+"""The end of a run: a table on the terminal, `summary.json`, and the outcome of every problem."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lori_pl.evaluation.intervals import wilson
+from lori_pl.evaluation.metrics import TestSetMetrics
+from lori_pl.evaluation.records import git_commit, replace_file, write_outcomes
+
+if TYPE_CHECKING:
+    from lori_pl.methods import Method
+
+SUMMARY = "summary.json"
+OUTCOMES = "correct.npz"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is whole or absent."""
+    replace_file(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+def majority_floor(golds: list[str]) -> float:
+    """Accuracy of always giving the most frequent answer."""
+    return Counter(golds).most_common(1)[0][1] / len(golds)
+
+
+def measured(metrics: TestSetMetrics) -> dict[str, Any]:
+    """One test set's figures as plain numbers, with the 95 % Wilson interval of the accuracy."""
+    values = {key: float(value) for key, value in metrics.compute().items()}
+    n = round(values.pop("n"))
+    share = values.pop("accuracy")
+    low, high = wilson(round(share * n), n)
+    return {"accuracy": share, "low": low, "high": high, "n": n, **values}
+
+
+def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
+    """Prints the table of a tested method and writes its summary and outcomes.
+
+    Args:
+        root: The run's folder.
+        method: The method, just tested.
+        extra: Further entries of the summary, e.g. seconds of training.
+    """
+    sets = {name: measured(metrics) for name, metrics in method.test_metrics.items()}
+    if not method.trainer.is_global_zero:
+        return
+    first = next(iter(sets))
+    for name, split in method.data.tests.items():
+        sets[name]["floor"] = majority_floor([problem.answer for problem in split.problems])
+    summary = {
+        "methods": {method.label: sets[first]},
+        "test_sets": sets,
+        "latents": method.student.thought.latents,
+        "batch": method.data.eval_batch_size,
+        "commit": git_commit(),
+        **extra,
+    }
+    write_json(root / SUMMARY, summary)
+    for name, metrics in method.test_metrics.items():
+        file = OUTCOMES if name == first else f"correct_{name}.npz"
+        bits = np.array(list(metrics.outcomes.values()), dtype=bool)
+        write_outcomes(root / file, list(metrics.outcomes), bits, method.label, extra.get("seed", 0))
+    print_table({f"{method.label} on {name}": values for name, values in sets.items()})
+    Console().print(f"summary: {root / SUMMARY}")
+
+
+def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints accuracy with its interval, accuracy by number of steps, passes and milliseconds a question."""
+    steps = sorted({key for row in rows.values() for key in row if key.startswith("accuracy_steps_")}, key=_number)
+    table = Table(title="accuracy in percent, with the 95 % interval")
+    for column in ("", "accuracy", "interval", *[f"{_number(key)} steps" for key in steps], "passes", "ms", "n"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for name, row in rows.items():
+        by_steps = [f"{100 * row[key]:.1f}" if key in row else "" for key in steps]
+        table.add_row(
+            name,
+            f"{100 * row['accuracy']:.1f}",
+            f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+            *by_steps,
+            f"{row['passes']:.1f}",
+            f"{row['milliseconds']:.2f}",
+            str(row["n"]),
+        )
+    Console(width=max(100, Console().width)).print(table)
+
+
+def _number(key: str) -> int:
+    return int(key.rpartition("_")[2])

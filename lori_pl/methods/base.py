@@ -1,0 +1,297 @@
+"""What all methods share: bring-up of the student, optimisation, evaluation by generation, lean checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lori_pl.data.answers import same_answer
+from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
+from lori_pl.data.pairing import PairedBatch
+from lori_pl.data.template import Template
+from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.errors import LoriError
+from lori_pl.evaluation.metrics import AnswerAccuracy, TestSetMetrics
+from lori_pl.methods.losses import answer_cross_entropy
+from lori_pl.methods.optimization import Schedule, parameter_groups
+from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
+from lori_pl.models.reasoner import Answer, LatentReasoner, Reasoning
+from lori_pl.models.thought import LatentScale
+
+
+class Method(pl.LightningModule):
+    """Base of the methods: one student, trained its own way, evaluated in one way.
+
+    Args:
+        backbone: The student's language model.
+        template: How problems become text; the command line takes it from ``data.template``.
+        optimizer: Optimiser, e.g. ``{class_path: torch.optim.AdamW, init_args: {lr: 1e-3, weight_decay: 0.01}}``.
+        schedule: Learning rate by step.
+        max_new_tokens: Most tokens generated for an answer in evaluation.
+    """
+
+    name: ClassVar[str]
+    reasoning: ClassVar[Reasoning]
+    latents: int = 0
+    latent_scale: LatentScale = "embedding"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        template: Template | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        max_new_tokens: int = 64,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.template = template or Template()
+        self.optimizer = optimizer
+        self.schedule = schedule or Schedule()
+        self.max_new_tokens = max_new_tokens
+        self.reasoner: LatentReasoner | None = None
+        self.folder: str | None = None
+        self.val_accuracy = AnswerAccuracy()
+        self.test_metrics: dict[str, TestSetMetrics] = {}
+
+    # ---- bring-up -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def uses_markers(cls) -> bool:
+        """Whether ``<bot>`` and ``<eot>`` surround this method's thought."""
+        return cls.reasoning in ("latent", "pause")
+
+    @classmethod
+    def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
+        """Whether training under this parsed config needs rationales."""
+        return False
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Where the student's tokenizer comes from."""
+        return self.backbone.tokenizer_name
+
+    @property
+    def label(self) -> str:
+        """What this method is called in tables and records."""
+        return self.name
+
+    @property
+    def student(self) -> LatentReasoner:
+        """The student, once it is built."""
+        if self.reasoner is None:
+            raise RuntimeError("the student is built by configure_model(), which the Trainer calls")
+        return self.reasoner
+
+    def configure_model(self) -> None:
+        """Builds the student, once; from ``folder`` if one is set."""
+        if self.reasoner is not None:
+            return
+        if self.folder is not None:
+            self.reasoner = LatentReasoner.from_pretrained(self.folder)
+            self.check_reasoning(self.reasoner.reasoning, self.folder)
+            return
+        tokenizer = load_tokenizer(self.tokenizer_name, self.uses_markers())
+        lm = prepare_training(self.load_backbone(tokenizer), self.backbone)
+        self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.reasoning, self.latents, self.latent_scale)
+
+    def load_backbone(self, tokenizer: Any) -> Any:
+        """Loads the student's language model."""
+        return load_causal_lm(self.backbone, tokenizer)
+
+    def check_reasoning(self, reasoning: str, place: str) -> None:
+        """Refuses a student that thinks another way.
+
+        Raises:
+            LoriError: If ``reasoning`` is not this method's.
+        """
+        if reasoning != self.reasoning:
+            raise LoriError(
+                f"{place} holds a student that reasons by '{reasoning}', but {type(self).__name__} by "
+                f"'{self.reasoning}'; give the method that made it"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Groups the parameters and makes the step-wise schedule."""
+        optimizer = self.optimizer(parameter_groups(self, self.optimizer_parts(), 0.0))
+        decay = optimizer.defaults.get("weight_decay", 0.0)
+        for group in optimizer.param_groups:
+            if group["name"].endswith("/decay"):
+                group["weight_decay"] = decay
+        scheduler = LambdaLR(optimizer, self.schedule(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_parts(self) -> dict[str, nn.Module]:
+        """Sub-modules that get parameter groups of their own, by name."""
+        return {"thought": self.student.thought}
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gives the total loss and its parts by name."""
+        loss = self.task_loss(batch)
+        return loss, {"task": loss}
+
+    def task_loss(self, batch: PairedBatch) -> Tensor:
+        """Cross-entropy on the answer, after the thought."""
+        state, _ = self.student.think(batch.question, batch.question_mask)
+        hidden, _ = self.student.finish(state, batch.answer, batch.answer_mask, batch.anchor)
+        return answer_cross_entropy(self.student, hidden, batch)
+
+    def training_step(self, batch: PairedBatch, batch_idx: int) -> dict[str, Any]:
+        """One step; every part of the loss is logged."""
+        loss, parts = self.losses(batch)
+        size = len(batch.index)
+        detached = {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
+        self.log_dict({f"train/{name}": value for name, value in detached.items()}, batch_size=size)
+        return {"loss": loss, "parts": detached}
+
+    # ---- evaluation -----------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> PairedDataModule:
+        """The data module of the running trainer."""
+        module: PairedDataModule = self.trainer.datamodule
+        return module
+
+    def answer_batch(self, batch: PairedBatch) -> tuple[list[Answer], float]:
+        """Answers a batch by generation.
+
+        Returns:
+            The answers and the milliseconds a problem.
+        """
+        cuda = batch.question.is_cuda
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        generation = self.student.generate(batch.question, batch.question_mask, max_new_tokens=self.max_new_tokens)
+        if cuda:
+            torch.cuda.synchronize()
+        milliseconds = 1000 * (time.perf_counter() - start) / len(batch.index)
+        return self.student.texts(generation), milliseconds
+
+    @staticmethod
+    def judge(answers: list[Answer], batch: PairedBatch, split: PreparedSplit) -> Tensor:
+        """Compares answers with the gold ones: (B,) bool, on the batch's device."""
+        gold = [split.problems[i].answer for i in batch.index.tolist()]
+        right = [same_answer(answer.text, expected) for answer, expected in zip(answers, gold, strict=True)]
+        return torch.tensor(right, device=batch.index.device)
+
+    def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
+        """Generates answers; accuracy is that of real generation, the loss that of teacher forcing."""
+        answers, _ = self.answer_batch(batch)
+        self.val_accuracy.update(self.judge(answers, batch, self.data.splits["validation"]), batch.steps, batch.index)
+        self.log("val/loss", self.task_loss(batch), batch_size=len(batch.index), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs accuracy overall and by number of steps."""
+        values = self.val_accuracy.compute()
+        self.val_accuracy.reset()
+        self.log("val/accuracy", values.pop("accuracy"), prog_bar=True)
+        values.pop("n")
+        self.log_dict({f"val/{name}": value for name, value in values.items()})
+
+    def on_test_start(self) -> None:
+        """Makes one set of metrics a test set."""
+        self.test_metrics = {name: TestSetMetrics().to(self.device) for name in self.data.tests}
+
+    def test_step(self, batch: PairedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Generates answers to a batch of one test set."""
+        name = list(self.data.tests)[dataloader_idx]
+        split, metrics = self.data.tests[name], self.test_metrics[name]
+        answers, milliseconds = self.answer_batch(batch)
+        correct = self.judge(answers, batch, split)
+        passes = torch.tensor([answer.passes for answer in answers], device=self.device, dtype=torch.float)
+        metrics.accuracy.update(correct, batch.steps, batch.index)
+        metrics.passes.update(passes, batch.index)
+        metrics.milliseconds.update(torch.full_like(passes, milliseconds), batch.index)
+        ids = [split.problems[i].id for i in batch.index.tolist()]
+        metrics.outcomes |= dict(zip(ids, correct.tolist(), strict=True))
+
+    def on_test_epoch_end(self) -> None:
+        """Logs each test set's accuracy, passes and milliseconds a question."""
+        for name, metrics in self.test_metrics.items():
+            self.log_dict({f"{name}/{key}": value.float() for key, value in metrics.compute().items()})
+
+    def predict_step(self, batch: PairedBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Answers a batch: one record a problem."""
+        answers, milliseconds = self.answer_batch(batch)
+        problems = [self.data.splits["predict"].problems[i] for i in batch.index.tolist()]
+        return [
+            {
+                "id": problem.id,
+                "question": problem.question,
+                "prediction": answer.text,
+                "gold": problem.answer or None,
+                "correct": same_answer(answer.text, problem.answer) if problem.answer else None,
+                "passes": answer.passes,
+                "milliseconds": round(milliseconds, 3),
+            }
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
+
+    # ---- checkpoints: only what trains ----------------------------------------------------------------------------
+
+    @property
+    def strict_loading(self) -> bool:
+        """Not strict: frozen weights are not in a checkpoint; `load_state_dict` checks what is missing."""
+        return False
+
+    @strict_loading.setter
+    def strict_loading(self, value: bool) -> None:
+        """Ignored; see the getter."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Gives what trains, and buffers; neither the teacher nor a frozen backbone."""
+        state = super().state_dict(*args, **kwargs)
+        frozen = {
+            name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad
+        }
+        prefix = kwargs.get("prefix", "")
+        for key in list(state):
+            name = key.removeprefix(prefix)
+            if name in frozen or name.startswith(("teacher.", "val_accuracy")):
+                del state[key]
+        return state
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads what trains and makes sure that nothing of it is missing.
+
+        Raises:
+            LoriError: If a trainable weight is missing, unexpected, or of another shape.
+        """
+        expected = set(self.state_dict())
+        if wrong := sorted(expected.symmetric_difference(state_dict)):
+            raise LoriError(
+                f"the checkpoint is of another model or method: {len(wrong)} weights do not match, e.g. {wrong[0]}; "
+                "resume with the config that made it"
+            )
+        try:
+            return super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:
+            detail = str(error).strip().splitlines()[-1].strip()
+            raise LoriError(f"the checkpoint is of another model: {detail}; resume with its own config") from error
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which method made the checkpoint."""
+        checkpoint["lori_pl"] = {"method": self.name, "reasoning": self.reasoning}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another method.
+
+        Raises:
+            LoriError: If another method, or no method of lori_pl, made it.
+        """
+        made_by = checkpoint.get("lori_pl", {}).get("method")
+        if made_by != self.name:
+            raise LoriError(
+                f"the checkpoint was made by {made_by or 'something else than lori_pl'}, not by {self.name}; "
+                "give the config of its own method"
+            )

@@ -1,0 +1,261 @@
+"""LoRi: low-rank alignment of a student's latent steps with a frozen teacher's rationale."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lori_pl.alignment import AnchorAlignment, LowRankAlignment, Signals, Term, TrajectoryShape
+from lori_pl.data.pairing import PairedBatch
+from lori_pl.data.template import Template
+from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.errors import LoriError
+from lori_pl.methods.base import Method
+from lori_pl.methods.losses import answer_cross_entropy
+from lori_pl.methods.optimization import Schedule
+from lori_pl.models.backbone import Backbone, frozen, load_causal_lm
+from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.teacher import FrozenTeacher, explicit_signals
+from lori_pl.models.thought import LatentScale
+
+log = logging.getLogger(__name__)
+
+
+class LoRi(Method):
+    """Distils a frozen explicit-CoT teacher into K recurrent latents (Solgi et al., 2026; a reconstruction).
+
+    L = L_task + the weighted losses of the terms. With both terms off this is ``latent_only``; with one of them
+    ``anchor_only`` or ``rationale_only``.
+
+    Args:
+        backbone: The student's language model.
+        teacher: The teacher: an explicit-CoT model; its folder as written by ``fit`` or ``export``, or any causal LM.
+            ``None`` only where no term needs one and ``student_init`` is ``base``.
+        student_init: Start from the ``teacher``'s weights, or from the ``base`` that ``backbone.name`` gives.
+        latents: Number of latents K.
+        latent_scale: Initial gain of the projector's LayerNorm: the ``embedding`` matrix's RMS entry, or ``unit``.
+        alignment: The rationale-level term; ``null`` leaves it out.
+        anchor: The anchor-level term; ``null`` leaves it out.
+        terms: Further terms, as class paths.
+        weights: Overrides the weight of a loss by its name, e.g. ``{mean: 0.0, covariance: 0.1}``; a term whose
+            weights are all zero is left out.
+        layers: Layers that make the teacher's trajectory.
+        student_layers: The same for the student, where it differs.
+        statistics_problems: Training problems on which centre, scale and factors are measured; ``null`` for all.
+        template: How problems become text; the command line takes it from ``data.template``.
+        optimizer: Optimiser.
+        schedule: Learning rate by step.
+        max_new_tokens: Most tokens generated for an answer in evaluation.
+    """
+
+    name = "lori"
+    reasoning = "latent"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        teacher: Backbone | None = None,
+        student_init: Literal["teacher", "base"] = "teacher",
+        latents: int = 5,
+        latent_scale: LatentScale = "embedding",
+        alignment: LowRankAlignment | None = None,
+        anchor: AnchorAlignment | None = None,
+        terms: list[Term] | None = None,
+        weights: dict[str, float] | None = None,
+        layers: LayerSelection | None = None,
+        student_layers: LayerSelection | None = None,
+        statistics_problems: int | None = 4096,
+        template: Template | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        max_new_tokens: int = 64,
+    ) -> None:
+        super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
+        if latents < 0:
+            raise LoriError(f"model.latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
+        self.latents = latents
+        self.latent_scale = latent_scale
+        self.student_init = student_init
+        self.teacher_backbone = teacher
+        self.layers = layers or LayerSelection()
+        self.student_layers = student_layers or self.layers
+        self.statistics_problems = statistics_problems
+        self.terms = nn.ModuleList(weighted_terms([alignment, anchor, *(terms or [])], weights or {}))
+        self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
+        self.teacher: FrozenTeacher | None = None
+        if teacher is None and (self.needs or student_init == "teacher"):
+            raise LoriError(
+                "model.teacher is not set, but the terms or student_init=teacher need one: give the folder of an "
+                "explicit-CoT model as model.teacher.name"
+            )
+        if not self.needs and teacher is not None:
+            log.info("no term is active: this is latent_only, the latents with the task loss alone")
+        if "trajectory" in self.needs and latents == 0:
+            raise LoriError("model.latents is 0, so there is no trajectory to align: set model.alignment to null")
+
+    @classmethod
+    def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
+        """Only where a term compares with the teacher."""
+        fields = config.get("init_args") or {}
+        return any(fields.get(name) for name in ("alignment", "anchor", "terms"))
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The student's own tokenizer, or else that of the teacher that it starts from."""
+        own = self.backbone.tokenizer or self.backbone.name
+        return own or (self.teacher_backbone or self.backbone).tokenizer_name
+
+    @property
+    def label(self) -> str:
+        """``lori``, or what it is called with some of its standard terms off."""
+        names = {AnchorAlignment: "anchor_only", LowRankAlignment: "rationale_only"}
+        match self.active_terms:
+            case []:
+                return "latent_only"
+            case [term]:
+                return names.get(type(term), self.name)
+        return self.name
+
+    @property
+    def active_terms(self) -> list[Term]:
+        """The terms, typed."""
+        return [term for term in self.terms if isinstance(term, Term)]
+
+    # ---- bring-up -------------------------------------------------------------------------------------------------
+
+    def load_backbone(self, tokenizer: Any) -> Any:
+        """Loads the student's model: the teacher's weights, or its own."""
+        if self.student_init == "base":
+            return super().load_backbone(tokenizer)
+        assert self.teacher_backbone is not None
+        start = dataclasses.replace(
+            self.backbone, name=self.teacher_backbone.name, config={}, revision=self.teacher_backbone.revision
+        )
+        return load_causal_lm(start, tokenizer)
+
+    def configure_model(self) -> None:
+        """Builds student, teacher (where a term needs it) and terms, once."""
+        if self.reasoner is not None:
+            return
+        super().configure_model()
+        if not self.needs or self.folder is not None:
+            return
+        assert self.teacher_backbone is not None
+        tokenizer = load_tokenizer(self.teacher_backbone.tokenizer_name, False)
+        teacher = load_causal_lm(self.teacher_backbone, tokenizer)
+        self.teacher = FrozenTeacher(teacher, self.layers)
+        student_shape = TrajectoryShape(len(self.student_layers.resolve(self.student.depth)), self.student.hidden_size)
+        depth = teacher.config.get_text_config().num_hidden_layers
+        teacher_shape = TrajectoryShape(
+            len(self.layers.resolve(depth)), int(teacher.get_input_embeddings().weight.shape[1])
+        )
+        for term in self.active_terms:
+            others = [other for other in self.active_terms if other is not term]
+            term.prepare(student_shape, teacher_shape, others)
+
+    def optimizer_parts(self) -> dict[str, nn.Module]:
+        """Thought and terms get groups of their own."""
+        return {**super().optimizer_parts(), "alignment": self.terms}
+
+    # ---- statistics before training -------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Measures centre, scale and factors on training rationales, unless a checkpoint brought them."""
+        fitting = [term for term in self.active_terms if not term.is_fitted]
+        if not fitting:
+            return
+        loader = self.data.statistics_dataloader(self.statistics_problems)
+        wants_student = any(term.observes_student for term in fitting)
+        for sweep in range(max(term.sweeps for term in fitting)):
+            at_work = [term for term in fitting if sweep < term.sweeps]
+            for term in at_work:
+                term.begin_sweep(sweep)
+            label = f"measuring the teacher's rationales, pass {sweep + 1}"
+            for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
+                batch = self.trainer.strategy.batch_to_device(batch)
+                teacher = self.teacher_signals(batch)
+                student = self.initial_student_signals(batch) if wants_student else None
+                for term in at_work:
+                    term.observe(sweep, teacher, student)
+            for term in at_work:
+                term.end_sweep(sweep)
+
+    def teacher_signals(self, batch: PairedBatch) -> Signals:
+        """The teacher's trajectory at the chosen rationale tokens, and its anchor states."""
+        assert self.teacher is not None
+        trajectory, anchor = self.teacher(batch.teacher)
+        return Signals(trajectory, batch.teacher.rationale_mask, anchor)
+
+    def initial_student_signals(self, batch: PairedBatch) -> Signals:
+        """The untrained student's own states over the same rationales, in its own tokens."""
+        with frozen(self.student):
+            trajectory, anchor = explicit_signals(self.student.lm, batch.explicit, self.student_layers)
+        return Signals(trajectory, batch.explicit.rationale_mask, anchor)
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Task loss plus the weighted losses of the terms."""
+        record = self.student_layers if self.needs else None
+        state, trajectory = self.student.think(
+            batch.question, batch.question_mask, record=record if "trajectory" in self.needs else None
+        )
+        hidden, anchor = self.student.finish(
+            state, batch.answer, batch.answer_mask, batch.anchor, record if "anchor" in self.needs else None
+        )
+        total = task = answer_cross_entropy(self.student, hidden, batch)
+        parts = {"task": task}
+        if self.active_terms:
+            teacher = self.teacher_signals(batch) if self.needs else Signals()
+            student = Signals(trajectory, None, anchor)
+            with parametrize.cached():
+                for term in self.active_terms:
+                    for name, loss in term(student, term.teacher_statistics(teacher)).items():
+                        parts[name] = loss
+                        total = total + term.weights[name] * loss
+        return total, parts
+
+    @torch.no_grad()
+    def alignment_diagnostics(self, batch: PairedBatch | None) -> dict[str, Tensor]:
+        """Diagnostics of all terms; those that depend on a batch only where one is given."""
+        values: dict[str, Tensor] = {}
+        student = statistics = None
+        if batch is not None and self.needs:
+            state, trajectory = self.student.think(batch.question, batch.question_mask, record=self.student_layers)
+            _, anchor = self.student.finish(state, batch.answer, batch.answer_mask, batch.anchor, self.student_layers)
+            student, teacher = Signals(trajectory, None, anchor), self.teacher_signals(batch)
+        for term in self.active_terms:
+            if student is not None:
+                statistics = term.teacher_statistics(teacher)
+            values |= term.diagnostics(student, statistics)
+        return values
+
+
+def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[Term]:
+    """Applies weights by loss name and drops terms that weigh nothing.
+
+    Raises:
+        LoriError: If two terms give losses of one name, or a weight names no loss.
+    """
+    owners: dict[str, Term] = {}
+    for term in filter(None, terms):
+        for name in term.weights:
+            if name in owners or name in ("task", "loss"):
+                raise LoriError(f"model.terms: two terms give a loss named '{name}'; leave one out or rename its loss")
+            owners[name] = term
+    if unknown := sorted(set(weights) - set(owners)):
+        raise LoriError(f"model.weights names {unknown}, but the terms give {sorted(owners)}")
+    for name, weight in weights.items():
+        owners[name].weights[name] = float(weight)
+    return [term for term in filter(None, terms) if any(weight != 0 for weight in term.weights.values())]
+
+
+__all__ = ["LoRi", "weighted_terms"]

@@ -1,0 +1,43 @@
+"""Cross-entropy on answers and rationales: mean over a problem's tokens, then over problems."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lori_pl.data.pairing import ExplicitBatch, PairedBatch
+from lori_pl.models.hidden import base_model
+from lori_pl.models.reasoner import LatentReasoner
+
+
+def problem_mean(loss: Tensor, mask: Tensor) -> Tensor:
+    """Averages token losses (B, T) over each problem's tokens in ``mask``, then over problems."""
+    weight = mask.to(loss.dtype)
+    return ((loss * weight).sum(1) / weight.sum(1).clamp_min(1)).mean()
+
+
+def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: PairedBatch) -> Tensor:
+    """Cross-entropy on answer and end token.
+
+    Args:
+        reasoner: The student.
+        hidden: (B, A - anchor - 1, D) states that predict the columns behind the anchor.
+        batch: The batch.
+    """
+    target = batch.answer[:, batch.anchor + 1 :]
+    logits = reasoner.logits(hidden).float()
+    loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+    return problem_mean(loss, batch.target_mask[:, batch.anchor + 1 :])
+
+
+def explicit_cross_entropy(reasoner: LatentReasoner, batch: ExplicitBatch) -> Tensor:
+    """Cross-entropy on rationale, answer prompt, answer and end token; the head sees only those positions."""
+    hidden = base_model(reasoner.lm)(
+        inputs_embeds=reasoner.embed(batch.ids),
+        attention_mask=batch.mask.long(),
+        position_ids=(batch.mask.long().cumsum(1) - 1).clamp_min(0),
+        use_cache=False,
+    ).last_hidden_state
+    logits = reasoner.logits(hidden.flatten(0, 1)[batch.target_index - 1]).float()
+    loss = F.cross_entropy(logits, batch.ids.flatten()[batch.target_index], reduction="none")
+    return (loss * batch.target_weight).sum()

@@ -1,0 +1,89 @@
+"""Optimiser groups and the step-wise learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from lori_pl.alignment import stiefel_parameters
+from lori_pl.errors import LoriError
+
+
+@dataclass
+class Schedule:
+    """Learning rate by optimiser step: linear warm-up, then a decay to zero at the last step.
+
+    Args:
+        warmup: Steps of warm-up (int), or a share of all steps (float below 1).
+        decay: ``cosine``, ``linear``, ``late`` (constant, then linear over the last ``decay_share``) or ``none``.
+        decay_share: Share of all steps over which ``late`` decays.
+    """
+
+    warmup: int | float = 0.03
+    decay: Literal["cosine", "linear", "late", "none"] = "cosine"
+    decay_share: float = 0.3
+
+    def factor(self, step: int, total: int) -> float:
+        """Gives the learning rate's factor in [0, 1] at ``step`` of ``total``."""
+        warmup = self.warmup * total if isinstance(self.warmup, float) else self.warmup
+        rise = min(1.0, (step + 1) / (warmup + 1))
+        done = min(1.0, step / max(total, 1))
+        match self.decay:
+            case "cosine":
+                return rise * 0.5 * (1 + math.cos(math.pi * done))
+            case "linear":
+                return rise * (1 - done)
+            case "late":
+                return rise * min(1.0, (1 - done) / self.decay_share)
+        return rise
+
+    def __call__(self, total: float) -> Callable[[int], float]:
+        """Gives the factor as a function of the step.
+
+        Raises:
+            LoriError: If the number of steps is unknown and the rate decays.
+        """
+        if self.decay != "none" and not math.isfinite(total):
+            raise LoriError("the schedule decays to zero but training has no end: set trainer.max_steps or max_epochs")
+        return lambda step: self.factor(step, int(total) if math.isfinite(total) else 1)
+
+
+def parameter_groups(module: nn.Module, parts: dict[str, nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """Splits what trains into named groups, with and without weight decay.
+
+    Without decay: vectors (norms, biases), embeddings-like learned tokens, and Stiefel parameters, whose scale means
+    nothing.
+
+    Args:
+        module: The whole module.
+        parts: Sub-modules by name; each parameter belongs to the first that holds it, else to ``backbone``.
+        weight_decay: Weight decay of the groups that have one.
+
+    Raises:
+        LoriError: If nothing trains.
+    """
+    exempt = {id(parameter) for parameter in stiefel_parameters(module)}
+    owner = {id(parameter): name for name, part in reversed(parts.items()) for parameter in part.parameters()}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainable(module):
+        plain = parameter.ndim < 2 or id(parameter) in exempt or name.endswith(("markers", "fillers"))
+        groups.setdefault((owner.get(id(parameter), "backbone"), not plain), []).append(parameter)
+    if not groups:
+        raise LoriError("nothing trains: every parameter is frozen")
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            "name": f"{name}/{'' if decays else 'no_'}decay",
+        }
+        for (name, decays), parameters in groups.items()
+    ]
+
+
+def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yields the named parameters that train."""
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,97 @@
+"""One generator for every method: batched, KV-cached, greedy or sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lori_pl.models.reasoner import LatentReasoner
+
+
+@dataclass
+class Generation:
+    """What a batch generated.
+
+    Args:
+        tokens: (B, N) generated ids, end token included.
+        mask: (B, N) true at tokens up to and including the end token.
+        passes: (B,) sequential backbone calls of each row until its end token, the prompt counted as one.
+        latents: Latent steps taken.
+        finished: (B,) true where the end token came within the limit.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    passes: Tensor
+    latents: int
+    finished: Tensor
+
+
+def choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """Picks the next token (B,) from logits (B, V): the likeliest, or a sample at ``temperature``."""
+    if temperature <= 0:
+        return logits.argmax(-1)
+    return torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    reasoner: LatentReasoner,
+    question: Tensor,
+    question_mask: Tensor,
+    latents: int | None,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> Generation:
+    """Generates the answers of a batch; arguments as in :meth:`LatentReasoner.generate`.
+
+    What is known before the first token is fed as early as possible: No-CoT's answer prompt and the pause method's
+    fillers go in with the question, so their prompt is one pass.
+    """
+    encoder, thought = reasoner.encoder, reasoner.thought
+    latents = thought.latents if latents is None else latents
+    batch = question.shape[0]
+    prefix = torch.tensor(
+        encoder.suffix if reasoner.reasoning != "words" else [], device=question.device, dtype=torch.long
+    )
+    if reasoner.reasoning == "latent" and latents:
+        state, _ = reasoner.think(question, question_mask, latents)
+        state = reasoner.extend(state, reasoner.embed(prefix.expand(batch, -1)))
+        before = 2 + latents
+    else:
+        parts = [reasoner.embed(question), reasoner.embed(prefix.expand(batch, -1))]
+        if (fillers := thought.embeddings(batch, latents)) is not None:
+            parts.insert(1, fillers.to(parts[0].dtype))
+        known = torch.cat(parts, dim=1)
+        added = question_mask.new_ones(batch, known.shape[1] - question.shape[1])
+        state = reasoner.read(known, torch.cat([question_mask, added], dim=1))
+        before = 1
+
+    tokens: list[Tensor] = []
+    alive = question_mask.new_ones(batch, dtype=torch.bool)
+    count = torch.zeros(batch, dtype=torch.long, device=question.device)
+    banned = torch.tensor(encoder.bot + encoder.eot, device=question.device, dtype=torch.long)
+    masks: list[Tensor] = []
+    for step in range(max_new_tokens):
+        logits = reasoner.logits(state.hidden[:, -1])
+        logits = logits.index_fill(-1, banned, float("-inf"))
+        token = torch.where(alive, choose(logits, temperature, generator), encoder.pad)
+        tokens.append(token)
+        masks.append(alive)
+        count = count + alive
+        alive = alive & (token != encoder.end)
+        if step + 1 == max_new_tokens or not bool(alive.any()):
+            break
+        state = reasoner.extend(state, reasoner.embed(token[:, None]))
+    return Generation(
+        tokens=torch.stack(tokens, dim=1),
+        mask=torch.stack(masks, dim=1),
+        passes=before + count - 1,
+        latents=latents,
+        finished=~alive,
+    )

@@ -1,0 +1,346 @@
+"""The student: a causal language model that thinks in K latent steps and then answers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lori_pl.data.answers import extract_answer
+from lori_pl.data.pairing import pad_questions
+from lori_pl.data.template import Encoder, Template
+from lori_pl.errors import LoriError
+from lori_pl.models.backbone import base_model, head_logits
+from lori_pl.models.generation import Generation, generate
+from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers
+from lori_pl.models.thought import LatentScale, PauseThought, Projector, RecurrentThought, Thought
+
+Reasoning = Literal["latent", "pause", "none", "words"]
+
+
+@dataclass
+class DecodingState:
+    """Where a batch stands: what was read, and the last hidden state.
+
+    Args:
+        cache: Keys and values of all tokens so far.
+        mask: (B, S) true at real tokens of the cache.
+        position: (B,) position id of the last real token.
+        hidden: (B, 1, D) last hidden state (after the final norm) at the last real token.
+    """
+
+    cache: Cache
+    mask: Tensor
+    position: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered question.
+
+    Args:
+        text: The extracted answer.
+        latents: Latent steps taken.
+        output: All that was generated, as text.
+        passes: Sequential backbone calls until the end token, the prompt counted as one.
+    """
+
+    text: str
+    latents: int
+    output: str
+    passes: int
+
+
+class LatentReasoner(nn.Module):
+    """A causal LM with a thought between question and answer. Usable without Lightning.
+
+    Sequence: question, ``<bot>``, z_1..z_K, ``<eot>``, answer prompt, answer. Every pass has an explicit mask and
+    position ids, so a batch gives what each problem gives alone, whatever the padding side.
+
+    Args:
+        lm: The causal language model.
+        tokenizer: Its tokenizer, with the markers where ``reasoning`` needs them.
+        template: How problems become text.
+        reasoning: ``latent`` (recurrent latents), ``pause`` (learned fillers), ``none`` (No-CoT) or ``words``
+            (explicit CoT: the rationale is generated).
+        latents: K.
+        latent_scale: Initial gain of the projector's LayerNorm.
+    """
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template,
+        reasoning: Reasoning = "latent",
+        latents: int = 5,
+        latent_scale: LatentScale = "embedding",
+    ) -> None:
+        super().__init__()
+        if reasoning not in get_args(Reasoning):
+            raise LoriError(f"reasoning '{reasoning}' is unknown; give one of {', '.join(get_args(Reasoning))}")
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.template = template
+        self.reasoning = reasoning
+        self.latent_scale: LatentScale = latent_scale
+        self.encoder = Encoder(tokenizer, template, markers=self.has_markers)
+        table = lm.get_input_embeddings().weight
+        hidden = table.shape[1]
+        rms = 1.0 if table.device.type == "meta" else float(table.detach().float().pow(2).mean().sqrt())
+        self.thought = Thought()
+        if reasoning == "latent":
+            self.thought = RecurrentThought(latents, Projector(hidden, rms, latent_scale))
+        elif reasoning == "pause":
+            self.thought = PauseThought(latents, hidden, rms)
+        self.markers: nn.Parameter | None = None
+        if self.has_markers and not table.requires_grad:
+            # LoRA freezes the table: the new rows train apart from it
+            rows = table[self.encoder.bot + self.encoder.eot].detach().float().clone()
+            self.markers = nn.Parameter(rows)
+
+    @property
+    def has_markers(self) -> bool:
+        """Whether ``<bot>`` and ``<eot>`` surround the thought."""
+        return self.reasoning in ("latent", "pause")
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return int(self.lm.config.get_text_config().num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Hidden size D."""
+        return int(self.lm.get_input_embeddings().weight.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        return self.lm.get_input_embeddings().weight.device
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeds token ids (B, T) to (B, T, D); under LoRA the markers' rows are the trained ones."""
+        embedded: Tensor = self.lm.get_input_embeddings()(ids)
+        if self.markers is not None:
+            for row, token in zip(self.markers, self.encoder.bot + self.encoder.eot, strict=True):
+                embedded = torch.where((ids == token)[..., None], row.to(embedded.dtype), embedded)
+        return embedded
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Language-model head on chosen hidden states (..., D)."""
+        return head_logits(self.lm, hidden)
+
+    def run(self, inputs: Tensor, mask: Tensor, position: Tensor, cache: Cache | None) -> Tensor:
+        """One backbone pass without the head.
+
+        Args:
+            inputs: (B, n, D) input embeddings.
+            mask: (B, S + n) true at real tokens, those in the cache first.
+            position: (B, n) position ids.
+            cache: Keys and values of the S tokens before, extended in place; ``None`` to keep none.
+
+        Returns:
+            (B, n, D) last hidden states, after the final norm.
+        """
+        inputs = inputs.to(self.lm.dtype) if not torch.is_autocast_enabled(inputs.device.type) else inputs
+        output = base_model(self.lm)(
+            inputs_embeds=inputs,
+            attention_mask=mask.long(),
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def read(self, inputs: Tensor, mask: Tensor) -> DecodingState:
+        """Reads embeddings (B, Q, D) into a new KV cache; ``mask`` (B, Q) says where padding is, on either side."""
+        mask = mask.bool()
+        position = (mask.cumsum(1) - 1).clamp_min(0)
+        cache = DynamicCache(config=self.lm.config)
+        hidden = self.run(inputs, mask, position, cache)
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, columns, 0).amax(1)
+        rows = torch.arange(mask.shape[0], device=mask.device)
+        return DecodingState(cache, mask, position[rows, last], hidden[rows, last][:, None])
+
+    def extend(self, state: DecodingState, inputs: Tensor) -> DecodingState:
+        """Appends embeddings (B, n, D) of real tokens to a state; its cache is extended in place."""
+        batch, n = inputs.shape[:2]
+        mask = torch.cat([state.mask, state.mask.new_ones(batch, n)], dim=1)
+        position = state.position[:, None] + torch.arange(1, n + 1, device=inputs.device)
+        hidden = self.run(inputs, mask, position, state.cache)
+        return DecodingState(state.cache, mask, position[:, -1], hidden[:, -1:])
+
+    def think(
+        self, question: Tensor, question_mask: Tensor, latents: int | None = None, record: LayerSelection | None = None
+    ) -> tuple[DecodingState, Tensor | None]:
+        """Reads the question once and takes K latent steps.
+
+        Args:
+            question: (B, Q) ids, ending in ``<bot>`` where the reasoner has markers.
+            question_mask: (B, Q) true at real tokens.
+            latents: K; ``None`` for the reasoner's own.
+            record: Layers whose hidden states at the latents are wanted.
+
+        Returns:
+            The state at the last latent, and the trajectory (B, L, K, D) if ``record`` is given.
+
+        Raises:
+            LoriError: If K is negative.
+        """
+        latents = self.thought.latents if latents is None else latents
+        if latents < 0:
+            raise LoriError(f"latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
+        state = self.read(self.embed(question), question_mask)
+        if record is None or latents == 0:
+            return self.thought.extend(self, state, latents), None
+        layers = record.resolve(self.depth)
+        with record_hidden(self.lm, layers, record.final_norm, lambda hidden: hidden) as records:
+            state = self.thought.extend(self, state, latents)
+        return state, stack_layers(records)
+
+    def finish(
+        self,
+        state: DecodingState,
+        answer: Tensor,
+        answer_mask: Tensor,
+        anchor: int,
+        record: LayerSelection | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Reads the answer part under teacher forcing, after a thought.
+
+        Args:
+            state: Where the thought ended.
+            answer: (B, A) ids of ``<eot>``, answer prompt, answer and end, padded on the right.
+            answer_mask: (B, A) true at real tokens.
+            anchor: Column that predicts the answer's first token.
+            record: Layers whose hidden states at the anchor are wanted.
+
+        Returns:
+            Last hidden states (B, A - anchor - 1, D) that predict the columns after ``anchor``, and the anchor's
+            states (B, L, D) if ``record`` is given.
+        """
+        mask = torch.cat([state.mask, answer_mask], dim=1)
+        position = state.position[:, None] + answer_mask.long().cumsum(1)
+        inputs = self.embed(answer)
+
+        def run() -> Tensor:
+            return self.run(inputs, mask, position, state.cache)[:, anchor:-1]
+
+        if record is None:
+            return run(), None
+        with record_hidden(
+            self.lm, record.resolve(self.depth), record.final_norm, lambda hidden: hidden[:, anchor : anchor + 1]
+        ) as records:
+            hidden = run()
+        return hidden, stack_layers(records)[:, :, 0]
+
+    def generate(
+        self,
+        question: Tensor,
+        question_mask: Tensor,
+        latents: int | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Generation:
+        """Thinks, then generates the answer: batched, KV-cached, greedy at ``temperature`` 0, else sampled.
+
+        Args:
+            question: (B, Q) ids, ending in ``<bot>`` where the reasoner has markers.
+            question_mask: (B, Q) true at real tokens.
+            latents: K at run time; ``None`` for the reasoner's own.
+            max_new_tokens: Most tokens to generate.
+            temperature: 0 for greedy.
+            generator: Random numbers for sampling.
+
+        Returns:
+            Tokens, their mask and the passes of each row.
+        """
+        return generate(self, question, question_mask, latents, max_new_tokens, temperature, generator)
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        latents: int | None = None,
+        max_new_tokens: int = 256,
+        batch_size: int = 32,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[Answer]:
+        """Answers questions given as text.
+
+        Args:
+            questions: The questions.
+            latents: K at run time; ``None`` for the reasoner's own.
+            max_new_tokens: Most tokens to generate for one answer.
+            batch_size: Questions at a time.
+            temperature: 0 for greedy.
+            generator: Random numbers for sampling.
+
+        Returns:
+            One answer a question, in order.
+
+        Raises:
+            LoriError: If ``questions`` is a single string, or one of them is empty.
+        """
+        if isinstance(questions, str):
+            raise LoriError("answer() takes a list of questions, not one string: write [question]")
+        if empty := [i for i, question in enumerate(questions) if not question.strip()]:
+            raise LoriError(f"question {empty[0]} is empty")
+        training = self.training
+        self.eval()
+        answers: list[Answer] = []
+        try:
+            for start in range(0, len(questions), batch_size):
+                encoded = self.encoder.questions(questions[start : start + batch_size])
+                ids, mask = (t.to(self.device) for t in pad_questions(encoded, self.encoder))
+                answers += self.texts(self.generate(ids, mask, latents, max_new_tokens, temperature, generator))
+        finally:
+            self.train(training)
+        return answers
+
+    def texts(self, generation: Generation) -> list[Answer]:
+        """Decodes a generation and extracts the answers."""
+        rows = [row[keep].tolist() for row, keep in zip(generation.tokens.cpu(), generation.mask.cpu(), strict=True)]
+        outputs = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        mark = self.template.answer_prompt.strip()
+        # the answer prompt of other methods was read, not written
+        before = "" if self.reasoning == "words" else f"{mark} "
+        return [
+            Answer(extract_answer(before + text, marks=(mark,)), generation.latents, text, passes)
+            for text, passes in zip(outputs, generation.passes.tolist(), strict=True)
+        ]
+
+    def save_pretrained(self, folder: str | Path, merge: bool = True) -> None:
+        """Saves to a new folder: safetensors, config, tokenizer, card.
+
+        Args:
+            folder: A folder that does not exist yet; it appears only when whole.
+            merge: Merge LoRA into the weights; otherwise adapters are kept apart, beside the base model's name.
+
+        Raises:
+            LoriError: If the folder exists.
+        """
+        from lori_pl.models.saving import save_reasoner
+
+        save_reasoner(self, Path(folder), merge)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "float32") -> LatentReasoner:
+        """Loads a folder that :meth:`save_pretrained` wrote, in eval mode.
+
+        Raises:
+            LoriError: If the folder is no saved reasoner.
+        """
+        from lori_pl.models.saving import load_reasoner
+
+        return load_reasoner(Path(folder), device, dtype)

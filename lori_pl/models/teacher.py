@@ -1,0 +1,60 @@
+"""The frozen teacher: an explicit-CoT model whose hidden states the student is aligned with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from lori_pl.data.pairing import ExplicitBatch
+from lori_pl.models.hidden import LayerSelection, base_model, record_hidden, stack_layers, take
+
+
+def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: LayerSelection) -> tuple[Tensor, Tensor]:
+    """Runs a model over explicit sequences and keeps its states where they are wanted.
+
+    Args:
+        lm: The causal language model.
+        batch: Questions, rationales and answers.
+        selection: The layers.
+
+    Returns:
+        The trajectory (B, L, R, D) at the rationale tokens (``batch.rationale_mask`` says which are real) and the
+        anchor states (B, L, D).
+    """
+    columns = torch.cat([batch.anchor[:, None], batch.rationale_index], dim=1)
+    layers = selection.resolve(lm.config.get_text_config().num_hidden_layers)
+    mask = batch.mask.long()
+    with record_hidden(lm, layers, selection.final_norm, lambda hidden: take(hidden, columns)) as records:
+        base_model(lm)(
+            input_ids=batch.ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            use_cache=False,
+        )
+    states = stack_layers(records)
+    return states[:, :, 1:], states[:, :, 0]
+
+
+class FrozenTeacher(nn.Module):
+    """A language model that never trains: no gradients, always in eval mode, whatever the Trainer does.
+
+    Args:
+        lm: The causal language model.
+        selection: The layers that make its trajectory.
+    """
+
+    def __init__(self, lm: PreTrainedModel, selection: LayerSelection) -> None:
+        super().__init__()
+        self.lm = lm.requires_grad_(False).eval()
+        self.selection = selection
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: ExplicitBatch) -> tuple[Tensor, Tensor]:
+        """Gives trajectory (B, L, R, D) and anchor states (B, L, D) of a batch; see :func:`explicit_signals`."""
+        return explicit_signals(self.lm, batch, self.selection)

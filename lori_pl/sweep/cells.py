@@ -1,0 +1,199 @@
+"""The cells of a sweep: one run each, with the flags that define it and an id made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lori_pl.errors import LoriError
+from lori_pl.sweep.specification import CONFIG_AXIS, Interval, RandomSearch, SweepSpecification, reading
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Args:
+        number: Place in the sweep, from 1.
+        id: Hash of everything that defines the run: contents of its configs, flags, seed. Neither the sweep's name nor
+            the file names matter, so a run that is already there is found again when the sweep grows. A file that a
+            flag names (a checkpoint, a data set), or a config includes, counts by its name only.
+        seed: Value of ``--seed_everything``.
+        configs: Config files in the order in which they apply.
+        fixed: Flags that every cell of the sweep has.
+        point: The values that set this cell apart, by key (``config`` for a varied config file).
+    """
+
+    number: int
+    id: str
+    seed: int
+    configs: tuple[str, ...]
+    fixed: dict[str, Any]
+    point: dict[str, Any]
+
+    def command(self, folder: Path) -> list[str]:
+        """The command line that runs this cell.
+
+        Args:
+            folder: The cell's folder, where the run is to leave its ``summary.json``.
+        """
+        flags = {key: value for key, value in (self.fixed | self.point).items() if key != CONFIG_AXIS}
+        # One argument a flag: a value that begins with a dash would else read as a flag.
+        return [
+            *(sys.executable, "-m", "lori_pl", "fit"),
+            *(f"--config={config}" for config in self.configs),
+            f"--seed_everything={self.seed}",
+            *(f"--{key}={flag_text(value)}" for key, value in flags.items()),
+            f"--trainer.default_root_dir={folder}",
+        ]
+
+    def columns(self) -> dict[str, str]:
+        """The values that set this cell apart as text, one column each."""
+        return {key: _point_text(key, value) for key, value in self.point.items()}
+
+    def description(self) -> str:
+        """The values that set this cell apart, with keys as short as they can be, and the seed: one line."""
+        return " ".join([*(f"{key}={value}" for key, value in self._short().items()), f"seed={self.seed}"])
+
+    def label(self, template: str | None, sweep: str, method: str) -> str:
+        """The name under which the cell's row stands, the same for all its seeds.
+
+        Args:
+            template: The sweep's ``label``; by default the method's name, with the varied values in brackets.
+            sweep: The sweep's name.
+            method: The method's name in the run's summary.
+        """
+        if template is None:
+            varied = ",".join(f"{key}={value}" for key, value in self._short().items())
+            return f"{method}[{varied}]" if varied else method
+        values = {key: _point_text(key, value) for key, value in (self.fixed | self.point).items()}
+        names = values | self._stems() | {"method": method, "name": sweep}
+        return _PLACEHOLDER.sub(lambda match: names[match[1]], template)
+
+    def _stems(self) -> dict[str, str]:
+        if CONFIG_AXIS not in self.point:
+            return {}
+        return {CONFIG_AXIS: "+".join(Path(file).stem for file in _files(self.point[CONFIG_AXIS])) or "none"}
+
+    def _short(self) -> dict[str, str]:
+        lasts = [key.rpartition(".")[2] for key in self.point]
+        values = self.columns() | self._stems()
+        return {
+            last if lasts.count(last) == 1 else key: values[key] for key, last in zip(self.point, lasts, strict=True)
+        }
+
+
+def expand(sweep: SweepSpecification) -> list[Cell]:
+    """All cells of a sweep, the first seed's whole table before the second's; a point that occurs twice is run once.
+
+    Raises:
+        LoriError: A config file is missing or no YAML, or the label has an unknown placeholder or gives two different
+            points the same name.
+    """
+    axes = [[(key, value) for value in values] for key, values in sweep.grid.items()]
+    points = [dict(point) | drawn for point in itertools.product(*axes) for drawn in draw(sweep.random)]
+    contents: dict[str, Any] = {}
+    cells: dict[str, Cell] = {}
+    for seed in sweep.seeds:
+        for point in points:
+            configs = sweep.configs + tuple(_files(point.get(CONFIG_AXIS, [])))
+            for config in configs:
+                if config not in contents:
+                    with reading(Path(config), f"config of {sweep.file}"):
+                        contents[config] = yaml.safe_load(Path(config).read_bytes())
+            flags = {key: value for key, value in (sweep.fixed | point).items() if key != CONFIG_AXIS}
+            defined = [[contents[config] for config in configs], sorted(flags.items()), seed]
+            # YAML reads dates, which JSON lacks.
+            id = hashlib.sha256(json.dumps(defined, default=str).encode()).hexdigest()[:12]
+            cells.setdefault(id, Cell(len(cells) + 1, id, seed, configs, sweep.fixed, point))
+    _check_label(sweep, list(cells.values()))
+    return list(cells.values())
+
+
+def draw(search: RandomSearch | None) -> list[dict[str, Any]]:
+    """The points of a random search, in order; a single empty point where there is none.
+
+    Each key is drawn by a generator of its own, seeded by the search's seed and the key: more samples keep the earlier
+    points, and another key in the space changes no other key's draws. Numbers are rounded to six digits.
+    """
+    if search is None:
+        return [{}]
+    generators = {key: random.Random(f"{search.seed}/{key}") for key in search.space}
+    return [
+        {key: _draw(space, generators[key].random()) for key, space in search.space.items()}
+        for _ in range(search.samples)
+    ]
+
+
+def flag_text(value: Any) -> str:
+    """A value as the command line reads it back: text verbatim, all else as JSON (``.inf`` and ``.nan`` as YAML).
+
+    Args:
+        value: What a YAML file may hold: text, number, boolean, null, list or mapping.
+    """
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_json(key)}: {_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_json, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _draw(space: Interval | list[Any], uniform: float) -> Any:
+    if isinstance(space, list):
+        return space[int(uniform * len(space))]
+    # A whole number owns the unit interval around it, so both bounds are as likely as the rest.
+    low, high = (space.low - 0.5, space.high + 0.5) if space.integer else (space.low, space.high)
+    if space.log:
+        value = math.exp(math.log(low) + uniform * (math.log(high) - math.log(low)))
+    else:
+        value = low + uniform * (high - low)
+    if space.integer:
+        return min(max(round(value), int(space.low)), int(space.high))
+    return float(f"{min(max(value, space.low), space.high):.6g}")
+
+
+def _check_label(sweep: SweepSpecification, cells: list[Cell]) -> None:
+    known = {*sweep.fixed, *sweep.axes, "method", "name"}
+    for placeholder in _PLACEHOLDER.findall(sweep.label or ""):
+        if placeholder not in known:
+            raise LoriError(
+                f"{sweep.file}, field 'label': unknown placeholder {{{placeholder}}}; "
+                f"known are {', '.join(sorted(known))}"
+            )
+    labels: dict[tuple[str, int], Cell] = {}
+    for cell in cells:
+        # The method's name is not known before the run; what can change it is the config.
+        label = cell.label(sweep.label, sweep.name, method=f"<{cell.configs}>")
+        if (label, cell.seed) in labels:
+            other = labels[label, cell.seed]
+            raise LoriError(
+                f"{sweep.file}, field 'label': '{sweep.label}' gives cells {other.number} and {cell.number} the same "
+                f"name; add a varied value, such as {{{sweep.axes[0]}}}"
+            )
+        labels[label, cell.seed] = cell
+
+
+def _files(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _point_text(key: str, value: Any) -> str:
+    return " ".join(_files(value)) if key == CONFIG_AXIS else flag_text(value)

@@ -1,0 +1,105 @@
+"""Runs one cell as a process of its own, so that nothing of a run survives into the next."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE = 10.0
+"""Seconds that a run has to end after it was asked to, before it is killed."""
+
+_LOG_TAIL = 65536
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# As Python's tracebacks and the argument parsers print it: "module.SomeError: cause", "lori_pl: error: cause".
+_ERROR_LINE = re.compile(r"([\w.]*(Error|Exception|Interrupt)(:|$)|([\w. -]+: )?error:)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ChildResult:
+    """How a run ended.
+
+    Args:
+        exit_code: The process's exit status, negative for the signal that ended it.
+        seconds: Wall-clock time.
+        peak_memory_mib: Largest resident memory of the process or one of its children, in MiB. On Linux it is never
+            less than what the starting process held, since a new process begins as its copy.
+    """
+
+    exit_code: int
+    seconds: float
+    peak_memory_mib: float
+
+
+def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) -> ChildResult:
+    """Run a command to its end; everything it prints goes to a file.
+
+    The process leads a session of its own: a Ctrl-C reaches only the caller, which ends the process *and its children*
+    before the exception goes on. Whatever the process leaves running is ended as well.
+
+    Args:
+        command: Program and arguments.
+        log: The file for standard output and standard error.
+        keep_open: File descriptors that the process inherits.
+    """
+    start = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+            pass_fds=keep_open,
+        )
+    try:
+        # wait4 rather than Popen.wait: it tells this child's memory apart from its predecessors'.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    except BaseException:
+        _signal_group(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.wait(timeout=GRACE)
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    _signal_group(process.pid, signal.SIGKILL)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return ChildResult(process.returncode, time.monotonic() - start, usage.ru_maxrss * unit / 2**20)
+
+
+def failure_reason(exit_code: int, log: Path) -> str:
+    """Why a run failed, in one line: the signal that ended it, and the log's last error or else its last line.
+
+    Args:
+        exit_code: The process's exit status, negative for a signal.
+        log: The file that holds its output.
+    """
+    killed = ""
+    if exit_code < 0:
+        hint = ", perhaps out of memory" if -exit_code == signal.SIGKILL else ""
+        killed = f"ended by signal {-exit_code} ({signal.strsignal(-exit_code)}{hint})"
+    lines: list[str] = []
+    if log.exists():
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - _LOG_TAIL, 0))
+            text = _ESCAPE.sub("", file.read().decode("utf-8", errors="replace"))
+        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+    # A message may go on for some lines after the one that names the error.
+    error = next((place for place in reversed(range(len(lines))) if _ERROR_LINE.match(lines[place])), -1)
+    said = " ".join(lines[error:])[:500]
+    return ": ".join(filter(None, (killed, said))) or f"exit status {exit_code} without a message"
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    # macOS answers with a permission error where only zombies are left.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

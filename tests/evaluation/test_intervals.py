@@ -1,0 +1,99 @@
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lori_pl.errors import LoriError
+from lori_pl.evaluation.intervals import paired_difference, wilson
+
+
+# Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, method 3.
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_the_published_values(correct, n, low, high):
+    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(n=st.integers(1, 5000), share=st.floats(0, 1), level=st.sampled_from([0.5, 0.9, 0.95, 0.999]))
+@settings(max_examples=60, deadline=None)
+def test_wilson_bounds_solve_the_score_equation(n, share, level):
+    """Each bound is the proportion q at which |p - q| is exactly z standard errors *of q*."""
+    correct = round(share * n)
+    low, high = wilson(correct, n, level)
+    p, z = correct / n, NormalDist().inv_cdf((1 + level) / 2)
+    assert 0 <= low <= p <= high <= 1
+    assert low < high
+    for bound in (low, high):
+        assert abs(p - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
+    mirrored = wilson(n - correct, n, level)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_wilson_is_exact_at_the_ends():
+    assert wilson(0, 7)[0] == 0.0
+    assert wilson(7, 7)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0), "at least one problem"),
+        ((5, 4), "5 correct out of 4"),
+        ((-1, 4), "-1 correct out of 4"),
+        ((1, 4, 95), "between 0 and 1, not 95"),
+    ],
+)
+def test_wilson_refuses(arguments, message):
+    with pytest.raises(LoriError, match=message):
+        wilson(*arguments)
+
+
+def _bits(both, only_a, only_b, neither):
+    a = [1] * both + [1] * only_a + [0] * only_b + [0] * neither
+    b = [1] * both + [0] * only_a + [1] * only_b + [0] * neither
+    return np.array(a, dtype=bool), np.array(b, dtype=bool)
+
+
+# Altman et al., "Statistics with confidence" (2000), table 6.2; Cavo et al. (2012) as in R's contingencytables.
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [((14, 5, 0, 22), (0.122, 0.011, 0.226)), ((59, 6, 16, 80), (-0.0621, -0.1186, -0.0046))],
+)
+def test_paired_difference_gives_the_published_values(counts, expected):
+    digits = 5e-4 if counts[0] == 14 else 5e-5
+    assert paired_difference(*_bits(*counts)) == pytest.approx(expected, abs=digits + 1e-6)
+
+
+@given(counts=st.tuples(*[st.integers(0, 60)] * 4).filter(sum))
+@settings(max_examples=60, deadline=None)
+def test_paired_difference_is_antisymmetric_and_covers_the_estimate(counts):
+    a, b = _bits(*counts)
+    difference, low, high = paired_difference(a, b)
+    assert difference == pytest.approx(a.mean() - b.mean())
+    assert -1 <= low <= difference <= high <= 1
+    assert paired_difference(b, a) == pytest.approx((-difference, -high, -low), abs=1e-12)
+
+
+def test_pairing_narrows_the_interval_of_models_that_fail_together():
+    together, apart = paired_difference(*_bits(500, 40, 10, 450)), paired_difference(*_bits(270, 270, 240, 220))
+    assert together[0] == pytest.approx(apart[0])
+    assert together[1] > 0 > apart[1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([], [], "at least one problem"),
+        ([1], [1, 0], r"differ in length \(1 and 2\)"),
+        ([1, 2], [1, 0], "'a' hold values other than 0 and 1"),
+        ([1, 0], [[1, 0]], r"'b' have shape \(1, 2\)"),
+    ],
+)
+def test_paired_difference_refuses(a, b, message):
+    with pytest.raises(LoriError, match=message):
+        paired_difference(a, b)

@@ -1,0 +1,211 @@
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+
+from lori_pl.errors import LoriError
+from lori_pl.sweep.cells import draw, expand, flag_text
+from lori_pl.sweep.specification import Interval, RandomSearch, load_specification
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """Expands a sweep file's text; the configs base.yaml, lori.yaml and other/lori.yaml exist."""
+    monkeypatch.chdir(tmp_path)
+    Path("other").mkdir()
+    for name in ("base", "lori", "other/lori"):
+        Path(f"{name}.yaml").write_text(f"model: {{name: {name}}}  # comment\n")
+
+    def expanded(text, *overrides):
+        Path("sweep.yaml").write_text(text)
+        return expand(load_specification("sweep.yaml", overrides))
+
+    return expanded
+
+
+def test_cells_are_the_product_with_the_first_seeds_table_first(cells):
+    found = cells("configs: [base.yaml]\ngrid: {m.a: [1, 2], m.b: [x, y]}\nseeds: [5, 3]")
+    assert [(c.seed, c.point["m.a"], c.point["m.b"]) for c in found] == [
+        *[(5, 1, "x"), (5, 1, "y"), (5, 2, "x"), (5, 2, "y")],
+        *[(3, 1, "x"), (3, 1, "y"), (3, 2, "x"), (3, 2, "y")],
+    ]
+    assert [cell.number for cell in found] == list(range(1, 9))
+    assert len({cell.id for cell in found}) == 8
+
+
+def test_a_point_that_occurs_twice_is_one_cell(cells):
+    assert [cell.point for cell in cells("configs: [base.yaml]\ngrid: {m.a: [1, 2, 1]}")] == [{"m.a": 1}, {"m.a": 2}]
+
+
+def test_random_samples_cross_the_grid(cells):
+    text = "configs: [base.yaml]\ngrid: {a.a: [1, 2]}\nrandom: {samples: 3, space: {m.b: {low: 0.0, high: 1}}}"
+    found = cells(text)
+    assert len(found) == 6
+    assert [c.point["m.b"] for c in found[:3]] == [c.point["m.b"] for c in found[3:]]
+
+
+def test_the_command_is_the_real_command_line(cells):
+    (cell,) = cells(
+        "configs: [base.yaml]\nfixed: {t.s: 20, t.c: null, t.b: true, t.l: [1, a]}\n"
+        "grid: {config: [[lori.yaml]], m.t: [-x y]}\nseeds: [7]"
+    )
+    assert cell.command(Path("out/cells/x")) == [
+        *(sys.executable, "-m", "lori_pl", "fit", "--config=base.yaml", "--config=lori.yaml", "--seed_everything=7"),
+        *("--t.s=20", "--t.c=null", "--t.b=true", '--t.l=[1, "a"]', "--m.t=-x y"),
+        "--trainer.default_root_dir=out/cells/x",
+    ]
+
+
+def test_the_id_depends_on_all_that_defines_the_run_and_on_nothing_else(cells):
+    text = "name: a\nconfigs: [base.yaml]\nfixed: {m.s: 1}\ngrid: {m.a: [2]}\nseeds: [0]"
+
+    def ids(*overrides):
+        return [cell.id for cell in cells(text, *overrides)]
+
+    first = ids()
+    assert ids("name=b", "output=c", "label=x", "metrics=[low]") == first
+    assert ids("fixed={m.s: 1, m.a: 2}", "grid={}") == first
+    Path("base.yaml").rename("renamed.yaml")
+    assert ids("configs=[renamed.yaml]") == first
+    changed = [
+        *(ids("configs=[renamed.yaml]", change) for change in ("fixed.m.s=2", "fixed.m.s='1'", "grid.m.a=[3]")),
+        *(ids("configs=[renamed.yaml]", change) for change in ("seeds=[1]", "fixed.m.n=1", "grid.m.a=[2.0]")),
+        *(ids(f"configs={files}") for files in ("[renamed.yaml,lori.yaml]", "[lori.yaml,renamed.yaml]", "[lori.yaml]")),
+    ]
+    Path("renamed.yaml").write_text("# another comment\nmodel:\n  name: base\n")
+    assert ids("configs=[renamed.yaml]") == first
+    Path("renamed.yaml").write_text("model: {name: other}")
+    changed.append(ids("configs=[renamed.yaml]"))
+    everything = [first, *changed]
+    assert len({tuple(found) for found in everything}) == len(everything)
+
+
+def test_a_sweep_that_grows_keeps_its_cells(cells):
+    text = "configs: [base.yaml]\nrandom: {samples: 3, seed: 1, space: {m.a: {low: 0, high: 99}}}\nseeds: [0]"
+    before = [cell.id for cell in cells(text)]
+    assert [cell.id for cell in cells(text, "random.samples=5")[:3]] == before
+    assert set(before) < {cell.id for cell in cells(text, "seeds=[4,0]")}
+
+
+def test_labels_name_method_and_varied_values(cells):
+    def labels(*overrides):
+        text = "name: s\nconfigs: [base.yaml]\nfixed: {m.x: [1]}"
+        return [cell.label(_label(overrides), "s", "lori") for cell in cells(text, *overrides)]
+
+    def _label(overrides):
+        return next((o[7:-1] for o in overrides if o.startswith("label=")), None)
+
+    assert labels() == ["lori"]
+    assert labels("grid.model.rank_d=[4,8]", "seeds=[0]") == ["lori[rank_d=4]", "lori[rank_d=8]"]
+    assert labels("grid.a.rank=[4]", "grid.b.rank=[5]") == ["lori[a.rank=4,b.rank=5]"]
+    assert labels("grid.config=[lori.yaml,[base.yaml,lori.yaml],[]]", "label='{config}'") == [
+        *("lori", "base+lori", "none"),
+    ]
+    assert labels("grid.m.k=[4]", "label='{name}:{method}:{m.k}:{m.x}'") == ["s:lori:4:[1]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["label='{m.z}'"], r"field 'label': unknown placeholder \{m.z\}; known are m.a, method, name"),
+        (["label='{method}'"], r"'\{method\}' gives cells 1 and 2 the same name; add a varied value, such as \{m.a\}"),
+        (["grid={config: [lori.yaml, other/lori.yaml]}", "label='{config}'"], "gives cells 1 and 2 the same name"),
+        (["configs=[none.yaml]"], r"none\.yaml: cannot read this config of sweep\.yaml \(No such file"),
+        (["configs=[broken.yaml]"], r"broken\.yaml, line 1: this config of sweep\.yaml is no YAML"),
+        (["configs=[other]"], "other: cannot read this config of sweep.yaml"),
+    ],
+)
+def test_bad_labels_and_configs_are_refused(cells, overrides, message):
+    Path("broken.yaml").write_text("a: ]")
+    with pytest.raises(LoriError, match=message):
+        cells("configs: [base.yaml]\ngrid: {m.a: [1, 2]}", *overrides)
+
+
+def test_the_method_alone_may_name_cells_of_different_configs(cells):
+    assert len(cells("configs: [base.yaml]\ngrid: {config: [lori.yaml, []]}\nlabel: '{method}'")) == 2
+
+
+# --- random search ----------------------------------------------------------------------------------------------------
+
+
+def test_a_random_search_is_fixed_by_its_seed():
+    """Literal values: another Python must draw the same cells, or a resumed sweep would start anew."""
+    space = {"a": Interval(0.0, 1.0, log=False, integer=False), "b": Interval(1, 100, log=True, integer=True)}
+    points = draw(RandomSearch(3, 0, space | {"c": ["x", None, True]}))
+    assert points == draw(RandomSearch(3, 0, space | {"c": ["x", None, True]}))
+    assert points == [
+        {"a": 0.932799, "b": 1, "c": None},
+        {"a": 0.35245, "b": 20, "c": True},
+        {"a": 0.00607826, "b": 3, "c": None},
+    ]
+    assert draw(RandomSearch(3, 1, space | {"c": ["x", None, True]})) != points
+    assert draw(RandomSearch(2, 0, {"b": space["b"]})) == [{"b": point["b"]} for point in points[:2]]
+
+
+@given(low=st.integers(1, 50), width=st.integers(1, 50), log=st.booleans(), whole=st.booleans(), seed=st.integers(0, 9))
+@settings(max_examples=50, deadline=None)
+def test_draws_stay_in_range_and_keep_their_type(low, width, log, whole, seed):
+    bounds = (low, low + width) if whole else (low * 1e-5, (low + width) * 1e-5)
+    for point in draw(RandomSearch(20, seed, {"k": Interval(*bounds, log=log, integer=whole)})):
+        assert bounds[0] <= point["k"] <= bounds[1]
+        assert isinstance(point["k"], int if whole else float)
+
+
+def test_draws_fill_the_range_evenly_or_evenly_in_the_logarithm():
+    def values(space):
+        return [point["k"] for point in draw(RandomSearch(4000, 0, {"k": space}))]
+
+    logarithms = [math.log10(value) for value in values(Interval(1e-4, 1.0, log=True, integer=False))]
+    assert sum(value < -2 for value in logarithms) / 4000 == pytest.approx(0.5, abs=0.03)
+    linear = values(Interval(1e-4, 1.0, log=False, integer=False))
+    assert sum(value < 0.25 for value in linear) / 4000 == pytest.approx(0.25, abs=0.03)
+    whole = values(Interval(1, 4, log=False, integer=True))
+    assert [whole.count(k) / 4000 for k in (1, 2, 3, 4)] == pytest.approx([0.25] * 4, abs=0.03)
+    chosen = values(["x", "y"])
+    assert chosen.count("x") / 4000 == pytest.approx(0.5, abs=0.03)
+
+
+# --- values on the command line ---------------------------------------------------------------------------------------
+
+
+def _parsed(value, annotation, mode):
+    parser = ArgumentParser(parser_mode=mode, exit_on_error=False)
+    parser.add_argument("--k", type=annotation)
+    return parser.parse_args([f"--k={flag_text(value)}"]).k
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("ab1-: #'\"\\,]}é\u3042😀")
+
+
+@pytest.mark.parametrize("mode", ["yaml", "omegaconf"])
+@given(value=st.lists(scalars, max_size=3) | st.dictionaries(st.text("ab.", min_size=1), scalars, max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_lists_and_mappings_reach_the_command_line_as_they_are(mode, value):
+    received = _parsed(value, Any, mode)
+    assert received == value
+    assert [type(item) for item in received] == [type(item) for item in value]
+
+
+@pytest.mark.parametrize("mode", ["yaml", "omegaconf"])
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        *[(True, bool), (None, int | None), (-3, int), (1e-05, float), (1e22, float), (math.inf, float)],
+        *[("null", str), ("1e-3", str), ("-x: y", str), ("", str), ("a b", str), ("1", str)],
+        *[(["1", "null", "1e-3", "a,b"], list[str]), ([1e-05, -math.inf], list[float])],
+        ({"class_path": "a.B", "init_args": {"k": None, "l": [1, 2]}}, dict[str, Any]),
+    ],
+)
+def test_typed_values_reach_the_command_line_as_they_are(mode, value, annotation):
+    received = _parsed(value, annotation, mode)
+    assert received == value
+    assert type(received) is type(value)
+
+
+def test_not_a_number_reaches_the_command_line():
+    assert math.isnan(_parsed(math.nan, float, "yaml"))

@@ -1,0 +1,129 @@
+import pytest
+
+from lori_pl.errors import LoriError
+from lori_pl.sweep.specification import Interval, load_specification
+
+FULL = """
+name: rank
+output: out/${name}
+configs: [a.yaml, b.yaml]
+fixed: {trainer.max_steps: 20, trainer.callbacks: null, model.template: "\\\\${data.k}"}
+grid:
+  model.rank: [4, 8]
+  config: [c.yaml, [d.yaml, e.yaml], []]
+random:
+  samples: 3
+  seed: 5
+  space:
+    model.lr: {low: 1e-4, high: 1e-2, log: true}
+    model.latents: {low: 2, high: 6}
+    model.core: {choices: [joint, per_layer_mode]}
+seeds: [3, 4]
+label: "{method}_{model.rank}"
+metrics: [accuracy_steps_3]
+"""
+
+
+def _load(tmp_path, text, *overrides):
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    return load_specification(path, overrides)
+
+
+def test_a_full_file_is_read_with_its_types(tmp_path):
+    sweep = _load(tmp_path, FULL)
+    assert (sweep.name, str(sweep.output), sweep.configs) == ("rank", "out/rank", ("a.yaml", "b.yaml"))
+    assert sweep.fixed == {"trainer.max_steps": 20, "trainer.callbacks": None, "model.template": "${data.k}"}
+    assert sweep.grid == {"model.rank": [4, 8], "config": ["c.yaml", ["d.yaml", "e.yaml"], []]}
+    assert sweep.random is not None
+    assert (sweep.random.samples, sweep.random.seed) == (3, 5)
+    assert sweep.random.space == {
+        "model.lr": Interval(1e-4, 1e-2, log=True, integer=False),
+        "model.latents": Interval(2, 6, log=False, integer=True),
+        "model.core": ["joint", "per_layer_mode"],
+    }
+    assert (sweep.seeds, sweep.label, sweep.metrics) == ((3, 4), "{method}_{model.rank}", ("accuracy_steps_3",))
+    assert sweep.axes == ["model.rank", "config", "model.lr", "model.latents", "model.core"]
+
+
+def test_all_but_the_configs_has_a_default(tmp_path):
+    sweep = _load(tmp_path, "configs: [a.yaml]")
+    assert (sweep.name, str(sweep.output), sweep.seeds) == ("file", "runs/sweeps/file", (0,))
+    assert (sweep.fixed, sweep.grid, sweep.random, sweep.label, sweep.metrics) == ({}, {}, None, None, ())
+
+
+def test_overrides_replace_fields_and_dotted_entries_before_interpolation(tmp_path):
+    sweep = _load(
+        tmp_path,
+        FULL,
+        *("name=other", "seeds=[7]", "fixed.trainer.max_steps=1e-3", "grid.model.rank=[2]", "random.samples=1"),
+        *("random.space.model.lr={choices: [1]}", "fixed.new.key=a=b"),
+    )
+    assert (sweep.name, str(sweep.output), sweep.seeds) == ("other", "out/other", (7,))
+    assert sweep.fixed["trainer.max_steps"] == 1e-3
+    assert sweep.fixed["new.key"] == "a=b"
+    assert sweep.grid["model.rank"] == [2]
+    assert sweep.random is not None
+    assert (sweep.random.samples, sweep.random.space["model.lr"]) == (1, [1])
+    assert _load(tmp_path, "configs: [a]", "grid.model.rank=[2]").grid == {"model.rank": [2]}
+
+
+@pytest.mark.parametrize("override", ["seeds", "model.rank=3", "fixed.=3", "=3"])
+def test_an_override_of_no_field_is_refused(tmp_path, override):
+    with pytest.raises(LoriError, match=r"expected FIELD=VALUE with a field of .*file\.yaml"):
+        _load(tmp_path, FULL, override)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("configs: [a]\nseed: 3", r"file\.yaml, field 'seed': unknown field; known are name, output"),
+        ("seeds: [1]", "field 'configs': missing"),
+        ("configs: a.yaml", "field 'configs': expected a list of texts, got 'a.yaml'"),
+        ("configs: [a]\nname: 3", "field 'name': expected text, got 3"),
+        ("configs: [a]\nfixed: [3]", r"field 'fixed': expected a mapping, got \[3\]"),
+        ("configs: [a]\nfixed: {--model.k: 3}", "field 'fixed.--model.k': expected a flag"),
+        ("configs: [a]\nfixed: {3: 3}", "field 'fixed.3': expected a flag"),
+        ("configs: [a]\nfixed: {config: b}", "field 'fixed.config': .* belongs under 'configs'"),
+        ("configs: [a]\nfixed: {accuracy: 1}", "field 'fixed.accuracy': .*a column of the results"),
+        ("configs: [a]\ngrid: {seed_everything: [1]}", "field 'grid.seed_everything': .*under 'seeds'"),
+        ("configs: [a]\nfixed: {trainer.default_root_dir: x}", "set by the sweep itself: every cell gets a folder"),
+        ("configs: [a]\ngrid: {k: 3}", "field 'grid.k': expected a list of at least one value, got 3"),
+        ("configs: [a]\ngrid: {k: []}", "field 'grid.k': expected a list of at least one value"),
+        ("configs: [a]\ngrid: {config: [3]}", "field 'grid.config': expected config files"),
+        ("configs: [a]\ngrid: {k: [1]}\nfixed: {k: 1}", "field 'k': given more than once"),
+        ("configs: [a]\nseeds: 3", "field 'seeds': expected a list of whole numbers"),
+        ("configs: [a]\nseeds: [true]", "field 'seeds': expected a list of whole numbers"),
+        ("configs: [a]\nseeds: [1, 1]", "field 'seeds': a seed occurs twice"),
+        ("configs: [a]\nmetrics: [status]", "field 'metrics': 'status' is a column of the sweep's own"),
+        ("configs: [a]\nrandom: {sample: 3}", "field 'random.sample': unknown field"),
+        ("configs: [a]\nrandom: {samples: 0}", "field 'random.samples': expected a positive whole number"),
+        ("configs: [a]\nrandom: {samples: 1}", "field 'random.space': missing"),
+        ("configs: [a]\nrandom: {samples: 1, seed: x, space: {k: {choices: [1]}}}", "field 'random.seed'"),
+        ("configs: [a]\nrandom: {samples: 1, space: {k: 3}}", r"field 'random.space.k': expected \{low, high, log\}"),
+        ("configs: [a]\nrandom: {samples: 1, space: {k: {choices: []}}}", "field 'random.space.k.choices'"),
+        ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 2, high: 1}}}", r"low \(2\) must be less than high"),
+        (
+            "configs: [a]\nrandom: {samples: 1, space: {k: {low: a, high: 1}}}",
+            "field 'random.space.k.low': expected a n",
+        ),
+        ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: true}}}", "needs a positive low, got 0"),
+        ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: 1}}}", "expected true or false, got 1"),
+        ("configs: [a]\nrandom: {samples: 1, space: {config: {choices: [a]}}}", "config files vary under 'grid' only"),
+        ("configs: [a\nname: b", r"file\.yaml, line 2: this sweep file is no YAML"),
+        ("configs: [a]\nconfigs: [b]", r"file\.yaml, line 2: this sweep file is no YAML \(.*configs"),
+        ("configs: [a]\nname: ${nothing}", r"file\.yaml: .*nothing.*: correct the interpolation"),
+        ("configs: [a]\nname: ???", r"file\.yaml: .*name.*: correct the interpolation"),
+        ("- a", "a sweep file is a mapping of fields"),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_line_that_names_file_and_field(tmp_path, text, message):
+    with pytest.raises(LoriError, match=message) as caught:
+        _load(tmp_path, text)
+    assert "\n" not in str(caught.value)
+    assert "file.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(LoriError, match=r"none\.yaml: cannot read this sweep file \(No such file"):
+        load_specification(tmp_path / "none.yaml")
