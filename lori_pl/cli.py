@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for its options)
 
+  quickstart the main job on the embedded default: train, compare, export a student
   fit        train a method; ends with a table, summary.json and the exported student
   validate   accuracy on the validation problems
   test       accuracy, passes and milliseconds on the test sets; takes a checkpoint or a student's folder
@@ -80,4 +81,9 @@ def own_commands() -> dict[str, Callable[[list[str]], int]]:
 
         return run(rest)
 
-    return {"sweep": sweep, "preview": preview, "export": export}
+    def quickstart(rest: list[str]) -> int:
+        from lori_pl.commands.quickstart import main as run
+
+        return run(rest)
+
+    return {"quickstart": quickstart, "sweep": sweep, "preview": preview, "export": export}

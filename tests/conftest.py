@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads():
-    torch.set_num_threads(2)
+    # tensors are tiny: threads would only wait for each other
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

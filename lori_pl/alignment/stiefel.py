@@ -58,8 +58,7 @@ class _Orthonormal(nn.Module):
                 f"StiefelWeight: the assigned {tuple(weight.shape)} matrix has no orthonormal columns "
                 f"(largest entry of |W^T W - I| is {error:.2g}); assign the Q of its QR decomposition"
             )
-        # QR of another memory layout differs in the last bit, and a checkpoint is loaded contiguous
-        return weight.contiguous()
+        return weight.contiguous()  # safetensors stores no other layout
 
 
 class StiefelWeight(nn.Module):

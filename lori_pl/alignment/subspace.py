@@ -191,7 +191,8 @@ class TensorSubspace(nn.Module):
         factors = self.own.factors()
         assert factors is not None
         layer_rotation, hidden_rotation = mode_procrustes(cross)
-        self.own.set_factors(factors[0].to(cross) @ layer_rotation, factors[1].to(cross) @ hidden_rotation)
+        layer, hidden = (factor.to(cross.device).to(cross.dtype) for factor in factors)  # MPS cannot widen
+        self.own.set_factors(layer @ layer_rotation, hidden @ hidden_rotation)
         overlap = torch.einsum("abcd,ac,bd->", cross, layer_rotation, hidden_rotation)
         self.start_correlation.copy_(overlap / norm.clamp_min(torch.finfo(norm.dtype).tiny))
 

@@ -136,8 +136,9 @@ class LoRi(Method):
         if self.student_init == "base":
             return super().load_backbone(tokenizer)
         assert self.teacher_backbone is not None
+        teacher = self.teacher_backbone
         start = dataclasses.replace(
-            self.backbone, name=self.teacher_backbone.name, config={}, revision=self.teacher_backbone.revision
+            self.backbone, name=teacher.name, config=teacher.config, revision=teacher.revision
         )
         return load_causal_lm(start, tokenizer)
 

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+import transformers
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hub_logging
 
+from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT, load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.hidden import base_model
 
-log = logging.getLogger(__name__)
-
 DType = Literal["float32", "bfloat16", "float16", "auto"]
+# the attribute under which a model remembers the backbone that it was loaded from
+SOURCE = "lori_source"
 
 
 @dataclass
@@ -81,6 +93,25 @@ class Backbone:
         return name
 
 
+def one_line(error: BaseException, limit: int = 240) -> str:
+    """Gives an error's message as one line of at most ``limit`` characters, or its type where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """Keeps transformers' progress bars out of logs: within the block they show on a terminal only."""
+    shown = hub_logging.is_progress_bar_enabled() and not sys.stdout.isatty()
+    if shown:
+        hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hub_logging.enable_progress_bar()
+
+
 def _source(name: str) -> tuple[str, dict[str, Any]]:
     if name.endswith(".gguf"):
         path = Path(name)
@@ -88,6 +119,11 @@ def _source(name: str) -> tuple[str, dict[str, Any]]:
             raise LoriError(f"backbone.name '{name}': no such GGUF file; give its full path")
         return str(path.parent), {"gguf_file": path.name}
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        if (Path(name) / "adapter_config.json").is_file():
+            raise LoriError(
+                f"backbone.name '{name}' holds LoRA adapters apart from their base model; export it merged, or use "
+                "LatentReasoner.from_pretrained"
+            )
         raise LoriError(
             f"backbone.name '{name}' is a folder without config.json, no model; give a saved model's folder"
         )
@@ -102,18 +138,12 @@ def load_config(backbone: Backbone, vocabulary: int | None = None) -> Pretrained
         vocabulary: Size of the tokenizer's vocabulary, for a model from a config alone.
 
     Raises:
-        LoriError: If nothing is found under the name, or the config lacks ``model_type``.
+        LoriError: If nothing is found under the name, the config lacks ``model_type``, or a key or value of
+            ``backbone.config`` is none of that model type.
     """
     changes = dict(backbone.config)
     if backbone.name is None:
-        if "model_type" not in changes:
-            raise LoriError("backbone has neither name nor config.model_type: say which model, e.g. model_type: llama")
-        if vocabulary is not None:
-            changes.setdefault("vocab_size", vocabulary)
-        try:
-            config = AutoConfig.for_model(changes.pop("model_type"), **changes)
-        except (ValueError, TypeError) as error:
-            raise LoriError(f"backbone.config is no config of transformers: {error}") from error
+        config = _new_config(changes, vocabulary)
     else:
         folder, keywords = _source(backbone.name)
         try:
@@ -126,12 +156,33 @@ def load_config(backbone: Backbone, vocabulary: int | None = None) -> Pretrained
             )
         except Exception as error:  # transformers raises anything from OSError to KeyError here
             raise LoriError(
-                f"backbone.name '{backbone.name}': no model found ({str(error).splitlines()[0]}); "
+                f"backbone.name '{backbone.name}': no model found ({one_line(error)}); "
                 "give a local folder, a hub id that is downloaded or reachable, or a GGUF file"
             ) from error
+        # transformers drops keys that it does not know without a word
+        if unknown := [key for key in changes if not hasattr(config, key)]:
+            raise LoriError(f"backbone.config: {unknown} are no keys of {type(config).__name__}; see `config.json`")
     if backbone.dropout is not None:
-        for key in [k for k in config.to_dict() if k.endswith(("dropout", "pdrop"))]:
+        for key in [k for k in config.to_dict() if k.endswith(("dropout", "pdrop", "dropout_prob"))]:
             setattr(config, key, backbone.dropout)
+    return config
+
+
+def _new_config(changes: dict[str, Any], vocabulary: int | None) -> PretrainedConfig:
+    if "model_type" not in changes:
+        raise LoriError("backbone has neither name nor config.model_type: say which model, e.g. model_type: llama")
+    kind = changes.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise LoriError(f"backbone.config.model_type '{kind}' is unknown to transformers; give one such as llama")
+    if vocabulary is not None:
+        changes.setdefault("vocab_size", vocabulary)
+    try:
+        config, plain = AutoConfig.for_model(kind, **changes), AutoConfig.for_model(kind)
+    except Exception as error:  # validation errors of transformers have types of their own
+        raise LoriError(f"backbone.config is no config of '{kind}': {one_line(error)}") from error
+    # a key that nobody consumes stays as an attribute
+    if unknown := [key for key in changes if hasattr(config, key) and not hasattr(plain, key)]:
+        raise LoriError(f"backbone.config: {unknown} are no keys of {type(config).__name__}; mind the spelling")
     return config
 
 
@@ -146,45 +197,104 @@ def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Pr
         The model in train mode, LoRA not yet applied.
 
     Raises:
-        LoriError: If nothing loadable is found.
+        LoriError: If nothing loadable is found, or weights are missing, damaged, or of another shape.
     """
     config = load_config(backbone, len(tokenizer))
     dtype = backbone.dtype if backbone.dtype == "auto" else getattr(torch, backbone.dtype)
-    if backbone.name is None:
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=None if dtype == "auto" else dtype, attn_implementation=backbone.attention
-        )
-    else:
-        folder, keywords = _source(backbone.name)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=None if keywords else config,
-                revision=backbone.revision or "main",
-                dtype=dtype,
-                attn_implementation=backbone.attention,
-                trust_remote_code=backbone.trust_remote_code,
-                **keywords,
+    try:
+        if backbone.name is None:
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=None if dtype == "auto" else dtype, attn_implementation=backbone.attention
             )
-        except (OSError, ValueError, ImportError) as error:
-            raise LoriError(
-                f"backbone.name '{backbone.name}' cannot be loaded: {str(error).splitlines()[0]}"
-            ) from error
+            # what transformers' own generate() needs to know of a vocabulary that is not the architecture's
+            model.generation_config.bos_token_id = tokenizer.bos_token_id
+            model.generation_config.eos_token_id = tokenizer.eos_token_id
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
+        else:
+            model = _load_weights(backbone, config, dtype)
+    except LoriError:
+        raise
+    except Exception as error:  # OSError, SafetensorError, RuntimeError, ValueError, ImportError, ...
+        place = "config" if backbone.name is None else f"name '{backbone.name}'"
+        raise LoriError(f"backbone.{place}: the model cannot be built: {one_line(error)}") from error
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         grow_embeddings(model, len(tokenizer))
+    elif backbone.name is not None:
+        _start_markers(model, backbone, tokenizer)
+    vars(model)[SOURCE] = backbone
     # from_pretrained leaves eval mode, in which a student would train without its dropout
     return model.train()
+
+
+def _load_weights(backbone: Backbone, config: PretrainedConfig, dtype: Any) -> PreTrainedModel:
+    folder, keywords = _source(str(backbone.name))
+    if keywords and (packed := getattr(transformers, "GgufConfig", None)) is not None:
+        # blocks that stay packed neither train nor save
+        keywords["quantization_config"] = packed(dequantize=True)
+    with quiet_progress():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            revision=backbone.revision or "main",
+            dtype=dtype,
+            attn_implementation=backbone.attention,
+            trust_remote_code=backbone.trust_remote_code,
+            output_loading_info=True,
+            **keywords,
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise LoriError(
+            f"backbone.name '{backbone.name}': {len(missing)} weights are missing, e.g. {missing[0]}; the model is "
+            "incomplete or of another architecture"
+        )
+    return _without_quantizer(model, backbone.attention) if keywords else model
+
+
+def _without_quantizer(model: PreTrainedModel, attention: str) -> PreTrainedModel:
+    """Rebuilds a model that was read from a GGUF file, which transformers would refuse to save."""
+    settings = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(
+            type(model.config).from_dict(settings), dtype=model.dtype, attn_implementation=attention
+        )
+    plain.load_state_dict(model.state_dict(), strict=True, assign=True)
+    # buffers that no state dict holds (rotary frequencies) are still on the meta device
+    for name, buffer in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        plain.get_submodule(owner)._buffers[leaf] = buffer
+    plain.requires_grad_(True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def grow_embeddings(model: PreTrainedModel, size: int) -> None:
     """Resizes the embeddings to ``size`` rows (ties kept); a new row is the mean of the old ones."""
     old = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(size, mean_resizing=False)
-    head = model.get_output_embeddings()
+    _average_rows(model, list(range(old, size)), old)
+
+
+def _start_markers(model: PreTrainedModel, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Starts markers that took spare rows of a padded table (Qwen's) from the mean, as added rows do."""
+    markers = sorted(tokenizer.get_vocab().keys() & {BEGIN_OF_THOUGHT, END_OF_THOUGHT})
+    if not markers:
+        return
+    try:
+        own = load_tokenizer(str(backbone.name), False, backbone.revision)
+    except LoriError:
+        return  # a model without a tokenizer says nothing about its rows
+    new = [tokenizer.convert_tokens_to_ids(marker) for marker in markers if marker not in own.get_vocab()]
+    if new:
+        _average_rows(model, new, min(len(own), *new))
+
+
+def _average_rows(model: PreTrainedModel, rows: list[int], known: int) -> None:
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     with torch.no_grad():
-        for weight in {id(w): w for w in (model.get_input_embeddings().weight, head.weight)}.values():
+        for weight in {id(table): table for table in tables}.values():
             if weight.device.type != "meta":
-                weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+                weight[rows] = weight[:known].float().mean(0).to(weight.dtype)
 
 
 def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
@@ -194,7 +304,7 @@ def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedMo
         The transformers model itself; with LoRA its linear layers hold adapters, and only those train.
 
     Raises:
-        LoriError: If LoRA's targets are not in the model.
+        LoriError: If LoRA's targets are not in the model, or are its embeddings or head.
     """
     if backbone.lora is not None:
         lora = backbone.lora
@@ -206,28 +316,40 @@ def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedMo
             task_type="CAUSAL_LM",
         )
         try:
+            # a frozen base in half precision with fp32 adapters is PEFT's own default
             wrapped = get_peft_model(model, settings)
         except ValueError as error:
-            raise LoriError(f"backbone.lora.targets {lora.targets}: {str(error).splitlines()[0]}") from error
+            raise LoriError(f"backbone.lora (rank {lora.rank}, targets {lora.targets}): {one_line(error)}") from error
         model = wrapped.get_base_model()
-        # a frozen base in half precision with fp32 adapters is PEFT's own default
+        if any(isinstance(m, LoraLayer) for m in (model.get_input_embeddings(), model.get_output_embeddings())):
+            raise LoriError(
+                f"backbone.lora.targets {lora.targets} name the embeddings or the head, which may be tied; leave them "
+                "out (the markers' rows train without)"
+            )
+        vars(model)[SOURCE] = replace(vars(model).get(SOURCE, backbone), lora=lora)
     if backbone.gradient_checkpointing:
         checkpoint_layers(model)
     return model
 
 
-def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+def head_logits(model: PreTrainedModel, hidden: Tensor, rows: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Applies the language-model head to chosen hidden states only.
 
     Args:
         model: The causal language model.
         hidden: (..., D) states after the final norm.
+        rows: Ids (N,) and rows (N, D) that take the place of the head's own.
 
     Returns:
         (..., V) logits, with the scale or soft cap that the architecture puts on them.
     """
-    logits: Tensor = model.get_output_embeddings()(hidden)
-    config = model.config
+    head = model.get_output_embeddings()
+    logits: Tensor = head(hidden)
+    if rows is not None:
+        ids, weight = rows
+        bias = head.bias[ids] if getattr(head, "bias", None) is not None else None
+        logits = logits.index_copy(-1, ids, F.linear(hidden, weight.to(hidden.dtype), bias).to(logits.dtype))
+    config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
@@ -239,14 +361,15 @@ def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Runs a block with ``module`` in eval mode and without gradients, then restores its mode."""
-    training = module.training
+    """Runs a block with ``module`` in eval mode and without gradients, then restores the mode of each of its parts."""
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        module.train(training)
+        for part, training in modes:
+            part.training = training
 
 
 __all__ = [
@@ -258,5 +381,7 @@ __all__ = [
     "head_logits",
     "load_causal_lm",
     "load_config",
+    "one_line",
     "prepare_training",
+    "quiet_progress",
 ]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lori_pl.errors import LoriError
+
 if TYPE_CHECKING:
     from lori_pl.models.reasoner import LatentReasoner
 
@@ -35,7 +37,15 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator | None
     """Picks the next token (B,) from logits (B, V): the likeliest, or a sample at ``temperature``."""
     if temperature <= 0:
         return logits.argmax(-1)
-    return torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1, generator=generator)[:, 0]
+    # the maximum is taken off first: a low temperature must not overflow
+    relative = logits.float() - logits.float().amax(-1, keepdim=True)
+    return torch.multinomial(torch.softmax(relative / temperature, -1), 1, generator=generator)[:, 0]
+
+
+def position_limit(reasoner: LatentReasoner) -> int | None:
+    """Number of positions that the model has, if it says."""
+    limit = getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if isinstance(limit, int) and limit > 0 else None
 
 
 @torch.no_grad()
@@ -53,12 +63,26 @@ def generate(
     What is known before the first token is fed as early as possible: No-CoT's answer prompt and the pause method's
     fillers go in with the question, so their prompt is one pass.
     """
+    if max_new_tokens < 1:
+        raise LoriError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
+    if not temperature >= 0:
+        raise LoriError(f"temperature is {temperature}: give 0 (greedy) or more")
     encoder, thought = reasoner.encoder, reasoner.thought
-    latents = thought.latents if latents is None else latents
+    latents = thought.count(latents)
     batch = question.shape[0]
     prefix = torch.tensor(
         encoder.suffix if reasoner.reasoning != "words" else [], device=question.device, dtype=torch.long
     )
+    limit = question_mask.new_full((batch,), max_new_tokens, dtype=torch.long)
+    if (positions := position_limit(reasoner)) is not None:
+        lengths = question_mask.sum(1) + latents + len(prefix)
+        # the last token generated is never read
+        limit = limit.minimum(positions - lengths + 1)
+        if bool((limit < 1).any()):
+            raise LoriError(
+                f"a question of {int(question_mask.sum(1).max())} tokens leaves no place for an answer: the model has "
+                f"{positions} positions"
+            )
     if reasoner.reasoning == "latent" and latents:
         state, _ = reasoner.think(question, question_mask, latents)
         state = reasoner.extend(state, reasoner.embed(prefix.expand(batch, -1)))
@@ -74,6 +98,7 @@ def generate(
 
     tokens: list[Tensor] = []
     alive = question_mask.new_ones(batch, dtype=torch.bool)
+    finished = torch.zeros_like(alive)
     count = torch.zeros(batch, dtype=torch.long, device=question.device)
     banned = torch.tensor(encoder.bot + encoder.eot, device=question.device, dtype=torch.long)
     masks: list[Tensor] = []
@@ -84,7 +109,8 @@ def generate(
         tokens.append(token)
         masks.append(alive)
         count = count + alive
-        alive = alive & (token != encoder.end)
+        finished = finished | (alive & (token == encoder.end))
+        alive = alive & (token != encoder.end) & (count < limit)
         if step + 1 == max_new_tokens or not bool(alive.any()):
             break
         state = reasoner.extend(state, reasoner.embed(token[:, None]))
@@ -93,5 +119,5 @@ def generate(
         mask=torch.stack(masks, dim=1),
         passes=before + count - 1,
         latents=latents,
-        finished=~alive,
+        finished=finished,
     )

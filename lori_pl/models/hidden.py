@@ -33,15 +33,19 @@ class LayerSelection:
         """Gives the layer numbers for a model of ``depth`` layers, in order.
 
         Raises:
-            LoriError: If a layer is out of range or named twice.
+            LoriError: If no layer is named, or one is out of range or named twice.
         """
+        if isinstance(self.layers, str) and self.layers != "all":
+            raise LoriError(f"layers.layers '{self.layers}': give 'all' or a list of layer numbers")
         numbers = list(range(1, depth + 1)) if self.layers == "all" else [int(layer) for layer in self.layers]
         resolved = [layer + depth + 1 if layer < 0 else layer for layer in numbers]
         wrong = [layer for layer, number in zip(numbers, resolved, strict=True) if not 1 <= number <= depth]
-        if wrong or not resolved or len(set(resolved)) < len(resolved):
+        twice = sorted({number for number in resolved if resolved.count(number) > 1})
+        if wrong or twice or not resolved:
+            reason = f"{wrong} are out of range" if wrong else f"{twice} are named twice" if twice else "none is named"
             raise LoriError(
-                f"layers.layers {self.layers}: the model has layers 1 to {depth} (or -1 to -{depth}), each once"
-                + (f"; {wrong} are out of range" if wrong else "")
+                f"layers.layers {self.layers}: {reason}; the model has layers 1 to {depth} (or -1 to -{depth})"
+                + ("; layers.embedding_layer adds layer 0" if 0 in wrong else "")
             )
         return ([0] if self.embedding_layer else []) + sorted(resolved)
 

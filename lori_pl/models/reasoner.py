@@ -15,7 +15,7 @@ from lori_pl.data.answers import extract_answer
 from lori_pl.data.pairing import pad_questions
 from lori_pl.data.template import Encoder, Template
 from lori_pl.errors import LoriError
-from lori_pl.models.backbone import base_model, head_logits
+from lori_pl.models.backbone import base_model, frozen, head_logits
 from lori_pl.models.generation import Generation, generate
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers
 from lori_pl.models.thought import LatentScale, PauseThought, Projector, RecurrentThought, Thought
@@ -91,9 +91,14 @@ class LatentReasoner(nn.Module):
         self.reasoning = reasoning
         self.latent_scale: LatentScale = latent_scale
         self.encoder = Encoder(tokenizer, template, markers=self.has_markers)
-        table = lm.get_input_embeddings().weight
+        embeddings = lm.get_input_embeddings()
+        table = embeddings.weight
         hidden = table.shape[1]
-        rms = 1.0 if table.device.type == "meta" else float(table.detach().float().pow(2).mean().sqrt())
+        # Gemma's embedding module multiplies what it looks up
+        self.embed_scale = float(getattr(embeddings, "scalar_embed_scale", getattr(embeddings, "embed_scale", 1.0)))
+        rms = 1.0
+        if table.device.type != "meta":
+            rms = self.embed_scale * float(table.detach().float().pow(2).mean().sqrt())
         self.thought = Thought()
         if reasoning == "latent":
             self.thought = RecurrentThought(latents, Projector(hidden, rms, latent_scale))
@@ -129,13 +134,18 @@ class LatentReasoner(nn.Module):
         """Embeds token ids (B, T) to (B, T, D); under LoRA the markers' rows are the trained ones."""
         embedded: Tensor = self.lm.get_input_embeddings()(ids)
         if self.markers is not None:
-            for row, token in zip(self.markers, self.encoder.bot + self.encoder.eot, strict=True):
-                embedded = torch.where((ids == token)[..., None], row.to(embedded.dtype), embedded)
+            rows = (self.markers * self.embed_scale).to(embedded.dtype)
+            for row, token in zip(rows, self.encoder.bot + self.encoder.eot, strict=True):
+                embedded = torch.where((ids == token)[..., None], row, embedded)
         return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Language-model head on chosen hidden states (..., D)."""
-        return head_logits(self.lm, hidden)
+        """Language-model head on chosen hidden states (..., D); a tied head shares the markers' trained rows."""
+        tied = self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
+        if self.markers is None or not tied:
+            return head_logits(self.lm, hidden)
+        ids = torch.tensor(self.encoder.bot + self.encoder.eot, device=hidden.device)
+        return head_logits(self.lm, hidden, (ids, self.markers))
 
     def run(self, inputs: Tensor, mask: Tensor, position: Tensor, cache: Cache | None) -> Tensor:
         """One backbone pass without the head.
@@ -194,11 +204,9 @@ class LatentReasoner(nn.Module):
             The state at the last latent, and the trajectory (B, L, K, D) if ``record`` is given.
 
         Raises:
-            LoriError: If K is negative.
+            LoriError: If K is negative, or more than the reasoner can take.
         """
-        latents = self.thought.latents if latents is None else latents
-        if latents < 0:
-            raise LoriError(f"latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
+        latents = self.thought.count(latents)
         state = self.read(self.embed(question), question_mask)
         if record is None or latents == 0:
             return self.thought.extend(self, state, latents), None
@@ -218,7 +226,7 @@ class LatentReasoner(nn.Module):
         """Reads the answer part under teacher forcing, after a thought.
 
         Args:
-            state: Where the thought ended.
+            state: Where the thought ended; its cache is extended in place, so it serves once.
             answer: (B, A) ids of ``<eot>``, answer prompt, answer and end, padded on the right.
             answer_mask: (B, A) true at real tokens.
             anchor: Column that predicts the answer's first token.
@@ -238,7 +246,11 @@ class LatentReasoner(nn.Module):
         if record is None:
             return run(), None
         with record_hidden(
-            self.lm, record.resolve(self.depth), record.final_norm, lambda hidden: hidden[:, anchor : anchor + 1]
+            # a copy: a slice would keep the whole alive
+            self.lm,
+            record.resolve(self.depth),
+            record.final_norm,
+            lambda hidden: hidden[:, [anchor]],
         ) as records:
             hidden = run()
         return hidden, stack_layers(records)[:, :, 0]
@@ -258,12 +270,15 @@ class LatentReasoner(nn.Module):
             question: (B, Q) ids, ending in ``<bot>`` where the reasoner has markers.
             question_mask: (B, Q) true at real tokens.
             latents: K at run time; ``None`` for the reasoner's own.
-            max_new_tokens: Most tokens to generate.
+            max_new_tokens: Most tokens to generate; fewer where the model's positions end.
             temperature: 0 for greedy.
             generator: Random numbers for sampling.
 
         Returns:
             Tokens, their mask and the passes of each row.
+
+        Raises:
+            LoriError: If an argument is out of range, or a question leaves no position for an answer.
         """
         return generate(self, question, question_mask, latents, max_new_tokens, temperature, generator)
 
@@ -290,35 +305,42 @@ class LatentReasoner(nn.Module):
             One answer a question, in order.
 
         Raises:
-            LoriError: If ``questions`` is a single string, or one of them is empty.
+            LoriError: If ``questions`` is a single string, one of them is empty, no text or too long for the model, or
+                another argument is out of range.
         """
         if isinstance(questions, str):
             raise LoriError("answer() takes a list of questions, not one string: write [question]")
-        if empty := [i for i, question in enumerate(questions) if not question.strip()]:
-            raise LoriError(f"question {empty[0]} is empty")
-        training = self.training
-        self.eval()
+        if bad := [i for i, question in enumerate(questions) if not isinstance(question, str) or not question.strip()]:
+            raise LoriError(f"question {bad[0]} is {questions[bad[0]]!r}: give a text that is not empty")
+        if batch_size < 1:
+            raise LoriError(f"batch_size is {batch_size}: give 1 or more")
         answers: list[Answer] = []
-        try:
+        with frozen(self):
             for start in range(0, len(questions), batch_size):
                 encoded = self.encoder.questions(questions[start : start + batch_size])
                 ids, mask = (t.to(self.device) for t in pad_questions(encoded, self.encoder))
                 answers += self.texts(self.generate(ids, mask, latents, max_new_tokens, temperature, generator))
-        finally:
-            self.train(training)
         return answers
 
     def texts(self, generation: Generation) -> list[Answer]:
         """Decodes a generation and extracts the answers."""
         rows = [row[keep].tolist() for row, keep in zip(generation.tokens.cpu(), generation.mask.cpu(), strict=True)]
         outputs = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        mark = self.template.answer_prompt.strip()
-        # the answer prompt of other methods was read, not written
-        before = "" if self.reasoning == "words" else f"{mark} "
         return [
-            Answer(extract_answer(before + text, marks=(mark,)), generation.latents, text, passes)
+            Answer(self._extract(text), generation.latents, text, passes)
             for text, passes in zip(outputs, generation.passes.tolist(), strict=True)
         ]
+
+    def _extract(self, output: str) -> str:
+        mark = self.template.answer_prompt
+        # a tokenizer may write the mark with other spaces than the template
+        marks = (mark, self.tokenizer.decode(self.encoder.prompt))
+        before, after = (part.strip() for part in self.template.answer.split("{answer}", 1))
+        if self.reasoning != "words":  # there the answer prompt was read, not written
+            output = f"{mark} {output}"
+        if after:
+            output = output.strip().removesuffix(after)
+        return extract_answer(output, marks=(*marks, before) if before else marks)
 
     def save_pretrained(self, folder: str | Path, merge: bool = True) -> None:
         """Saves to a new folder: safetensors, config, tokenizer, card.
@@ -328,7 +350,7 @@ class LatentReasoner(nn.Module):
             merge: Merge LoRA into the weights; otherwise adapters are kept apart, beside the base model's name.
 
         Raises:
-            LoriError: If the folder exists.
+            LoriError: If the folder exists, or adapters are to be kept apart from a model that has no name.
         """
         from lori_pl.models.saving import save_reasoner
 

@@ -26,6 +26,7 @@ def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: Layer
     columns = torch.cat([batch.anchor[:, None], batch.rationale_index], dim=1)
     layers = selection.resolve(lm.config.get_text_config().num_hidden_layers)
     mask = batch.mask.long()
+    # hooks see the hidden states of all tokens but keep copies of the chosen ones only
     with record_hidden(lm, layers, selection.final_norm, lambda hidden: take(hidden, columns)) as records:
         base_model(lm)(
             input_ids=batch.ids,

@@ -40,14 +40,15 @@ class Projector(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps (B, 1, D) last hidden states to (B, 1, D) input embeddings."""
-        return self.norm(self.layers(hidden))
+        # a backbone in half precision keeps its projector in fp32
+        return self.norm(self.layers(hidden.to(self.norm.weight.dtype)))
 
 
 class Thought(nn.Module):
     """Base of all thoughts; by itself it thinks nothing (No-CoT and explicit CoT).
 
     Args:
-        latents: Number of latents K; ``extend`` may be asked for another.
+        latents: Number of latents K; another may be asked for at run time.
 
     Raises:
         LoriError: If K is negative.
@@ -60,6 +61,25 @@ class Thought(nn.Module):
         if latents < 0:
             raise LoriError(f"latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
         self.latents = latents
+
+    def count(self, latents: int | None) -> int:
+        """Gives the number of latents for one run: ``latents``, or the thought's own for ``None``.
+
+        Raises:
+            LoriError: If it is negative, or more than this kind of thought can take.
+        """
+        if latents is None:
+            return self.latents
+        if latents < 0:
+            raise LoriError(f"latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
+        if (most := self.most) is not None and latents > most:
+            raise LoriError(f"latents is {latents}, but this reasoner ({self.kind}) can take at most {most}")
+        return latents
+
+    @property
+    def most(self) -> int | None:
+        """The most latents that may be asked for; ``None`` where any number may."""
+        return 0
 
     def embeddings(self, batch: int, latents: int) -> Tensor | None:
         """Latent inputs (B, K, D) that are known before the question is read, if they are."""
@@ -82,7 +102,13 @@ class RecurrentThought(Thought):
 
     def __init__(self, latents: int, projector: nn.Module) -> None:
         super().__init__(latents)
-        self.projector = projector
+        # parameters that no step uses would stall data parallelism
+        self.projector = projector.requires_grad_(latents > 0)
+
+    @property
+    def most(self) -> None:
+        """Any number of latents may be asked for."""
+        return None
 
     def extend(self, reasoner: LatentReasoner, state: DecodingState, latents: int) -> DecodingState:
         """Runs K cached single-token passes."""
@@ -104,16 +130,15 @@ class PauseThought(Thought):
 
     def __init__(self, latents: int, hidden: int, embedding_rms: float) -> None:
         super().__init__(latents)
-        self.fillers = nn.Parameter(torch.randn(latents, hidden) * embedding_rms)
+        self.fillers = nn.Parameter(torch.randn(latents, hidden) * embedding_rms, requires_grad=latents > 0)
+
+    @property
+    def most(self) -> int:
+        """As many as were learned."""
+        return self.latents
 
     def embeddings(self, batch: int, latents: int) -> Tensor:
-        """Gives the fillers for every row.
-
-        Raises:
-            LoriError: If more fillers are asked for than were learned.
-        """
-        if latents > self.latents:
-            raise LoriError(f"{latents} pause tokens asked for, but only {self.latents} were learned")
+        """Gives the fillers (B, K, D) for every row."""
         return self.fillers[:latents].expand(batch, -1, -1)
 
     def extend(self, reasoner: LatentReasoner, state: DecodingState, latents: int) -> DecodingState:

@@ -1,0 +1,76 @@
+"""`quickstart`: the main job on the embedded default, and what came out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lori_pl.errors import LoriError
+from lori_pl.evaluation.report import SUMMARY, print_table, write_json
+from lori_pl.sweep.runner import Sweep
+from lori_pl.sweep.specification import load_specification
+
+RECIPE = Path("experiments/quickstart.yaml")
+STUDENT = "student"
+
+
+def main(arguments: list[str]) -> int:
+    """Trains No-CoT, latent-only and LoRi from the shipped teacher, compares them, and keeps LoRi's student.
+
+    ``python -m lori_pl quickstart [FILE]``; a finished part is not done again.
+
+    Args:
+        arguments: A sweep file of the same kind; by default ``experiments/quickstart.yaml``.
+
+    Raises:
+        LoriError: If the file is missing, or a run failed.
+    """
+    if arguments and arguments[0] in ("-h", "--help"):
+        print((main.__doc__ or "").split("Args:")[0].strip())
+        return 0
+    recipe = Path(arguments[0]) if arguments else RECIPE
+    if not recipe.is_file():
+        raise LoriError(f"{recipe}: no such file; run the quickstart in the root of the repository, or name a sweep file")
+    sweep = Sweep(load_specification(recipe))
+    failed = sweep.run(retry_failed=True)
+    if failed:
+        raise LoriError(f"{failed} runs failed; their log.txt lie under {sweep.output}")
+    methods, folders = collect(sweep)
+    write_json(sweep.output / SUMMARY, {"methods": methods})
+    console = Console()
+    print_table(methods)
+    floor = next(iter(methods.values()))["floor"]
+    console.print(f"always the most frequent answer: {100 * floor:.1f}")
+    if "lori" in folders:
+        keep_student(folders["lori"] / STUDENT, sweep.output / STUDENT)
+        console.print(f"student:     {sweep.output / STUDENT}  (LatentReasoner.from_pretrained)")
+    console.print(f"summary:     {sweep.output / SUMMARY}")
+    console.print(f"TensorBoard: tensorboard --logdir {sweep.output}")
+    return 0
+
+
+def collect(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Gathers each method's figures and folder from the cells of a finished sweep."""
+    methods: dict[str, Any] = {}
+    folders: dict[str, Path] = {}
+    for cell in sweep.cells:
+        folder = sweep.folder(cell)
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        for name, values in summary["methods"].items():
+            methods[name] = {**values, "seconds": summary.get("seconds", 0.0)}
+            folders[name] = folder
+    return methods, folders
+
+
+def keep_student(source: Path, target: Path) -> None:
+    """Copies a student's folder; the copy appears only when whole and replaces an earlier one."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)
