@@ -34,6 +34,8 @@ def _nothing_leaks():
         "PL_SEED_WORKERS",
         "POSSIBLE_USER_WARNINGS",
         "KMP_INIT_AT_FORK",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
     }
     os.environ.clear()
     os.environ.update(before)

@@ -14,8 +14,9 @@ from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT
 from lori_pl.errors import LoriError
 
 RationaleTokens = Literal["all", "no_delimiters", "step_results"]
-# what follows the last '=', or else the last word, without closing brackets and full stops
-_RESULT = re.compile(r"(?:=\s*|(?:^|\s))([^=\s>]+?)[\s.>]*$")
+# the word behind the last '=', or without one the last word; without closing brackets, commas and full stops
+_RESULT = re.compile(r"=\s*([^=\s<>]+?)[.,;:]*(?=[\s<>]|$)[^=]*$")
+_LAST_WORD = re.compile(r"((?:[0-9] )+[0-9]|[^\s<>()]+?)[\s.,;:<>()]*$")
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Template:
         for name in ("question", "rationale", "answer"):
             if f"{{{name}}}" not in getattr(self, name):
                 raise LoriError(f"template.{name} is {getattr(self, name)!r}: it must contain {{{name}}}")
+        if self.system is not None and not self.chat:
+            raise LoriError("template.system is set but template.chat is false: only a chat template has a system turn")
         if not self.answer_prompt.strip():
             raise LoriError("template.answer_prompt is empty: give a mark such as '####', where the answer begins")
 
@@ -136,11 +139,19 @@ class Encoder:
         Args:
             problems: The problems.
             tokens: ``all``; ``no_delimiters``, those with a letter or digit in them; ``step_results``, those of the
-                result of each step: what stands between its last ``=`` and the end, or its last word without one.
+                result of each step: the word behind its last ``=``, or its last word without one.
 
         Returns:
             Positions in each rationale, as :meth:`rationales` encodes it.
+
+        Raises:
+            LoriError: If the tokenizer cannot say where in the text its tokens stand.
         """
+        if not self.tokenizer.is_fast:
+            raise LoriError(
+                f"rationale_tokens '{tokens}' needs a fast tokenizer, and {type(self.tokenizer).__name__} is none; "
+                "use 'all'"
+            )
         texts = [self.template.rationale_text(problem.steps) for problem in problems]
         if not texts:
             return []
@@ -153,13 +164,13 @@ class Encoder:
                 for text, row in zip(texts, spans, strict=True)
             ]
         chosen = []
-        for problem, text, row in zip(problems, texts, spans, strict=True):
-            results, end = [], 0
+        first = self.template.rationale.index("{rationale}")
+        for problem, row in zip(problems, spans, strict=True):
+            results, start = [], first
             for step in problem.steps:
-                start = text.index(step, end)
-                end = start + len(step)
-                if match := _RESULT.search(step):
+                if match := _RESULT.search(step) or _LAST_WORD.search(step):
                     results.append((start + match.start(1), start + match.end(1)))
+                start += len(step) + len(self.template.step_separator)
             chosen.append([i for i, (a, b) in enumerate(row) if any(a < high and b > low for low, high in results)])
         return chosen
 

@@ -113,6 +113,8 @@ def generate(
         alive = alive & (token != encoder.end) & (count < limit)
         if step + 1 == max_new_tokens or not bool(alive.any()):
             break
+        # a row that is done waits at its last position, so that it never runs past the model's
+        state.position = torch.where(alive, state.position, state.position - 1)
         state = reasoner.extend(state, reasoner.embed(token[:, None]))
     return Generation(
         tokens=torch.stack(tokens, dim=1),
