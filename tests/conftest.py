@@ -44,7 +44,7 @@ def _nothing_leaks():
     assert not left, f"the test left threads running: {left}"
 
 
-@pytest.fixture()
+@pytest.fixture
 def real_data() -> Path:
     """The folder of real data sets; set LORI_PL_DATA to use another."""
     folder = Path(os.environ.get("LORI_PL_DATA", ROOT / ".." / "shared" / "data")).resolve()

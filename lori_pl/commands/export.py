@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         raise LoriError(f"{folder} exists already; remove it or give another --folder")
     if not Path(checkpoint).is_file():
         raise LoriError(f"--ckpt_path {checkpoint}: no such file")
-    model = parse(arguments, run=False).model
+    model = parse(["fit", *arguments], run=False).model
     saved = read_checkpoint(checkpoint)
     model.on_load_checkpoint(saved)
     model.configure_model()

@@ -21,12 +21,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
 from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.callbacks.predictions import PredictionWriter
+from lori_pl.callbacks.run_config import RunConfig
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import write_report
 from lori_pl.methods import Method
-from lori_pl.methods.checkpoints import read_checkpoint
+from lori_pl.methods.checkpoints import check_made_by, read_checkpoint
 from lori_pl.models.saving import read_settings, save_reasoner
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 STUDENT = "student"
+NO_METHOD = "no method is chosen: add --config configs/method/NAME.yaml, or give --model a class"
 
 
 def _fields(node: Any) -> Mapping[str, Any]:
@@ -49,17 +51,40 @@ def method_class(model: Mapping[str, Any]) -> type[Method]:
     return found
 
 
-def teacher_tokenizer(model: Mapping[str, Any]) -> str | None:
+def uses_markers(model: Mapping[str, Any] | None) -> bool:
+    """Whether the method of a parsed model config surrounds its thought with ``<bot>`` and ``<eot>``."""
+    return bool(model and model.get("class_path")) and method_class(model or {}).uses_markers()
+
+
+def requires_rationale(model: Mapping[str, Any] | None) -> bool:
+    """Whether training under a parsed model config needs rationales."""
+    return bool(model and model.get("class_path")) and method_class(model or {}).requires_rationale(model or {})
+
+
+def teacher_tokenizer(model: Mapping[str, Any] | None) -> str | None:
     """The teacher's tokenizer in a parsed model config, if it has a teacher."""
-    teacher = _fields(_fields(model).get("teacher"))
-    return teacher.get("tokenizer") or teacher.get("name")
+    return _tokenizer(_fields(model).get("teacher"))
 
 
-def student_tokenizer(model: Mapping[str, Any]) -> str:
+def student_tokenizer(model: Mapping[str, Any] | None) -> str:
     """The student's tokenizer in a parsed model config: its own, or that of the teacher that it starts from."""
+    return _tokenizer(_fields(model).get("backbone")) or teacher_tokenizer(model) or ""
+
+
+def teacher_revision(model: Mapping[str, Any] | None) -> str | None:
+    """The revision of the teacher's tokenizer."""
+    return _fields(_fields(model).get("teacher")).get("revision")
+
+
+def student_revision(model: Mapping[str, Any] | None) -> str | None:
+    """The revision of the student's tokenizer."""
     backbone = _fields(_fields(model).get("backbone"))
-    own = backbone.get("tokenizer") or backbone.get("name")
-    return own or teacher_tokenizer(model) or ""
+    return backbone.get("revision") if _tokenizer(backbone) else teacher_revision(model)
+
+
+def _tokenizer(backbone: Any) -> str | None:
+    fields = _fields(backbone)
+    return fields.get("tokenizer") or fields.get("name")
 
 
 class LoriCLI(LightningCLI):
@@ -69,10 +94,10 @@ class LoriCLI(LightningCLI):
         """Links what model and data must agree on, and adds the options of a run."""
         parser.link_arguments("model", "data.tokenizer", compute_fn=student_tokenizer)
         parser.link_arguments("model", "data.teacher_tokenizer", compute_fn=teacher_tokenizer)
-        parser.link_arguments("model", "data.markers", compute_fn=lambda model: method_class(model).uses_markers())
-        parser.link_arguments(
-            "model", "data.needs_rationale", compute_fn=lambda model: method_class(model).requires_rationale(model)
-        )
+        parser.link_arguments("model", "data.tokenizer_revision", compute_fn=student_revision)
+        parser.link_arguments("model", "data.teacher_tokenizer_revision", compute_fn=teacher_revision)
+        parser.link_arguments("model", "data.markers", compute_fn=uses_markers)
+        parser.link_arguments("model", "data.needs_rationale", compute_fn=requires_rationale)
         parser.link_arguments("data.template", "model.init_args.template")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint after fit.")
@@ -92,8 +117,9 @@ class LoriCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks what can be checked before anything is loaded, and gives the run its folder."""
         options = self.options
-        if options.get("model") is None:
-            raise LoriError("no method is chosen: add --config configs/method/NAME.yaml or --model CLASS")
+        if not (options.get("model") or {}).get("class_path"):
+            raise LoriError(NO_METHOD)
+        method_class(options["model"]).check(_fields(options["model"]))
         if not student_tokenizer(options["model"]):
             raise LoriError(
                 "model.backbone has neither name nor tokenizer: set --model.backbone.name or --model.backbone.tokenizer"
@@ -127,6 +153,7 @@ class LoriCLI(LightningCLI):
             return str(path)
         if not Path(str(path)).is_file():
             raise LoriError(f"--ckpt_path {path}: no such file or folder")
+        check_made_by(read_checkpoint(str(path)), method_class(options["model"]).name)
         return None
 
     def _check_folder(self, options: Any) -> None:
@@ -152,17 +179,12 @@ class LoriCLI(LightningCLI):
         extra: list[pl.Callback] = [FiniteLoss(), PredictionWriter(Path(self.options.get("predictions") or ""))]
         if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
             if ModelCheckpoint not in given and trainer.get("enable_checkpointing") is not False:
-                extra.append(
-                    ModelCheckpoint(
-                        self.root / CHECKPOINTS,
-                        "best",
-                        monitor="val/accuracy",
-                        mode="max",
-                        save_last=True,
-                        enable_version_counter=False,
-                    )
-                )
-            extra += [Throughput(), AlignmentMonitor()]
+                folder = self.root / CHECKPOINTS
+                best = ModelCheckpoint(folder, "best", "val/accuracy", mode="max", enable_version_counter=False)
+                # save_last alone would keep the newest best one only
+                extra += [best, ModelCheckpoint(folder, "last", enable_version_counter=False)]
+            config = self._parser(self.subcommand).dump(self.options, skip_none=False)
+            extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor()]
             if kwargs.get("logger", logger):
                 extra.append(LearningRateMonitor("step"))
         if trainer.get("enable_progress_bar") is not False and sys.stdout.isatty():
@@ -173,14 +195,6 @@ class LoriCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Hands a student's folder to the method."""
         self.model.folder = self.folder
-
-    def before_fit(self) -> None:
-        """Saves the config with which this run can be repeated."""
-        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:
-            return
-        self.root.mkdir(parents=True, exist_ok=True)
-        parser = self._parser(self.subcommand)
-        parser.save(self.options, self.root / CONFIG, skip_none=False, overwrite=True, multifile=False)
 
     def after_fit(self) -> None:
         """Tests the best checkpoint, shows the table and exports the student."""
@@ -216,12 +230,14 @@ def one_line_errors() -> Iterator[None]:
     """Turns a parser's error into one line."""
     try:
         yield
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, LoriError):
                 raise cause from None
             cause = cause.__cause__
+        if not isinstance(error, ArgumentError):
+            raise
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
         noise = (
             "Does not validate against any",
@@ -231,30 +247,46 @@ def one_line_errors() -> Iterator[None]:
             "Expected a <class 'NoneType'>",
         )
         useful = [line for line in lines if not line.startswith(noise)]
+        if any("arguments are required" in line and ".model" in line for line in lines):
+            raise LoriError(NO_METHOD) from None
         raise LoriError(" ".join(useful or lines)[:600] + "; see --help of the command") from None
 
 
+class ParsedCLI(LoriCLI):
+    """Parses a ``fit`` command line and makes model and data, but no Trainer, and runs nothing."""
+
+    def _check_folder(self, options: Any) -> None:
+        """Nothing is written there."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Makes none."""
+        return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs nothing."""
+
+
 def parse(arguments: list[str], run: bool) -> LoriCLI:
-    """Parses a command line; with ``run`` its sub-command is carried out."""
+    """Parses a command line.
+
+    Args:
+        arguments: A sub-command and its options; with ``run`` it is carried out.
+        run: Otherwise only model and data are made.
+    """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     sys.argv = sys.argv[:1]  # LightningCLI warns where both are given
+    keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
     with one_line_errors():
-        return LoriCLI(
+        return (LoriCLI if run else ParsedCLI)(
             Method,
             PairedDataModule,
             subclass_mode_model=True,
             seed_everything_default=0,
             save_config_callback=None,
             trainer_defaults={"max_epochs": -1, "log_every_n_steps": 20},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False} if not run else _for_all_commands(),
+            parser_kwargs={**keywords, **{name: dict(keywords) for name in LightningCLI.subcommands()}},
             args=arguments,
-            run=run,
         )
-
-
-def _for_all_commands() -> dict[str, Any]:
-    keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
-    return {**keywords, **{name: dict(keywords) for name in LightningCLI.subcommands()}}
 
 
 def run(arguments: list[str]) -> int:

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         except (IndexError, ValueError):
             raise LoriError("--row needs a number, e.g. --row 3") from None
         arguments = arguments[:place] + arguments[place + 2 :]
-    cli = parse(arguments, run=False)
+    cli = parse(["fit", *arguments], run=False)
     data: PairedDataModule = cli.datamodule
     data.setup("fit")
     split = data.splits["train"]

@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> int:
         return 0
     recipe = Path(arguments[0]) if arguments else RECIPE
     if not recipe.is_file():
-        raise LoriError(f"{recipe}: no such file; run the quickstart in the root of the repository, or name a sweep file")
+        raise LoriError(
+            f"{recipe}: no such file; run the quickstart in the root of the repository, or name a sweep file"
+        )
     sweep = Sweep(load_specification(recipe))
     failed = sweep.run(retry_failed=True)
     if failed:

@@ -17,7 +17,7 @@ from lori_pl.data.problem import Problem
 from lori_pl.data.questions import read_questions
 from lori_pl.data.sources import Source, Split, Synthetic
 from lori_pl.data.template import Encoder, RationaleTokens, Template
-from lori_pl.data.tokenizer import SYNTHETIC, load_tokenizer
+from lori_pl.data.tokenizer import SYNTHETIC, load_tokenizer, same_tokens
 from lori_pl.errors import LoriError
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ class PairedDataModule(pl.LightningDataModule):
         predict_file: Questions for ``predict``: JSON lines with ``question`` (``id`` and ``answer`` optional), or plain
             text, one a line; without it ``predict`` answers the first test set.
         tokenizer: The student's tokenizer; the command line takes it from ``model.backbone``.
+        tokenizer_revision: Its revision on the hub.
         teacher_tokenizer: The teacher's, where it differs; the command line takes it from the model.
+        teacher_tokenizer_revision: Its revision on the hub.
         markers: Whether ``<bot>`` and ``<eot>`` surround the student's thought; set from the model's method.
         needs_rationale: Whether training needs rationales; set from the model's method.
     """
@@ -93,7 +95,9 @@ class PairedDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         predict_file: str | None = None,
         tokenizer: str = SYNTHETIC,
+        tokenizer_revision: str | None = None,
         teacher_tokenizer: str | None = None,
+        teacher_tokenizer_revision: str | None = None,
         markers: bool = True,
         needs_rationale: bool = True,
     ) -> None:
@@ -119,11 +123,12 @@ class PairedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.predict_file = predict_file
         self.needs_rationale = needs_rationale
-        self.encoder = Encoder(load_tokenizer(tokenizer, markers), self.template, markers)
-        other = teacher_tokenizer not in (None, tokenizer)
-        self.teacher_encoder = (
-            Encoder(load_tokenizer(str(teacher_tokenizer), False), self.template, False) if other else None
-        )
+        self.encoder = Encoder(load_tokenizer(tokenizer, markers, tokenizer_revision), self.template, markers)
+        self.teacher_encoder = None
+        if teacher_tokenizer not in (None, tokenizer):
+            theirs = load_tokenizer(str(teacher_tokenizer), False, teacher_tokenizer_revision)
+            if not same_tokens(theirs, self.encoder.tokenizer):
+                self.teacher_encoder = Encoder(theirs, self.template, False)
         self.splits: dict[str, PreparedSplit] = {}
         self.tests: dict[str, PreparedSplit] = {}
 
@@ -155,7 +160,9 @@ class PairedDataModule(pl.LightningDataModule):
             LoriError: If no problem remains, or one is too long and ``on_too_long`` is ``error``.
         """
         loaded = source.load(split)
-        counts = {"malformed rows": loaded.bad_rows, "without rationale": loaded.missing_rationale}
+        # in evaluation a problem without a rationale stays
+        dropped = loaded.missing_rationale if split == "train" else 0
+        counts = {"malformed rows": loaded.bad_rows, "without rationale": dropped}
         return self._prepare(loaded.problems, split, name or split, counts)
 
     def _prepare(self, problems: list[Problem], split: Split, label: str, counts: dict[str, int]) -> PreparedSplit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -33,9 +34,52 @@ def synthetic_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Reads a tokenizer as it is, and makes sure that it has an end token and a padding token.
+
+    Args:
+        name: ``synthetic`` (embedded), a hub id, a local folder, or a GGUF file.
+        revision: Revision of a hub repository.
+
+    Returns:
+        The tokenizer; the end token pads where it has no padding token of its own.
+
+    Raises:
+        LoriError: If no tokenizer can be loaded from ``name``, or it has no end token.
+    """
+    try:
+        tokenizer = synthetic_tokenizer() if name == SYNTHETIC else _from_files(name, revision)
+    except Exception as error:  # transformers raises anything from OSError to KeyError here
+        kind = "folder" if os.path.isdir(name) else "hub id or folder"
+        cause = " ".join(str(error).split())[:240]
+        raise LoriError(
+            f"no tokenizer found at {kind} '{name}' ({type(error).__name__}: {cause}); "
+            "give a folder with tokenizer.json, a hub id that is downloaded, or 'synthetic'"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise LoriError(f"tokenizer '{name}' has no end token, which marks where an answer ends; set its eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_files(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    settings = Path(name) / "tokenizer_config.json"
+    if settings.is_file():
+        kind = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        if kind == "TokenizersBackend":
+            # tokenizer.json says all; AutoTokenizer may prefer the class of the model beside it (Qwen2's)
+            return PreTrainedTokenizerFast.from_pretrained(name)
+    folder, keywords = name, {}
+    if name.endswith(".gguf"):
+        folder, keywords = str(Path(name).parent), {"gguf_file": Path(name).name}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, revision=revision or "main", **keywords)
+    return tokenizer
+
+
 @lru_cache(maxsize=8)
 def load_tokenizer(name: str, markers: bool, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer and makes sure of what the method needs of it.
+    """Loads a tokenizer and makes sure of what the method needs of it; the same object on every call.
 
     Args:
         name: ``synthetic`` (embedded), a hub id, a local folder, or a GGUF file.
@@ -48,27 +92,22 @@ def load_tokenizer(name: str, markers: bool, revision: str | None = None) -> Pre
     Raises:
         LoriError: If no tokenizer can be loaded from ``name``, or it has no end token.
     """
-    if name == SYNTHETIC:
-        tokenizer: PreTrainedTokenizerBase = synthetic_tokenizer()
-    else:
-        folder, keywords = name, {}
-        if name.endswith(".gguf"):
-            folder, keywords = str(Path(name).parent), {"gguf_file": Path(name).name}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision or "main", **keywords)
-        except Exception as error:  # transformers raises anything from OSError to KeyError here
-            kind = "folder" if os.path.isdir(name) else "hub id or folder"
-            raise LoriError(
-                f"no tokenizer found at {kind} '{name}' ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "give a folder with tokenizer.json, a hub id that is downloaded, or 'synthetic'"
-            ) from error
-    if tokenizer.eos_token_id is None:
-        raise LoriError(f"tokenizer '{name}' has no end token, which marks where an answer ends; set its eos_token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = read_tokenizer(name, revision)
     if markers:
         present = tokenizer.get_vocab()
         absent = [token for token in (BEGIN_OF_THOUGHT, END_OF_THOUGHT) if token not in present]
         if absent:
             tokenizer.add_special_tokens({"additional_special_tokens": absent}, replace_extra_special_tokens=False)
     return tokenizer
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers cut text alike: equal vocabularies apart from the markers, and equal rules."""
+
+    def cut(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
+        words = {w: i for w, i in tokenizer.get_vocab().items() if w not in (BEGIN_OF_THOUGHT, END_OF_THOUGHT)}
+        backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+        rules = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")]
+        return type(tokenizer).__name__ if not tokenizer.is_fast else "fast", words, rules
+
+    return cut(one) == cut(other)

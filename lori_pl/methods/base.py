@@ -19,6 +19,7 @@ from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.metrics import AnswerAccuracy, TestSetMetrics
+from lori_pl.methods.checkpoints import check_made_by
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, parameter_groups
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
@@ -73,10 +74,18 @@ class Method(pl.LightningModule):
         """Whether training under this parsed config needs rationales."""
         return False
 
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> None:
+        """Checks parsed arguments before anything is loaded.
+
+        Raises:
+            LoriError: If they do not fit together.
+        """
+
     @property
-    def tokenizer_name(self) -> str:
-        """Where the student's tokenizer comes from."""
-        return self.backbone.tokenizer_name
+    def tokenizer_backbone(self) -> Backbone:
+        """The backbone whose tokenizer is the student's."""
+        return self.backbone
 
     @property
     def label(self) -> str:
@@ -98,7 +107,8 @@ class Method(pl.LightningModule):
             self.reasoner = LatentReasoner.from_pretrained(self.folder)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
             return
-        tokenizer = load_tokenizer(self.tokenizer_name, self.uses_markers())
+        chosen = self.tokenizer_backbone
+        tokenizer = load_tokenizer(chosen.tokenizer_name, self.uses_markers(), chosen.revision)
         lm = prepare_training(self.load_backbone(tokenizer), self.backbone)
         self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.reasoning, self.latents, self.latent_scale)
 
@@ -289,9 +299,4 @@ class Method(pl.LightningModule):
         Raises:
             LoriError: If another method, or no method of lori_pl, made it.
         """
-        made_by = checkpoint.get("lori_pl", {}).get("method")
-        if made_by != self.name:
-            raise LoriError(
-                f"the checkpoint was made by {made_by or 'something else than lori_pl'}, not by {self.name}; "
-                "give the config of its own method"
-            )
+        check_made_by(checkpoint, self.name)

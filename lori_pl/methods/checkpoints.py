@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,3 +21,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
         raise LoriError(f"{path} is no readable checkpoint ({type(error).__name__}); give another one") from error
     return saved
+
+
+def check_made_by(checkpoint: Mapping[str, Any], method: str) -> None:
+    """Refuses a checkpoint of another method.
+
+    Raises:
+        LoriError: If another method, or no method of lori_pl, made it.
+    """
+    made_by = checkpoint.get("lori_pl", {}).get("method")
+    if made_by != method:
+        raise LoriError(
+            f"the checkpoint was made by {made_by or 'something else than lori_pl'}, not by {method}; "
+            "give the config of its own method"
+        )

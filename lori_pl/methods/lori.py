@@ -91,11 +91,7 @@ class LoRi(Method):
         self.terms = nn.ModuleList(weighted_terms([alignment, anchor, *(terms or [])], weights or {}))
         self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
         self.teacher: FrozenTeacher | None = None
-        if teacher is None and (self.needs or student_init == "teacher"):
-            raise LoriError(
-                "model.teacher is not set, but the terms or student_init=teacher need one: give the folder of an "
-                "explicit-CoT model as model.teacher.name"
-            )
+        self.check({"teacher": teacher, "student_init": student_init, "terms": self.needs})
         if not self.needs and teacher is not None:
             log.info("no term is active: this is latent_only, the latents with the task loss alone")
         if "trajectory" in self.needs and latents == 0:
@@ -107,11 +103,25 @@ class LoRi(Method):
         fields = config.get("init_args") or {}
         return any(fields.get(name) for name in ("alignment", "anchor", "terms"))
 
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> None:
+        """Checks that there is a teacher where one is needed.
+
+        Raises:
+            LoriError: If there is none.
+        """
+        needed = fields.get("student_init") == "teacher" or cls.requires_rationale({"init_args": fields})
+        if needed and not fields.get("teacher"):
+            raise LoriError(
+                "model.teacher is not set, but the terms or student_init=teacher need one: give the folder of an "
+                "explicit-CoT model as model.teacher.name"
+            )
+
     @property
-    def tokenizer_name(self) -> str:
-        """The student's own tokenizer, or else that of the teacher that it starts from."""
-        own = self.backbone.tokenizer or self.backbone.name
-        return own or (self.teacher_backbone or self.backbone).tokenizer_name
+    def tokenizer_backbone(self) -> Backbone:
+        """The student's own, or else the teacher that it starts from."""
+        named = self.backbone.tokenizer or self.backbone.name
+        return self.backbone if named or self.teacher_backbone is None else self.teacher_backbone
 
     @property
     def label(self) -> str:
@@ -137,9 +147,7 @@ class LoRi(Method):
             return super().load_backbone(tokenizer)
         assert self.teacher_backbone is not None
         teacher = self.teacher_backbone
-        start = dataclasses.replace(
-            self.backbone, name=teacher.name, config=teacher.config, revision=teacher.revision
-        )
+        start = dataclasses.replace(self.backbone, name=teacher.name, config=teacher.config, revision=teacher.revision)
         return load_causal_lm(start, tokenizer)
 
     def configure_model(self) -> None:
@@ -150,7 +158,7 @@ class LoRi(Method):
         if not self.needs or self.folder is not None:
             return
         assert self.teacher_backbone is not None
-        tokenizer = load_tokenizer(self.teacher_backbone.tokenizer_name, False)
+        tokenizer = load_tokenizer(self.teacher_backbone.tokenizer_name, False, self.teacher_backbone.revision)
         teacher = load_causal_lm(self.teacher_backbone, tokenizer)
         self.teacher = FrozenTeacher(teacher, self.layers)
         student_shape = TrajectoryShape(len(self.student_layers.resolve(self.student.depth)), self.student.hidden_size)

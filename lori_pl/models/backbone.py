@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 import transformers
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -25,9 +25,9 @@ from transformers import (
 )
 from transformers.utils import logging as hub_logging
 
-from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT, load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.models.checkpointing import checkpoint_layers
+from lori_pl.models.embeddings import grow_embeddings, head_logits, start_markers
 from lori_pl.models.hidden import base_model
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -62,7 +62,8 @@ class Backbone:
         tokenizer: Tokenizer's hub id or folder, or ``synthetic``; ``None`` takes ``name``'s.
         revision: Revision of a hub repository; pin it for results.
         dtype: Type of the weights.
-        attention: Attention implementation by transformers' name: ``sdpa``, ``eager``, ``flash_attention_2``, ...
+        attention: Attention implementation by transformers' name: ``sdpa``, ``eager``, ``flash_attention_2``, ...;
+            ``None`` for ``sdpa`` where the model has it, else ``eager``.
         gradient_checkpointing: Recompute each layer in the backward pass; right with a KV cache.
         lora: Train LoRA adapters instead of all weights.
         dropout: Sets every dropout rate of the config; ``None`` keeps the model's own.
@@ -74,7 +75,7 @@ class Backbone:
     tokenizer: str | None = None
     revision: str | None = None
     dtype: DType = "float32"
-    attention: str = "sdpa"
+    attention: str | None = None
     gradient_checkpointing: bool = False
     lora: LoRA | None = None
     dropout: float | None = None
@@ -106,10 +107,23 @@ def quiet_progress() -> Iterator[None]:
     if shown:
         hub_logging.disable_progress_bar()
     try:
-        yield
+        # the GGUF reader's bar asks nobody; loggers keep the stream that they were given
+        with redirect_stderr(io.StringIO()) if shown else nullcontext():
+            yield
     finally:
         if shown:
             hub_logging.enable_progress_bar()
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    """Silences transformers' table of weights that do not fit: they become an error of one line."""
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
 
 
 def _source(name: str) -> tuple[str, dict[str, Any]]:
@@ -155,10 +169,10 @@ def load_config(backbone: Backbone, vocabulary: int | None = None) -> Pretrained
                 **changes,
             )
         except Exception as error:  # transformers raises anything from OSError to KeyError here
-            raise LoriError(
-                f"backbone.name '{backbone.name}': no model found ({one_line(error)}); "
-                "give a local folder, a hub id that is downloaded or reachable, or a GGUF file"
-            ) from error
+            remedy = _remedy(error, backbone) or (
+                "no model found; give a local folder, a hub id that is downloaded or reachable, or a GGUF file"
+            )
+            raise LoriError(f"backbone.name '{backbone.name}': {remedy} ({one_line(error)})") from error
         # transformers drops keys that it does not know without a word
         if unknown := [key for key in changes if not hasattr(config, key)]:
             raise LoriError(f"backbone.config: {unknown} are no keys of {type(config).__name__}; see `config.json`")
@@ -168,20 +182,30 @@ def load_config(backbone: Backbone, vocabulary: int | None = None) -> Pretrained
     return config
 
 
+def _remedy(error: Exception, backbone: Backbone) -> str:
+    if "trust_remote_code" in str(error):
+        return "it comes with code of its own; set backbone.trust_remote_code if you trust that"
+    if "attention implementation" in str(error) or "attn_implementation" in str(error):
+        return f"backbone.attention '{backbone.attention}' does not serve it, try eager"
+    return ""
+
+
 def _new_config(changes: dict[str, Any], vocabulary: int | None) -> PretrainedConfig:
     if "model_type" not in changes:
         raise LoriError("backbone has neither name nor config.model_type: say which model, e.g. model_type: llama")
     kind = changes.pop("model_type")
+    given = list(changes)
     if kind not in CONFIG_MAPPING:
         raise LoriError(f"backbone.config.model_type '{kind}' is unknown to transformers; give one such as llama")
     if vocabulary is not None:
-        changes.setdefault("vocab_size", vocabulary)
+        # the architecture's own ids may lie beyond this vocabulary
+        changes = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None, **changes}
     try:
         config, plain = AutoConfig.for_model(kind, **changes), AutoConfig.for_model(kind)
     except Exception as error:  # validation errors of transformers have types of their own
         raise LoriError(f"backbone.config is no config of '{kind}': {one_line(error)}") from error
     # a key that nobody consumes stays as an attribute
-    if unknown := [key for key in changes if hasattr(config, key) and not hasattr(plain, key)]:
+    if unknown := [key for key in given if hasattr(config, key) and not hasattr(plain, key)]:
         raise LoriError(f"backbone.config: {unknown} are no keys of {type(config).__name__}; mind the spelling")
     return config
 
@@ -206,9 +230,9 @@ def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Pr
             model = AutoModelForCausalLM.from_config(
                 config, dtype=None if dtype == "auto" else dtype, attn_implementation=backbone.attention
             )
-            # what transformers' own generate() needs to know of a vocabulary that is not the architecture's
-            model.generation_config.bos_token_id = tokenizer.bos_token_id
-            model.generation_config.eos_token_id = tokenizer.eos_token_id
+            # transformers' own generate() should stop where ours does
+            for settings in (model.config, model.generation_config):
+                settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
             model.generation_config.pad_token_id = tokenizer.pad_token_id
         else:
             model = _load_weights(backbone, config, dtype)
@@ -216,11 +240,12 @@ def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Pr
         raise
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ValueError, ImportError, ...
         place = "config" if backbone.name is None else f"name '{backbone.name}'"
-        raise LoriError(f"backbone.{place}: the model cannot be built: {one_line(error)}") from error
+        remedy = _remedy(error, backbone) or "the model cannot be built"
+        raise LoriError(f"backbone.{place}: {remedy} ({one_line(error)})") from error
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         grow_embeddings(model, len(tokenizer))
     elif backbone.name is not None:
-        _start_markers(model, backbone, tokenizer)
+        start_markers(model, tokenizer, backbone.name, backbone.revision)
     vars(model)[SOURCE] = backbone
     # from_pretrained leaves eval mode, in which a student would train without its dropout
     return model.train()
@@ -231,7 +256,7 @@ def _load_weights(backbone: Backbone, config: PretrainedConfig, dtype: Any) -> P
     if keywords and (packed := getattr(transformers, "GgufConfig", None)) is not None:
         # blocks that stay packed neither train nor save
         keywords["quantization_config"] = packed(dequantize=True)
-    with quiet_progress():
+    with quiet_progress(), _no_load_report():
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -240,17 +265,21 @@ def _load_weights(backbone: Backbone, config: PretrainedConfig, dtype: Any) -> P
             attn_implementation=backbone.attention,
             trust_remote_code=backbone.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the report has them
             **keywords,
         )
-    if missing := sorted(report["missing_keys"]):
-        raise LoriError(
-            f"backbone.name '{backbone.name}': {len(missing)} weights are missing, e.g. {missing[0]}; the model is "
-            "incomplete or of another architecture"
-        )
+    wrong = {"missing": sorted(report["missing_keys"])}
+    wrong["of another shape"] = sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
+    for kind, names in wrong.items():
+        if names:
+            raise LoriError(
+                f"backbone.name '{backbone.name}': {len(names)} weights are {kind}, e.g. {names[0]}; the model is "
+                "incomplete, or backbone.config does not fit it"
+            )
     return _without_quantizer(model, backbone.attention) if keywords else model
 
 
-def _without_quantizer(model: PreTrainedModel, attention: str) -> PreTrainedModel:
+def _without_quantizer(model: PreTrainedModel, attention: str | None) -> PreTrainedModel:
     """Rebuilds a model that was read from a GGUF file, which transformers would refuse to save."""
     settings = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     with torch.device("meta"):
@@ -266,35 +295,6 @@ def _without_quantizer(model: PreTrainedModel, attention: str) -> PreTrainedMode
     plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
-
-
-def grow_embeddings(model: PreTrainedModel, size: int) -> None:
-    """Resizes the embeddings to ``size`` rows (ties kept); a new row is the mean of the old ones."""
-    old = model.get_input_embeddings().num_embeddings
-    model.resize_token_embeddings(size, mean_resizing=False)
-    _average_rows(model, list(range(old, size)), old)
-
-
-def _start_markers(model: PreTrainedModel, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Starts markers that took spare rows of a padded table (Qwen's) from the mean, as added rows do."""
-    markers = sorted(tokenizer.get_vocab().keys() & {BEGIN_OF_THOUGHT, END_OF_THOUGHT})
-    if not markers:
-        return
-    try:
-        own = load_tokenizer(str(backbone.name), False, backbone.revision)
-    except LoriError:
-        return  # a model without a tokenizer says nothing about its rows
-    new = [tokenizer.convert_tokens_to_ids(marker) for marker in markers if marker not in own.get_vocab()]
-    if new:
-        _average_rows(model, new, min(len(own), *new))
-
-
-def _average_rows(model: PreTrainedModel, rows: list[int], known: int) -> None:
-    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    with torch.no_grad():
-        for weight in {id(table): table for table in tables}.values():
-            if weight.device.type != "meta":
-                weight[rows] = weight[:known].float().mean(0).to(weight.dtype)
 
 
 def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
@@ -330,33 +330,6 @@ def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedMo
     if backbone.gradient_checkpointing:
         checkpoint_layers(model)
     return model
-
-
-def head_logits(model: PreTrainedModel, hidden: Tensor, rows: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Applies the language-model head to chosen hidden states only.
-
-    Args:
-        model: The causal language model.
-        hidden: (..., D) states after the final norm.
-        rows: Ids (N,) and rows (N, D) that take the place of the head's own.
-
-    Returns:
-        (..., V) logits, with the scale or soft cap that the architecture puts on them.
-    """
-    head = model.get_output_embeddings()
-    logits: Tensor = head(hidden)
-    if rows is not None:
-        ids, weight = rows
-        bias = head.bias[ids] if getattr(head, "bias", None) is not None else None
-        logits = logits.index_copy(-1, ids, F.linear(hidden, weight.to(hidden.dtype), bias).to(logits.dtype))
-    config = model.config.get_text_config()
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 @contextmanager

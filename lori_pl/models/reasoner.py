@@ -15,7 +15,7 @@ from lori_pl.data.answers import extract_answer
 from lori_pl.data.pairing import pad_questions
 from lori_pl.data.template import Encoder, Template
 from lori_pl.errors import LoriError
-from lori_pl.models.backbone import base_model, frozen, head_logits
+from lori_pl.models.backbone import DType, base_model, frozen, head_logits
 from lori_pl.models.generation import Generation, generate
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers
 from lori_pl.models.thought import LatentScale, PauseThought, Projector, RecurrentThought, Thought
@@ -357,7 +357,7 @@ class LatentReasoner(nn.Module):
         save_reasoner(self, Path(folder), merge)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "float32") -> LatentReasoner:
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: DType = "float32") -> LatentReasoner:
         """Loads a folder that :meth:`save_pretrained` wrote, in eval mode.
 
         Raises:

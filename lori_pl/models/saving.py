@@ -5,22 +5,33 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lori_pl import __version__
 from lori_pl.data.template import Template
+from lori_pl.data.tokenizer import read_tokenizer
 from lori_pl.errors import LoriError
-from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
-from lori_pl.models.reasoner import LatentReasoner
+from lori_pl.models.backbone import (
+    SOURCE,
+    Backbone,
+    DType,
+    LoRA,
+    load_causal_lm,
+    one_line,
+    prepare_training,
+    quiet_progress,
+)
+from lori_pl.models.reasoner import LatentReasoner, Reasoning
+from lori_pl.models.thought import LatentScale
 
 SETTINGS = "reasoner.json"
 THOUGHT = "thought.safetensors"
@@ -52,23 +63,35 @@ def merged_state(lm: PreTrainedModel) -> dict[str, Tensor]:
         owner, _, leaf = key.partition(".base_layer.")
         if leaf == "weight" and owner in adapted:
             layer = adapted[owner]
-            value = value + sum(layer.get_delta_weight(name).to(value.dtype) for name in layer.active_adapters)
+            # in fp32: a small update would be lost in the rounding of half precision
+            deltas = [layer.get_delta_weight(name).float() for name in layer.active_adapters]
+            value = torch.stack([value.float(), *deltas]).sum(0).to(value.dtype)
         state[f"{owner}.{leaf}" if leaf else key] = value
     return state
 
 
 def adapter_state(lm: PreTrainedModel) -> dict[str, Tensor]:
     """LoRA tensors under PEFT's names, so that PEFT can load them too."""
-    return {
-        "base_model.model." + key.replace(".default.", "."): value.detach().contiguous()
-        for key, value in lm.state_dict().items()
-        if ".lora_" in key
-    }
+    state = lm.state_dict()
+    return {name: state[key].detach().contiguous() for name, key in _adapter_names(lm).items()}
+
+
+def _adapter_names(lm: PreTrainedModel) -> dict[str, str]:
+    return {f"base_model.model.{key.replace('.default.', '.')}": key for key in lm.state_dict() if ".lora_" in key}
 
 
 def has_lora(lm: PreTrainedModel) -> bool:
     """Whether a model holds LoRA layers."""
     return any(isinstance(module, LoraLayer) for module in lm.modules())
+
+
+def _base_of(lm: PreTrainedModel, base: Backbone | None) -> dict[str, Any]:
+    """What the folder says of the model that adapters belong to; a local one by its full path."""
+    source = vars(lm).get(SOURCE, base)
+    if source is None or source.name is None:
+        raise LoriError("saving adapters apart needs the name of the base model, and this one has none; merge them")
+    name = str(Path(source.name).resolve()) if Path(source.name).exists() else source.name
+    return asdict(replace(source, name=name, tokenizer=None, attention=None, gradient_checkpointing=False))
 
 
 def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, base: Backbone | None = None) -> None:
@@ -77,73 +100,70 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, ba
     Args:
         reasoner: What to save.
         folder: Where; must not exist.
-        merge: Merge LoRA into the weights; otherwise only adapters are saved, and ``base`` names the model.
-        base: The backbone that adapters belong to.
+        merge: Merge LoRA into the weights; otherwise only adapters are saved, beside the base model's name.
+        base: The backbone that adapters belong to, for a model that :func:`load_causal_lm` did not load.
 
     Raises:
-        LoriError: If the folder exists, or adapters are to be apart without a base to name.
+        LoriError: If the folder exists, or adapters are to be apart from a base model that has no name.
     """
     if folder.exists():
         raise LoriError(f"{folder} exists already; remove it or give another folder")
     lm = reasoner.lm
     apart = has_lora(lm) and not merge
-    if apart and (base is None or base.name is None):
-        raise LoriError("saving adapters apart needs the name of the base model; merge them instead")
+    settings: dict[str, Any] = {
+        "format": 1,
+        "version": __version__,
+        "reasoning": reasoner.reasoning,
+        "latents": reasoner.thought.latents,
+        "latent_scale": reasoner.latent_scale,
+        "template": asdict(reasoner.template),
+    }
+    if apart:
+        settings["base"] = _base_of(lm, base)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        settings: dict[str, Any] = {
-            "format": 1,
-            "version": __version__,
-            "reasoning": reasoner.reasoning,
-            "latents": reasoner.thought.latents,
-            "latent_scale": reasoner.latent_scale,
-            "template": asdict(reasoner.template),
-        }
         thought = {f"thought.{k}": v.detach().contiguous() for k, v in reasoner.thought.state_dict().items()}
-        state = adapter_state(lm) if apart else merged_state(lm)
-        if reasoner.markers is not None:
-            rows = reasoner.markers.detach()
-            if apart:
-                thought["markers"] = rows.contiguous()
-            else:
-                _write_markers(reasoner, state, rows)
         if apart:
-            assert base is not None
-            settings["base"] = asdict(base)
-            save_file(state, part / ADAPTER)
+            if reasoner.markers is not None:
+                thought["markers"] = reasoner.markers.detach().contiguous()
+            save_file(adapter_state(lm), part / ADAPTER)
             lm.peft_config["default"].save_pretrained(part)
         else:
-            lm.save_pretrained(part, state_dict=state)
+            with quiet_progress():
+                lm.save_pretrained(part, state_dict=_with_markers(reasoner, merged_state(lm)))
         save_file(thought, part / THOUGHT)
         reasoner.tokenizer.save_pretrained(part)
         (part / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (part / "README.md").write_text(
-            CARD.format(
-                reasoning=reasoner.reasoning,
-                version=__version__,
-                architecture=type(lm).__name__,
-                parameters=sum(p.numel() for p in reasoner.parameters()),
-                latents=reasoner.thought.latents,
-                name=folder.name,
-            ),
-            encoding="utf-8",
-        )
+        (part / "README.md").write_text(_card(reasoner, folder.name), encoding="utf-8")
+        for file in part.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_markers(reasoner: LatentReasoner, state: dict[str, Tensor], rows: Tensor) -> None:
+def _card(reasoner: LatentReasoner, name: str) -> str:
+    return CARD.format(
+        reasoning=reasoner.reasoning,
+        version=__version__,
+        architecture=type(reasoner.lm).__name__,
+        parameters=sum(p.numel() for p in reasoner.parameters()),
+        latents=reasoner.thought.latents,
+        name=name,
+    )
+
+
+def _with_markers(reasoner: LatentReasoner, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Writes the markers' trained rows into the embedding table, and into the head that is tied to it."""
+    if reasoner.markers is None:
+        return state
     table = reasoner.lm.get_input_embeddings().weight
     index = torch.tensor(reasoner.encoder.bot + reasoner.encoder.eot, device=table.device)
-    merged: dict[int, Tensor] = {}
-    for key, value in state.items():
-        if value.data_ptr() == table.data_ptr():
-            if id(table) not in merged:
-                merged[id(table)] = value.clone().index_copy(0, index, rows.to(value.dtype))
-            state[key] = merged[id(table)]
+    written = table.detach().index_copy(0, index, reasoner.markers.detach().to(table.dtype))
+    return {key: written if value.data_ptr() == table.data_ptr() else value for key, value in state.items()}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -160,53 +180,48 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if settings["format"] != 1:
             raise LoriError(f"{path}: format {settings['format']} is newer than this lori_pl; update it")
         settings["template"] = Template(**settings["template"])
+        choices = (("reasoning", get_args(Reasoning)), ("latent_scale", get_args(LatentScale)))
+        wrong = [key for key, allowed in choices if settings[key] not in allowed]
+        if type(settings["latents"]) is not int or settings["latents"] < 0:
+            wrong.append("latents")
+        if "base" in settings:
+            settings["base"] = Backbone(**{**settings["base"], "lora": LoRA(**settings["base"]["lora"])})
+        if wrong:
+            raise LoriError(f"{path}: {wrong[0]} is {settings[wrong[0]]!r}; export the student again")
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LoriError(f"{path} is damaged ({error}); export the student again") from error
+        raise LoriError(f"{path} is damaged ({one_line(error)}); export the student again") from error
     return dict(settings)
 
 
-def load_reasoner(folder: Path, device: str = "cpu", dtype: str = "float32") -> LatentReasoner:
+def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -> LatentReasoner:
     """Loads a folder written by :func:`save_reasoner`, in eval mode.
 
     Raises:
-        LoriError: If the folder is no saved reasoner, or one of its files is damaged.
+        LoriError: If the folder is no saved reasoner, or one of its files is missing or damaged.
     """
     settings = read_settings(folder)
-    if "base" in settings:
-        base = dict(settings["base"])
-        base["lora"] = LoRA(**base["lora"])
-        backbone = Backbone(**base)
-    else:
-        backbone = Backbone(name=str(folder), dtype=dtype)  # type: ignore[arg-type]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    lm = load_causal_lm(backbone, tokenizer)
-    lm = prepare_training(lm, backbone)
+    base: Backbone | None = settings.get("base")
+    backbone = Backbone(name=str(folder)) if base is None else base
+    backbone = replace(backbone, dtype=dtype)
+    tokenizer = read_tokenizer(str(folder))
+    lm = prepare_training(load_causal_lm(backbone, tokenizer), backbone)
     reasoner = LatentReasoner(
-        lm,
-        tokenizer,
-        settings["template"],
-        settings["reasoning"],
-        settings["latents"],
-        settings["latent_scale"],
+        lm, tokenizer, settings["template"], settings["reasoning"], settings["latents"], settings["latent_scale"]
     )
     try:
-        thought = load_file(folder / THOUGHT)
-        missing, unexpected = reasoner.load_state_dict(thought, strict=False)
-        if "base" in settings:
-            adapter = load_file(folder / ADAPTER)
-            prefix = "base_model.model."
-            renamed = {
-                key.removeprefix(prefix)
-                .replace(".lora_A.", ".lora_A.default.")
-                .replace(".lora_B.", ".lora_B.default."): v
-                for key, v in adapter.items()
-            }
-            unexpected = [*unexpected, *lm.load_state_dict(renamed, strict=False).unexpected_keys]
+        wrong = _load_into(reasoner, load_file(folder / THOUGHT), ("thought.", "markers"))
+        if base is not None:
+            names = _adapter_names(lm)
+            saved = {names.get(key, key): value for key, value in load_file(folder / ADAPTER).items()}
+            wrong += _load_into(lm, saved, tuple(names.values()))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise LoriError(
-            f"{folder}: damaged weights ({str(error).splitlines()[0]}); export the student again"
-        ) from error
-    absent = [key for key in missing if key.startswith(("thought.", "markers")) and "base" in settings]
-    if unexpected or absent:
-        raise LoriError(f"{folder}: weights do not fit {SETTINGS}: {[*unexpected, *absent][:3]}")
+        raise LoriError(f"{folder}: damaged weights ({one_line(error)}); export the student again") from error
+    if wrong:
+        raise LoriError(f"{folder}: the weights do not fit {SETTINGS}, e.g. {wrong[0]}; export the student again")
     return reasoner.to(device).eval()
+
+
+def _load_into(module: nn.Module, state: dict[str, Tensor], expected: tuple[str, ...]) -> list[str]:
+    """Loads part of a module's state; gives the names that are unexpected, or expected but missing."""
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    return [*unexpected, *(key for key in missing if key.startswith(expected))]

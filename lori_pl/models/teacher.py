@@ -50,6 +50,7 @@ class FrozenTeacher(nn.Module):
         super().__init__()
         self.lm = lm.requires_grad_(False).eval()
         self.selection = selection
+        self.eval()
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode."""

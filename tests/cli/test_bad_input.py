@@ -1,0 +1,218 @@
+"""Every error that a user can trigger at the command line is one line that names cause, place and remedy."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import BACKBONE, SOURCE
+
+from lori_pl.cli import main
+from lori_pl.methods import ExplicitCoT
+
+
+def message(capsys) -> str:
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+def fails(world, capsys, *pattern: str, method="ExplicitCoT", command="fit", flags=(), root="run", **arguments) -> None:
+    assert world.run(command, *flags, method=method, root=root, **arguments) == 2
+    text = message(capsys)
+    for part in pattern:
+        assert re.search(part, text), text
+
+
+def test_no_command_and_unknown_command(capsys):
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert main(["fitt"]) == 2
+    assert "no command 'fitt'" in message(capsys)
+
+
+def test_missing_data_folder(world, capsys):
+    source = {"class_path": "lori_pl.data.sources.GSM8K", "init_args": {"path": str(world.folder / "none")}}
+    flags = ["--config", world.config("d", {"data": {"source": source}})]
+    fails(world, capsys, "gsm8k", "none", flags=flags, backbone=BACKBONE)
+
+
+def test_malformed_row_names_file_line_and_field(world, capsys):
+    for name in ("train", "test"):
+        (world.folder / f"{name}.jsonl").write_text('{"question": "a", "answer": "x #### 1"}\n{"question": 3}\n')
+    source = {"class_path": "lori_pl.data.sources.GSM8K", "init_args": {"path": str(world.folder)}}
+    flags = ["--config", world.config("d", {"data": {"source": source}})]
+    fails(world, capsys, r"train\.jsonl", "line 2", "question", "skip", flags=flags, backbone=BACKBONE)
+
+
+def test_no_rationale_where_training_needs_one(world, capsys):
+    row = '{"question": "a b", "answer": "1"}\n'
+    for name in ("train", "validation", "test"):
+        (world.folder / f"{name}.jsonl").write_text(row * 20)
+    source = {
+        "class_path": "lori_pl.data.sources.JSONL",
+        "init_args": {"path": str(world.folder), "on_missing_rationale": "error"},
+    }
+    flags = ["--config", world.config("d", {"data": {"source": source}})]
+    fails(world, capsys, "no rationale", r"train\.jsonl", flags=flags, backbone=BACKBONE)
+
+
+def test_empty_split(world, capsys):
+    fails(world, capsys, "validation split is empty", flags=["--data.source.validation", "0"], backbone=BACKBONE)
+
+
+def test_too_long_problems(world, capsys):
+    fails(world, capsys, "no problem left", "max_length", flags=["--data.max_length", "5"], backbone=BACKBONE)
+    flags = ["--data.max_length", "12", "--data.on_too_long", "error"]
+    fails(world, capsys, "more than data.max_length", "on_too_long to drop", flags=flags, backbone=BACKBONE)
+
+
+def test_fewer_problems_than_a_batch(world, capsys):
+    fails(world, capsys, "do not fill one batch", flags=["--data.batch_size", "100"], backbone=BACKBONE)
+
+
+def test_rank_above_dimension(world, capsys, lori_args):
+    flags = ["--model.alignment.rank_hidden", "33"]
+    fails(world, capsys, "rank_hidden", "33", "32", method="LoRi", flags=flags, **lori_args)
+
+
+def test_layers_out_of_range(world, capsys, lori_args):
+    fails(world, capsys, "layers 1 to 2", method="LoRi", flags=["--model.layers.layers", "[1, 3]"], **lori_args)
+
+
+def test_other_shapes_under_shared(world, capsys, lori_args):
+    small = {"tokenizer": "synthetic", "config": {**BACKBONE["config"], "hidden_size": 16}}
+    arguments = lori_args | {"backbone": small, "student_init": "base", "anchor": None}
+    fails(world, capsys, "32", "16", "learned", method="LoRi", **arguments)
+
+
+def test_negative_latents(world, capsys, lori_args):
+    fails(world, capsys, "latents is -1", method="LoRi", **(lori_args | {"latents": -1}))
+
+
+def test_no_latents_is_bot_and_eot_alone(world, lori_args):
+    assert world.fit("LoRi", "run", **(lori_args | {"latents": 0, "alignment": None})) == 0
+
+
+def test_no_latents_leave_no_trajectory(world, capsys, lori_args):
+    fails(world, capsys, "no trajectory", "alignment to null", method="LoRi", **(lori_args | {"latents": 0}))
+
+
+def test_no_teacher(world, capsys, lori_args):
+    fails(world, capsys, "model.teacher is not set", method="LoRi", **(lori_args | {"teacher": None}))
+
+
+def test_unknown_keys(world, capsys):
+    fails(
+        world,
+        capsys,
+        "batch_sise",
+        flags=["--config", world.config("d", {"data": {"batch_sise": 1}})],
+        backbone=BACKBONE,
+    )
+    fails(world, capsys, "latentss", method="LoRi", backbone=BACKBONE, latentss=3)
+
+
+def test_unknown_method(world, capsys):
+    fails(world, capsys, "NoSuch", method="NoSuch", backbone=BACKBONE)
+
+
+def test_no_method(world, capsys):
+    assert main(["fit", "--config", world.config("base", {"data": {"source": SOURCE}})]) == 2
+    assert "no method is chosen" in message(capsys)
+
+
+def test_no_backbone(world, capsys):
+    fails(world, capsys, "neither name nor tokenizer", backbone={})
+
+
+def test_a_folder_that_is_no_model(world, capsys):
+    fails(world, capsys, "no model|no tokenizer", backbone={"name": str(world.folder)})
+
+
+def test_an_output_folder_that_holds_another_run(world, capsys):
+    assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
+    before = (world.folder / "run" / "summary.json").read_bytes()
+    fails(world, capsys, "holds another run", "--ckpt_path last", backbone=BACKBONE)
+    assert (world.folder / "run" / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_untrained_weights_are_refused(world, capsys, command):
+    fails(world, capsys, "needs trained weights", command=command, backbone=BACKBONE)
+
+
+def test_a_checkpoint_that_is_not_there(world, capsys):
+    fails(world, capsys, "no such file or folder", flags=["--ckpt_path", "nowhere.ckpt"], backbone=BACKBONE)
+    fails(world, capsys, "nothing to go on with", flags=["--ckpt_path", "last"], backbone=BACKBONE)
+
+
+def test_a_folder_without_a_student(world, capsys):
+    flags = ["--ckpt_path", str(world.folder)]
+    fails(world, capsys, "no saved reasoner", command="test", flags=flags, backbone=BACKBONE)
+
+
+def test_a_checkpoint_of_another_method_or_model(world, capsys, lori_args):
+    assert world.fit("ExplicitCoT", "cot", backbone=BACKBONE) == 0
+    ckpt = ["--ckpt_path", str(world.folder / "cot" / "checkpoints" / "last.ckpt")]
+    fails(world, capsys, "made by explicit_cot, not by lori", method="LoRi", flags=ckpt, **lori_args)
+    other = {"tokenizer": "synthetic", "config": {**BACKBONE["config"], "hidden_size": 16}}
+    fails(world, capsys, "another model", flags=ckpt, root="other", backbone=other)
+    folder = ["--ckpt_path", str(world.folder / "cot" / "student")]
+    fails(world, capsys, "'words'", "'latent'", method="LoRi", command="test", flags=folder, root="folder", **lori_args)
+
+
+def test_a_damaged_checkpoint(world, capsys):
+    (world.folder / "bad.ckpt").write_bytes(b"no checkpoint")
+    flags = ["--ckpt_path", str(world.folder / "bad.ckpt")]
+    fails(world, capsys, "no readable checkpoint", flags=flags, backbone=BACKBONE)
+
+
+def test_predictions_are_not_overwritten(world, capsys):
+    assert world.fit("ExplicitCoT", "cot", backbone=BACKBONE) == 0
+    out = world.folder / "out.jsonl"
+    out.write_text("mine")
+    flags = ["--ckpt_path", str(world.folder / "cot" / "student"), "--predictions", str(out)]
+    fails(world, capsys, "exists already", command="predict", flags=flags, backbone=BACKBONE)
+    assert out.read_text() == "mine"
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(world, capsys, monkeypatch):
+    original = ExplicitCoT.task_loss
+
+    def poisoned(self, batch):
+        loss = original(self, batch)
+        return loss * float("nan") if self.training and self.trainer.global_step == 3 else loss
+
+    monkeypatch.setattr(ExplicitCoT, "task_loss", poisoned)
+    fails(world, capsys, "'task' is not finite at step 4", "learning rate", backbone=BACKBONE)
+    saved = torch.load(world.folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
+
+
+def test_two_losses_of_one_name(world, capsys, lori_args):
+    arguments = lori_args | {"terms": [{"class_path": "lori_pl.alignment.AnchorAlignment"}]}
+    fails(world, capsys, "named 'anchor'", method="LoRi", **arguments)
+
+
+def test_a_weight_of_no_loss(world, capsys, lori_args):
+    fails(world, capsys, "typo", "anchor", method="LoRi", **(lori_args | {"weights": {"typo": 1.0}}))
+
+
+def test_a_schedule_without_an_end(world, capsys):
+    fails(world, capsys, "max_steps or max_epochs", flags=["--trainer.max_steps", "-1"], backbone=BACKBONE)
+
+
+def test_the_module_runs_as_a_process_and_exits_with_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "lori_pl", "fit", "--config", "none.yaml"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error:")
+    assert "Traceback" not in done.stderr

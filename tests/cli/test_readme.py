@@ -1,0 +1,234 @@
+"""README and docs/: their commands parse, their links lead somewhere, their switches and defaults are real."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import lori_pl.commands.lightning as lightning_commands
+from lori_pl.alignment import AnchorAlignment, LowRankAlignment
+from lori_pl.cli import own_commands
+from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.sources import SOURCES
+from lori_pl.data.template import Template
+from lori_pl.errors import LoriError
+from lori_pl.methods import LoRi
+from lori_pl.models.hidden import LayerSelection
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+# the page of examples runs in tests/cli/test_extend.py
+COMMAND_PAGES = [page for page in PAGES if page.name != "extend.md"]
+
+LIGHTNING = ("fit", "validate", "test", "predict")
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
+
+
+LORI_COMMANDS = [
+    pytest.param(command[3:], id=f"{page.name}-{number}-{command[3]}")
+    for page in COMMAND_PAGES
+    for number, command in enumerate(commands(page))
+    if command[:3] == ["python", "-m", "lori_pl"]
+]
+
+
+class ParsingOnly(lightning_commands.LoriCLI):
+    """The command line without what comes after parsing: no data is read, no model built."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def after_instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def parser() -> Iterator[Any]:
+    """The real parser of the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(lightning_commands, "LoriCLI", ParsingOnly)
+        patch.setattr(sys, "argv", ["lori_pl"])
+        files = ["--config", "configs/method/explicit_cot.yaml", "--config", "configs/model/tiny.yaml"]
+        yield lightning_commands.parse(["fit", *files], run=True).parser
+
+
+def without(arguments: list[str], *options: str) -> list[str]:
+    """Takes options with their values out of a command line."""
+    places = {place for option in options for place in range(len(arguments)) if arguments[place] == option}
+    return [a for place, a in enumerate(arguments) if place not in places and place - 1 not in places]
+
+
+@pytest.mark.parametrize("arguments", LORI_COMMANDS)
+def test_commands_parse(arguments, parser, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command, rest = arguments[0], arguments[1:]
+    assert command in (*LIGHTNING, *own_commands())
+    if command == "export":
+        assert {"--ckpt_path", "--folder"} <= set(rest)
+        command, rest = "fit", without(rest, "--ckpt_path", "--folder")
+    elif command == "preview":
+        command, rest = "fit", without(rest, "--row")
+    if command in LIGHTNING:
+        with lightning_commands.one_line_errors():
+            options = parser.parse_args([command, *rest])[command]
+        # what a run checks before it loads anything
+        lightning_commands.method_class(options["model"]).check(options["model"]["init_args"])
+        assert lightning_commands.student_tokenizer(options["model"])
+        assert command == "fit" or options["ckpt_path"]
+    else:
+        assert [a for a in rest if a.endswith(".yaml") and not Path(a).is_file()] == []
+
+
+def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    files = ["--config", "configs/method/lori.yaml", "--config", "configs/model/tiny.yaml"]
+    with pytest.raises(LoriError), lightning_commands.one_line_errors():
+        parser.parse_args(["fit", *files, "--model.alignment.rank_hiden", "8"])
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        named = [command[1] for command in commands(page) if command[0] == "make"]
+        named += re.findall(r"`make ([a-z-]+)`", prose(page))
+        assert set(named) <= targets, page.name
+
+
+def slug(heading: str) -> str:
+    kept = re.sub(r"[^\w\- ]", "", heading.strip().lower().replace("`", ""))
+    return kept.replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text(file), flags=re.M | re.S), re.M)
+            assert anchor in {slug(heading) for heading in headings}, f"{page.name} links {target}"
+
+
+def test_files_named_in_the_text_exist():
+    for page in PAGES:
+        for name in re.findall(r"`((?:configs|docs|tests|lori_pl)/[\w./-]+\.\w+)`", prose(page)):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_names_in_python_blocks_exist():
+    imported = 0
+    for page in COMMAND_PAGES:
+        for block in blocks(page, "python"):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom):
+                    module = importlib.import_module(str(node.module))
+                    assert [n.name for n in node.names if not hasattr(module, n.name)] == [], page.name
+                    imported += len(node.names)
+    assert imported > 5
+
+
+def test_downloads_are_pinned():
+    urls = re.findall(r"https://\S+/(?:data|datasets?|SVAMP)\S*\.\w+", " ".join(blocks(README, "bash")))
+    assert len(urls) == 6
+    assert [url for url in urls if not re.search(r"/[0-9a-f]{40}/", url)] == []
+    revisions = [c[c.index("--revision") + 1] for c in commands(README) if c[0] == "hf"]
+    assert revisions
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
+
+
+def test_downloads_land_where_the_config_looks():
+    (curl,) = [command for command in commands(README) if command[0] == "curl"]
+    files = {curl[place + 1] for place, part in enumerate(curl) if part == "-o"}
+    data = yaml.safe_load((ROOT / "configs/data/gsm8k_aug.yaml").read_text(encoding="utf-8"))["data"]
+    aug = data["source"]["init_args"]["path"]
+    wanted = {f"{aug}/train.txt", f"{aug}/valid.txt"}
+    for test in data["test_sources"].values():
+        names = SOURCES[next(n for n, s in SOURCES.items() if s.__name__ == test["class_path"].rpartition(".")[2])]
+        wanted.add(f"{test['init_args']['path']}/{names.file_names['test'][0]}")
+    assert files == wanted
+
+
+def test_marker_lines_stand_in_the_readme():
+    lines = text(README).splitlines()
+    for marker in ("<!-- results:quickstart -->", "<!-- results:full -->"):
+        assert lines.count(marker) == 1
+
+
+OWNERS = {
+    "model.alignment": LowRankAlignment,
+    "model.anchor": AnchorAlignment,
+    "model.layers": LayerSelection,
+    "model": LoRi,
+    "data.template": Template,
+    "data": PairedDataModule,
+}
+
+
+def switches() -> dict[str, str]:
+    """The table of switches in docs/method.md: flag and default."""
+    rows = re.findall(
+        r"^\| `((?:model|data)\.[\w.]+)` \| `([^`]*)` \|", text(ROOT / "docs" / "method.md"), re.MULTILINE
+    )
+    return dict(rows)
+
+
+def test_switches_have_the_defaults_that_the_page_gives():
+    assert len(switches()) > 20
+    for flag, default in switches().items():
+        owner, _, name = flag.rpartition(".")
+        parameters = inspect.signature(OWNERS[owner]).parameters
+        assert name in parameters, flag
+        assert parameters[name].default == yaml.safe_load(default), flag
+
+
+def test_every_switch_of_the_terms_is_on_the_page():
+    for owner in ("model.alignment", "model.anchor", "model.layers"):
+        for name in inspect.signature(OWNERS[owner]).parameters:
+            assert f"{owner}.{name}" in switches()
+
+
+def test_every_source_is_on_the_page():
+    page = text(ROOT / "docs" / "data.md")
+    for name, source in SOURCES.items():
+        assert f"| `{name}` `{source.__name__}` |" in page
+
+
+def test_template_defaults_are_those_on_the_page():
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", text(ROOT / "docs" / "data.md"), re.MULTILINE))
+    written = {"a space": " ", "`false`": False, "false": False, "null": None}
+    for name, parameter in inspect.signature(Template).parameters.items():
+        assert written.get(rows[name], rows[name]) == parameter.default, name

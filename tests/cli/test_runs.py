@@ -1,0 +1,228 @@
+"""Whole runs through the command line: what they leave behind, resume, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import BACKBONE
+
+from lori_pl import LatentReasoner
+from lori_pl.cli import main
+from lori_pl.methods import ExplicitCoT, LoRi
+
+
+def checkpoint(folder: Path, name: str = "last.ckpt") -> dict:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, lori_args, capsys):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    run = world.folder / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    values = summary["methods"]["lori"]
+    assert set(values) >= {"accuracy", "low", "high", "n", "passes", "milliseconds", "floor"}
+    assert values["n"] == 16
+    assert values["passes"] >= 1 + 3 + 1 + 1
+    with np.load(run / "correct.npz", allow_pickle=False) as outcomes:
+        bits = outcomes["lori/0"]
+    assert bits.mean() == pytest.approx(values["accuracy"])
+    assert (run / "spectrum.png").stat().st_size > 1000
+    assert any((run / "tensorboard").iterdir())
+    answers = LatentReasoner.from_pretrained(run / "student").answer(["Ann has 4 apples . She finds 3 ."])
+    assert answers[0].latents == 3
+    assert "lori on test" in capsys.readouterr().out
+
+
+def test_every_part_of_the_loss_and_the_diagnostics_are_logged(world, lori_args):
+    flags = ["--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir"]
+    assert world.fit("LoRi", "run", *flags, str(world.folder / "csv"), **lori_args) == 0
+    (metrics,) = (world.folder / "csv").rglob("metrics.csv")
+    header = metrics.read_text().splitlines()[0].split(",")
+    wanted = {"train/task", "train/mean", "train/covariance", "train/anchor", "val/accuracy", "val/accuracy_steps_1"}
+    wanted |= {"speed/problems_per_second", "alignment/orthonormality_error", "alignment/student_energy_share"}
+    assert wanted <= set(header), wanted - set(header)
+    assert any(name.startswith("gradient_norm/thought") for name in header)
+
+
+def test_the_teacher_is_unchanged_by_a_fit_and_absent_from_checkpoint_and_optimiser(world, lori_args, monkeypatch):
+    seen = []
+    start, end = LoRi.on_fit_start, LoRi.on_train_end
+
+    def remember(self):
+        seen.append({k: v.clone() for k, v in self.teacher.state_dict().items()})
+        start(self)
+
+    def compare(self):
+        end(self)
+        for key, value in self.teacher.state_dict().items():
+            assert torch.equal(value, seen[0][key]), key
+        assert not self.teacher.training
+        trained = {id(p) for group in self.optimizers().param_groups for p in group["params"]}
+        assert not trained & {id(p) for p in self.teacher.parameters()}
+        seen.append("compared")
+
+    monkeypatch.setattr(LoRi, "on_fit_start", remember)
+    monkeypatch.setattr(LoRi, "on_train_end", compare)
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    assert seen[-1] == "compared"
+    assert not [key for key in checkpoint(world.folder / "run")["state_dict"] if key.startswith("teacher.")]
+
+
+@pytest.mark.parametrize("method", ["ExplicitCoT", "LoRi"])
+def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
+    arguments = lori_args if method == "LoRi" else {"backbone": BACKBONE}
+    flags = ["--trainer.val_check_interval", "3", "--model.schedule.decay", "none", "--test_after_fit", "false"]
+    flags += ["--model.schedule.warmup", "0"]  # a share would depend on the number of steps
+    assert world.fit(method, "whole", *flags, "--trainer.max_steps", "11", **arguments) == 0
+    assert world.fit(method, "parts", *flags, "--trainer.max_steps", "6", **arguments) == 0
+    assert checkpoint(world.folder / "parts")["global_step"] == 6
+    (world.folder / "parts" / "student").rename(world.folder / "parts" / "first")
+    resume = ["--ckpt_path", "last", "--trainer.max_steps", "11"]
+    assert world.fit(method, "parts", *flags, *resume, **arguments) == 0
+    whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
+    assert whole["global_step"] == parts["global_step"] == 11
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][key]), key
+
+
+def test_a_flag_wins_over_the_checkpoint_on_resume(world, lori_args, monkeypatch):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    (world.folder / "run" / "student").rename(world.folder / "run" / "first")
+    weights = []
+    original = LoRi.on_fit_start
+
+    def look(self):
+        original(self)
+        weights.append({name: w for term in self.active_terms for name, w in term.weights.items()})
+
+    monkeypatch.setattr(LoRi, "on_fit_start", look)
+    flags = ["--ckpt_path", "last", "--trainer.max_steps", "6", "--model.anchor.w_anchor", "0.25"]
+    assert world.fit("LoRi", "run", *flags, **lori_args) == 0
+    assert weights[0]["anchor"] == 0.25
+
+
+def test_the_saved_config_repeats_the_run(world, lori_args):
+    assert world.fit("LoRi", "first", **lori_args) == 0
+    saved = world.folder / "first" / "config.yaml"
+    assert main(["fit", "--config", str(saved), "--trainer.default_root_dir", str(world.folder / "second")]) == 0
+    one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("first", "second"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_eight_alone_accumulated_equal_a_batch_of_eight(world):
+    flags = ["--trainer.max_steps", "2", "--data.bucket_by_length", "false", "--test_after_fit", "false"]
+    flags += ["--trainer.val_check_interval", "1.0", "--trainer.gradient_clip_val", "null"]
+    common = ["--trainer.limit_train_batches"]
+    assert world.fit("ExplicitCoT", "batch", *flags, *common, "2", backbone=BACKBONE) == 0
+    single = ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "8"]
+    assert world.fit("ExplicitCoT", "single", *flags, *common, "16", *single, backbone=BACKBONE) == 0
+    one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("batch", "single"))
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], rtol=1e-4, atol=1e-5)
+
+
+def test_test_takes_a_checkpoint_and_a_folder_and_they_agree(world, lori_args):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    run = world.folder / "run"
+    for name, path in (("ckpt", run / "checkpoints" / "best.ckpt"), ("folder", run / "student")):
+        assert world.run("test", "--ckpt_path", str(path), method="LoRi", root=name, **lori_args) == 0
+    summaries = [json.loads((world.folder / n / "summary.json").read_text()) for n in ("ckpt", "folder", "run")]
+    accuracies = {summary["methods"]["lori"]["accuracy"] for summary in summaries}
+    assert len(accuracies) == 1
+
+
+def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    questions = world.folder / "questions.jsonl"
+    questions.write_text('{"question": "Ann has 4 apples .", "answer": "4"}\n{"question": "Bob has 2 pens ."}\n')
+    out = world.folder / "out.jsonl"
+    flags = ["--ckpt_path", str(world.folder / "run" / "student"), "--predictions", str(out)]
+    flags += ["--data.predict_file", str(questions)]
+    assert world.run("predict", *flags, method="LoRi", **lori_args) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["gold"] for row in rows] == ["4", None]
+    keys = {"id", "question", "prediction", "gold", "correct", "passes", "milliseconds"}
+    assert all(set(row) == keys for row in rows)
+    assert rows[1]["correct"] is None
+
+
+def test_export_makes_the_folder_that_fit_made(world, lori_args):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    run = world.folder / "run"
+    out = world.folder / "exported"
+    ckpt = run / "checkpoints" / "best.ckpt"
+    arguments = ["export", "--config", str(run / "config.yaml"), "--ckpt_path", str(ckpt), "--folder", str(out)]
+    assert main(arguments) == 0
+    questions = ["Ann has 4 apples . She finds 3 ."]
+    one, two = (LatentReasoner.from_pretrained(folder).answer(questions) for folder in (run / "student", out))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("terms", "label"),
+    [
+        ({"alignment": None, "anchor": None}, "latent_only"),
+        ({"alignment": None}, "anchor_only"),
+        ({"anchor": None}, "rationale_only"),
+        ({"weights": {"mean": 0.0, "covariance": 0.0}}, "anchor_only"),
+    ],
+)
+def test_by_terms_or_weights_alone_lori_is_its_ablations(world, lori_args, terms, label):
+    assert world.fit("LoRi", "run", "--trainer.max_steps", "2", **(lori_args | terms)) == 0
+    assert set(json.loads((world.folder / "run" / "summary.json").read_text())["methods"]) == {label}
+
+
+@pytest.mark.parametrize("method", ["NoCoT", "Pause"])
+def test_students_start_from_the_teachers_weights(world, teacher, method):
+    assert world.fit(method, "run", backbone={"name": teacher}) == 0
+    assert (world.folder / "run" / "student" / "reasoner.json").is_file()
+
+
+def test_learned_factors_and_another_architecture(world, lori_args):
+    arguments = lori_args | {"student_init": "base", "anchor": None}
+    arguments["backbone"] = {
+        "tokenizer": "synthetic",
+        "config": {"model_type": "gpt2", "n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 128},
+    }
+    flags = ["--model.alignment.student_factors", "learned", "--model.alignment.rank_hidden", "3"]
+    assert world.fit("LoRi", "run", *flags, **arguments) == 0
+    state = checkpoint(world.folder / "run")["state_dict"]
+    assert any("alignment" in key or "terms" in key for key in state)
+
+
+def test_a_later_file_or_flag_reaches_what_is_interpolated(world):
+    more = {"model": {"init_args": {"max_new_tokens": "${data.batch_size}"}}}
+    flags = ["--config", world.config("more", more), "--data.batch_size", "4"]
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
+    saved = yaml.safe_load((world.folder / "run" / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["max_new_tokens"] == 4
+
+
+def test_checkpoints_hold_only_what_trains_under_lora(world, teacher):
+    backbone = {"name": teacher, "lora": {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}}
+    assert world.fit("ExplicitCoT", "run", backbone=backbone) == 0
+    keys = [key for key in checkpoint(world.folder / "run")["state_dict"] if key.startswith("reasoner.")]
+    assert keys
+    assert all("lora_" in key for key in keys)
+
+
+def test_validate_reports(world):
+    assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
+    flags = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]
+    assert world.run("validate", *flags, method="ExplicitCoT", root="validate", backbone=BACKBONE) == 0
+
+
+def test_preview_shows_a_pair_lengths_and_counts(world, lori_args, capsys):
+    assert world.run("preview", "--row", "2", method="LoRi", **lori_args) == 0
+    shown = capsys.readouterr().out
+    for part in ("ANCHOR", "z3", "train: 64 problems", "left out: nothing", "<bot>"):
+        assert part in shown
+
+
+def test_the_method_class_is_importable_by_name():
+    assert ExplicitCoT.name == "explicit_cot"

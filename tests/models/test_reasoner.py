@@ -1,0 +1,269 @@
+"""The student alone: batched equals alone, padding side, run-time K, text in and text out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import QUESTIONS, encode, pairs, tiny_lm, tiny_reasoner
+
+from lori_pl import Answer, LatentReasoner
+from lori_pl.data.template import Template
+from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.errors import LoriError
+from lori_pl.methods.losses import answer_cross_entropy
+from lori_pl.models.backbone import LoRA
+from lori_pl.models.hidden import LayerSelection
+
+KINDS = ("llama", "gpt2", "qwen2")
+REASONINGS = ("latent", "pause", "none", "words")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reasoning", REASONINGS)
+def test_batched_equals_alone_on_either_padding_side(kind, reasoning):
+    reasoner = tiny_reasoner(kind, reasoning)
+    alone = [reasoner.think(*encode(reasoner, (question,)))[0] for question in QUESTIONS]
+    single = [reasoner.generate(*encode(reasoner, (question,)), max_new_tokens=6) for question in QUESTIONS]
+    for left in (True, False):
+        question, mask = encode(reasoner, left=left)
+        assert not mask.all()
+        state, _ = reasoner.think(question, mask)
+        expected = torch.cat([one.hidden for one in alone])
+        torch.testing.assert_close(state.hidden, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            reasoner.logits(state.hidden), reasoner.logits(expected), atol=1e-5, rtol=1e-5, msg="logits"
+        )
+        assert state.position.tolist() == [int(one.position) for one in alone]
+        batched = reasoner.generate(question, mask, max_new_tokens=6)
+        for row, one in enumerate(single):
+            assert batched.tokens[row][batched.mask[row]].tolist() == one.tokens[0][one.mask[0]].tolist()
+            assert batched.passes[row] == one.passes[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_teacher_forcing_and_its_gradients_do_not_depend_on_the_batch(kind):
+    reasoner = tiny_reasoner(kind).train()
+
+    def loss_and_gradients(batch):
+        state, _ = reasoner.think(batch.question, batch.question_mask)
+        hidden, anchor = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor, LayerSelection())
+        loss = answer_cross_entropy(reasoner, hidden, batch)
+        gradients = torch.autograd.grad(loss, list(reasoner.parameters()), allow_unused=True)
+        return loss, anchor, gradients
+
+    whole_loss, whole_anchor, whole = loss_and_gradients(pairs(reasoner))
+    parts = [loss_and_gradients(_row(pairs(reasoner), row)) for row in range(3)]
+    torch.testing.assert_close(whole_loss, torch.stack([loss for loss, _, _ in parts]).mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(whole_anchor, torch.cat([anchor for _, anchor, _ in parts]), atol=1e-5, rtol=1e-5)
+    for i, gradient in enumerate(whole):
+        if gradient is not None:
+            mean = torch.stack([gradients[i] for _, _, gradients in parts]).mean(0)
+            torch.testing.assert_close(gradient, mean, atol=2e-5, rtol=1e-4)
+
+
+def _row(batch, row):
+    import dataclasses
+
+    keep = batch.question_mask[row]
+    length = int(batch.answer_mask[row].sum())
+    return dataclasses.replace(
+        batch,
+        question=batch.question[row : row + 1, keep],
+        question_mask=batch.question_mask[row : row + 1, keep],
+        answer=batch.answer[row : row + 1, :length],
+        answer_mask=batch.answer_mask[row : row + 1, :length],
+        target_mask=batch.target_mask[row : row + 1, :length],
+    )
+
+
+@pytest.mark.parametrize("reasoning", ["latent", "pause"])
+def test_trajectory_is_recorded_at_the_latents(reasoning):
+    reasoner = tiny_reasoner(reasoning=reasoning)
+    question, mask = encode(reasoner)
+    state, trajectory = reasoner.think(question, mask, record=LayerSelection())
+    assert trajectory.shape == (3, 2, 3, 32)
+    torch.testing.assert_close(trajectory[:, -1, -1], state.hidden[:, 0])
+    _, first = reasoner.think(question, mask, record=LayerSelection([1], embedding_layer=True))
+    assert first.shape == (3, 2, 3, 32)
+    torch.testing.assert_close(first[:, 1], trajectory[:, 0])
+    if reasoning == "latent":
+        # layer 0 is the latent itself: the projection of the last hidden state one step before
+        torch.testing.assert_close(first[:, 0, 1], reasoner.thought.projector(trajectory[:, -1, 0]))
+        bot = reasoner.read(reasoner.embed(question), mask)
+        torch.testing.assert_close(first[:, 0, 0], reasoner.thought.projector(bot.hidden[:, 0]))
+    else:
+        torch.testing.assert_close(first[0, 0], reasoner.thought.fillers)
+
+
+def test_latents_depend_on_the_question_and_pause_fillers_do_not():
+    latent, pause = tiny_reasoner(reasoning="latent"), tiny_reasoner(reasoning="pause")
+    selection = LayerSelection([1], embedding_layer=True)
+    _, z = latent.think(*encode(latent), record=selection)
+    assert not torch.allclose(z[0, 0], z[1, 0], atol=1e-3)
+    _, fillers = pause.think(*encode(pause), record=selection)
+    torch.testing.assert_close(fillers[0, 0], fillers[1, 0])
+
+
+def test_k_is_selectable_at_run_time():
+    reasoner = tiny_reasoner(latents=3)
+    question, mask = encode(reasoner)
+    for k in (0, 1, 5):
+        state, trajectory = reasoner.think(question, mask, k, LayerSelection())
+        assert state.mask.shape[1] == question.shape[1] + k
+        assert (trajectory is None) == (k == 0)
+        assert reasoner.generate(question, mask, k, max_new_tokens=2).latents == k
+    assert reasoner.generate(question, mask, max_new_tokens=2).latents == 3
+    prefix = tiny_reasoner(reasoning="pause", latents=4)
+    _, two = prefix.think(*encode(prefix), 2, LayerSelection())
+    _, four = prefix.think(*encode(prefix), 4, LayerSelection())
+    torch.testing.assert_close(two, four[:, :, :2])
+
+
+def test_zero_latents_is_bot_eot_alone():
+    reasoner = tiny_reasoner(latents=0)
+    question, mask = encode(reasoner)
+    generation = reasoner.generate(question, mask, max_new_tokens=4)
+    suffix = torch.tensor(reasoner.encoder.suffix).expand(3, -1)
+    state = reasoner.read(
+        reasoner.embed(torch.cat([question, suffix], 1)), torch.cat([mask, torch.ones_like(suffix).bool()], 1)
+    )
+    assert generation.tokens[:, 0].tolist() == _allowed(reasoner, state.hidden).tolist()
+    assert generation.passes.max() <= 4
+    # a projector that no step uses would stall data parallelism
+    assert not any(parameter.requires_grad for parameter in reasoner.thought.parameters())
+
+
+def _allowed(reasoner, hidden):
+    logits = reasoner.logits(hidden[:, -1])
+    logits[:, reasoner.encoder.bot + reasoner.encoder.eot] = float("-inf")
+    return logits.argmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "latents", "message"),
+    [
+        ("latent", -1, "latents is -1: give 0 or more"),
+        ("pause", -1, "latents is -1: give 0 or more"),
+        ("pause", 4, r"latents is 4, but this reasoner \(pause\) can take at most 3"),
+        ("none", 2, r"latents is 2, but this reasoner \(none\) can take at most 0"),
+        ("words", 1, r"can take at most 0"),
+    ],
+)
+def test_wrong_number_of_latents_is_refused(reasoning, latents, message):
+    reasoner = tiny_reasoner(reasoning=reasoning)
+    question, mask = encode(reasoner)
+    with pytest.raises(LoriError, match=message):
+        reasoner.think(question, mask, latents)
+    with pytest.raises(LoriError, match=message):
+        reasoner.generate(question, mask, latents)
+    with pytest.raises(LoriError, match=message):
+        reasoner.answer(["Bob has 7 coins ."], latents)
+
+
+def test_construction_refuses_negative_latents_and_unknown_reasoning():
+    with pytest.raises(LoriError, match="latents is -2"):
+        tiny_reasoner(latents=-2)
+    with pytest.raises(LoriError, match="reasoning 'dream' is unknown; give one of latent, pause, none, words"):
+        LatentReasoner(tiny_lm(), load_tokenizer("synthetic", True), Template(), "dream")
+    with pytest.raises(LoriError, match="the tokenizer lacks <bot> and <eot>"):
+        LatentReasoner(tiny_lm(), load_tokenizer("synthetic", False), Template(), "latent")
+
+
+@pytest.mark.parametrize("reasoning", REASONINGS)
+def test_answer_takes_text_and_gives_text(reasoning):
+    reasoner = tiny_reasoner(reasoning=reasoning).train()
+    answers = reasoner.answer(list(QUESTIONS), max_new_tokens=5, batch_size=2)
+    assert reasoner.training
+    assert [type(answer) for answer in answers] == [Answer] * 3
+    assert {answer.latents for answer in answers} == {3 if reasoning in ("latent", "pause") else 0}
+    alone = [reasoner.answer([question], max_new_tokens=5)[0] for question in QUESTIONS]
+    assert answers == alone
+    generation = reasoner.eval().generate(*encode(reasoner), max_new_tokens=5)
+    assert [answer.passes for answer in answers] == generation.passes.tolist()
+    assert reasoner.answer([]) == []
+
+
+def test_answer_runs_in_eval_mode_and_restores_the_mode_of_each_part():
+    reasoner = tiny_reasoner(attention_dropout=0.9).train()
+    reasoner.thought.eval()
+    first, second = (reasoner.answer(list(QUESTIONS), max_new_tokens=5) for _ in range(2))
+    assert first == second
+    assert reasoner.lm.training
+    assert not reasoner.thought.training
+
+
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        ("Bob has 7 coins .", "takes a list of questions, not one string"),
+        (["fine", "  "], "question 1 is '  ': give a text"),
+        ([None], "question 0 is None: give a text"),
+    ],
+)
+def test_answer_refuses_what_is_no_question(questions, message):
+    with pytest.raises(LoriError, match=message):
+        tiny_reasoner().answer(questions)
+
+
+def test_other_arguments_are_checked():
+    reasoner = tiny_reasoner()
+    for keywords, message in (
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+    ):
+        with pytest.raises(LoriError, match=message):
+            reasoner.answer(["Bob has 7 coins ."], **keywords)
+
+
+@pytest.mark.parametrize("reasoning", ["latent", "words"])
+def test_the_answer_is_read_behind_prompt_and_template(reasoning):
+    template = Template(answer_prompt="####", answer="it is {answer} .")
+    reasoner = tiny_reasoner(reasoning=reasoning, template=template)
+    generated = "<<4+3=7>> #### it is 7 ." if reasoning == "words" else "it is 7 ."
+    ids = torch.tensor([reasoner.tokenizer(generated, add_special_tokens=False)["input_ids"] + [reasoner.encoder.end]])
+    from lori_pl.models.generation import Generation
+
+    generation = Generation(ids, torch.ones_like(ids).bool(), torch.tensor([9]), 0, torch.tensor([True]))
+    (answer,) = reasoner.texts(generation)
+    assert answer.text == "7"
+    assert answer.passes == 9
+
+
+def test_a_projector_in_fp32_serves_a_backbone_in_half_precision():
+    reasoner = tiny_reasoner()
+    reasoner.lm.to(torch.bfloat16)
+    generation = reasoner.generate(*encode(reasoner), max_new_tokens=3)
+    assert generation.tokens.shape[0] == 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_the_projector_starts_at_the_scale_of_the_embeddings(kind):
+    reasoner = tiny_reasoner(kind)
+    question, mask = encode(reasoner)
+    embedded = reasoner.lm.get_input_embeddings()(torch.arange(len(reasoner.tokenizer)))
+    expected = embedded.pow(2).mean().sqrt()
+    torch.testing.assert_close(reasoner.thought.projector.norm.weight.mean(), expected, atol=1e-4, rtol=1e-3)
+    z = reasoner.thought.projector(reasoner.read(reasoner.embed(question), mask).hidden)
+    assert 0.8 < float(z.detach().pow(2).mean().sqrt() / expected.detach()) < 1.2
+    unit = LatentReasoner(reasoner.lm, reasoner.tokenizer, Template(), "latent", 3, "unit")
+    assert unit.thought.projector.norm.weight.eq(1).all()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_markers_under_lora_stand_at_the_place_and_scale_of_their_rows(kind):
+    lora = LoRA(rank=2, alpha=2, dropout=0.0)
+    reasoner = tiny_reasoner(kind, lora=lora)
+    table = reasoner.lm.get_input_embeddings()
+    ids = torch.tensor([[*reasoner.encoder.bot, 5, *reasoner.encoder.eot]])
+    with torch.no_grad():
+        reasoner.markers.copy_(table.weight[ids[0, [0, 2]]])
+    torch.testing.assert_close(reasoner.embed(ids), table(ids))
+
+
+def test_builds_on_the_meta_device():
+    with torch.device("meta"):
+        reasoner = tiny_reasoner()
+    assert reasoner.device.type == "meta"
+    assert all(parameter.device.type == "meta" for parameter in reasoner.parameters())
