@@ -34,6 +34,7 @@ def _nothing_leaks():
         "PL_SEED_WORKERS",
         "POSSIBLE_USER_WARNINGS",
         "KMP_INIT_AT_FORK",
+        "PYTORCH_NVML_BASED_CUDA_CHECK",
         "TORCHINDUCTOR_CACHE_DIR",
         "TRITON_CACHE_DIR",
     }

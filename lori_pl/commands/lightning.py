@@ -25,6 +25,7 @@ from lori_pl.callbacks.run_config import RunConfig
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
+from lori_pl.evaluation.records import replace_folder
 from lori_pl.evaluation.report import write_report
 from lori_pl.methods import Method
 from lori_pl.methods.checkpoints import check_made_by, read_checkpoint
@@ -128,6 +129,11 @@ class LoriCLI(LightningCLI):
         if trainer.get("default_root_dir") is None:
             trainer["default_root_dir"] = f"runs/{self.subcommand}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.root = Path(str(trainer["default_root_dir"]))
+        if self.subcommand == "test":
+            options["verbose"] = False  # ours is the table
+            if (self.root / CONFIG).exists():  # the folder of the run that is tested
+                self.root = self.root / "test"
+                trainer["default_root_dir"] = str(self.root)
         self.folder = self._resolve_checkpoint(options)
         self._check_folder(options)
 
@@ -162,9 +168,9 @@ class LoriCLI(LightningCLI):
             return
         for name in (CONFIG, SUMMARY, STUDENT):
             if (self.root / name).exists():
+                go_on = ", or go on with it by --ckpt_path last" if self.subcommand == "fit" else ""
                 raise LoriError(
-                    f"{self.root} holds another run ({name}); give another --trainer.default_root_dir, remove it, or "
-                    "go on with it by --ckpt_path last"
+                    f"{self.root} holds another run ({name}); remove it, give another --trainer.default_root_dir{go_on}"
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -202,14 +208,20 @@ class LoriCLI(LightningCLI):
             return
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "") or None
-        progress = {"seconds": self.trainer_seconds(), "steps": self.trainer.global_step}
+        progress = {
+            "seed": int(self.options["seed_everything"]),
+            "seconds": self.trainer_seconds(),
+            "steps": self.trainer.global_step,
+        }
         if self.options["test_after_fit"]:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             write_report(self.root, self.model, progress)
         elif best is not None:
             self.model.load_state_dict(read_checkpoint(best)["state_dict"])
         if self.trainer.is_global_zero:
-            save_reasoner(self.model.student.eval(), self.root / STUDENT)
+            student = self.model.student.eval()
+            # a resumed run replaces its earlier student
+            replace_folder(self.root / STUDENT, lambda part: save_reasoner(student, part))
             log.info("student: %s", self.root / STUDENT)
             log.info("TensorBoard: tensorboard --logdir %s", self.root)
 
@@ -222,7 +234,7 @@ class LoriCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Shows the table and writes the summary."""
-        write_report(self.root, self.model, {})
+        write_report(self.root, self.model, {"seed": int(self.options["seed_everything"])})
 
 
 @contextmanager

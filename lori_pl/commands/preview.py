@@ -51,13 +51,13 @@ def show_pair(console: Console, data: PairedDataModule, split: PreparedSplit, ro
     """Prints problem ``row`` as the teacher and as the student see it."""
     problem = split.problems[row]
     batch = paired_batch([row], split.steps, split.student, split.teacher)
-    console.rule(f"problem {problem.id}")
+    console.rule(Text(f"problem {problem.id}"))
     console.print(Text(problem.question))
     console.print(Text(f"steps: {'  '.join(problem.steps)}\nanswer: {problem.answer}"))
     teacher_encoder = (split.teacher or split.student).encoder
-    console.rule("teacher: [rationale], ANCHOR, <predicted>")
+    console.rule(Text("teacher: [rationale], ANCHOR, <predicted>"))
     console.print(_explicit_text(batch.teacher, teacher_encoder.tokenizer))
-    console.rule(f"student: question, {latents} latents, ANCHOR, <predicted>")
+    console.rule(Text(f"student: question, {latents} latents, ANCHOR, <predicted>"))
     console.print(_student_text(batch, data, latents))
 
 

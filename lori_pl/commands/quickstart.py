@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lori_pl.errors import LoriError
+from lori_pl.evaluation.records import replace_folder
 from lori_pl.evaluation.report import SUMMARY, print_table, write_json
 from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     floor = next(iter(methods.values()))["floor"]
     console.print(f"always the most frequent answer: {100 * floor:.1f}")
     if "lori" in folders:
-        keep_student(folders["lori"] / STUDENT, sweep.output / STUDENT)
+        replace_folder(sweep.output / STUDENT, lambda part: shutil.copytree(folders["lori"] / STUDENT, part))
         console.print(f"student:     {sweep.output / STUDENT}  (LatentReasoner.from_pretrained)")
     console.print(f"summary:     {sweep.output / SUMMARY}")
     console.print(f"TensorBoard: tensorboard --logdir {sweep.output}")
@@ -67,12 +67,3 @@ def collect(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Path]]:
             methods[name] = {**values, "seconds": summary.get("seconds", 0.0)}
             folders[name] = folder
     return methods, folders
-
-
-def keep_student(source: Path, target: Path) -> None:
-    """Copies a student's folder; the copy appears only when whole and replaces an earlier one."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)

@@ -230,6 +230,23 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
         raise
 
 
+def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Write a folder beside its place and move it there; an earlier one goes only when the new one is whole.
+
+    Args:
+        path: The folder to make or replace.
+        write: Called with a path that does not exist yet, where it makes the folder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        part, old = Path(temporary) / "new", Path(temporary) / "old"
+        write(part)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+
+
 def _git(folder: Path, *arguments: str) -> str:
     try:
         result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hub_logging
 
 from lori_pl.errors import LoriError
@@ -276,7 +277,8 @@ def _load_weights(backbone: Backbone, config: PretrainedConfig, dtype: Any) -> P
                 f"backbone.name '{backbone.name}': {len(names)} weights are {kind}, e.g. {names[0]}; the model is "
                 "incomplete, or backbone.config does not fit it"
             )
-    return _without_quantizer(model, backbone.attention) if keywords else model
+    has_quantizer = getattr(model, "hf_quantizer", None) is not None
+    return _without_quantizer(model, backbone.attention) if keywords and has_quantizer else model
 
 
 def _without_quantizer(model: PreTrainedModel, attention: str | None) -> PreTrainedModel:
@@ -313,6 +315,7 @@ def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedMo
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.targets,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's transposed linear
             task_type="CAUSAL_LM",
         )
         try:

@@ -36,7 +36,7 @@ def start_markers(
         own = load_tokenizer(name, False, revision)
     except LoriError:
         return  # a model without a tokenizer says nothing about its rows
-    new = [tokenizer.convert_tokens_to_ids(marker) for marker in markers ]
+    new = [tokenizer.convert_tokens_to_ids(marker) for marker in markers if marker not in own.get_vocab()]
     if new:
         _average_rows(model, new, min(len(own), *new))
 

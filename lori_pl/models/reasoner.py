@@ -171,7 +171,10 @@ class LatentReasoner(nn.Module):
         return hidden
 
     def read(self, inputs: Tensor, mask: Tensor) -> DecodingState:
-        """Reads embeddings (B, Q, D) into a new KV cache; ``mask`` (B, Q) says where padding is, on either side."""
+        """Reads embeddings (B, Q, D) into a new KV cache; ``mask`` (B, Q) says where padding is, on either side.
+
+        Only a model with a sliding window needs it on the left, as batches have it: such a window counts columns.
+        """
         mask = mask.bool()
         position = (mask.cumsum(1) - 1).clamp_min(0)
         cache = DynamicCache(config=self.lm.config)

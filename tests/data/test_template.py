@@ -82,6 +82,7 @@ def test_markers_leave_other_special_tokens_alone(tmp_path):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]})
     tokenizer.save_pretrained(tmp_path)
     marked = load_tokenizer(str(tmp_path), True)
+    assert {"<tool>", "<bot>", "<eot>"} <= set(marked.all_special_tokens)
     for token in ("<tool>", "<bot>", "<eot>"):
         assert len(marked(token, add_special_tokens=False)["input_ids"]) == 1
         assert marked.decode(marked(token, add_special_tokens=False)["input_ids"], skip_special_tokens=True) == ""

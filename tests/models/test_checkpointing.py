@@ -33,14 +33,14 @@ def gradients(reasoner, loss):
     return {name: p.grad.clone() for name, p in reasoner.named_parameters() if p.grad is not None}
 
 
-def kept_bytes(reasoner):
+def kept_bytes(reasoner, make=latent_loss):
     """Bytes of the distinct storages, weights apart, that a forward pass leaves alive for its backward pass."""
     saved: list[torch.Tensor] = []
     gc.collect()
     gc.freeze()  # what was there before is not looked at
     try:
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-            loss = latent_loss(reasoner)
+            loss = make(reasoner)
         gc.collect()
         # a checkpoint's inputs are not saved by autograd, but held by the function that runs again
         alive = [*saved, *(o for o in gc.get_objects() if type(o) is torch.Tensor)]
@@ -140,6 +140,17 @@ def test_less_is_kept_for_the_backward_pass():
     checkpointed = copy.deepcopy(plain)
     checkpoint_layers(checkpointed.lm)
     whole, less = (kept_bytes(reasoner) for reasoner in (plain, checkpointed))
+    assert less < 0.35 * whole
+
+
+def test_less_is_kept_without_a_cache():
+    plain = tiny_reasoner(reasoning="words").train()
+    checkpointed = copy.deepcopy(plain)
+    checkpoint_layers(checkpointed.lm)
+    batch = pairs(plain)
+    whole, less = (
+        kept_bytes(reasoner, lambda r: explicit_cross_entropy(r, batch.explicit)) for reasoner in (plain, checkpointed)
+    )
     assert less < 0.35 * whole
 
 

@@ -118,6 +118,7 @@ def test_the_teacher_never_trains_and_has_no_gradients(batch):
             self.other = nn.Linear(2, 2)
 
     module = Module()
+    assert not module.teacher.training
     for call in (module.train, module.teacher.train, lambda: module.teacher.train(True), module.eval, module.train):
         call()
         assert not any(part.training for part in module.teacher.modules())

@@ -12,7 +12,7 @@ from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
-from lori_pl.models.saving import merged_state
+from lori_pl.models.saving import merged_state, save_reasoner
 
 LORA = LoRA(rank=2, alpha=4.0, dropout=0.0)
 
@@ -113,6 +113,20 @@ def test_peft_reads_the_adapters_that_are_kept_apart(tmp_path):
     peft = PeftModel.from_pretrained(plain, tmp_path / "apart").eval()
     ids = torch.tensor([[5, 9, 30, 12]])
     torch.testing.assert_close(peft(ids).logits, live.lm(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_apart_name_the_model_that_was_loaded(tmp_path, monkeypatch):
+    tiny_reasoner(reasoning="words").save_pretrained(tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    settings = Backbone(name="teacher", lora=LORA)  # as student_init=teacher does
+    tokenizer = load_tokenizer(str(tmp_path / "teacher"), True)
+    lm = prepare_training(load_causal_lm(settings, tokenizer), Backbone(lora=LORA))
+    student = LatentReasoner(lm, tokenizer, Template(), "latent", 2).eval()
+    save_reasoner(student, tmp_path / "apart", merge=False, base=Backbone(name="another", lora=LORA))
+    monkeypatch.chdir("/")  # a relative name is not lost
+    loaded = LatentReasoner.from_pretrained(tmp_path / "apart")
+    question, mask = encode(student)
+    torch.testing.assert_close(loaded.think(question, mask)[0].hidden, student.think(question, mask)[0].hidden)
 
 
 def test_adapters_apart_need_a_base_with_a_name(tmp_path):

@@ -12,6 +12,7 @@ from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.models.backbone import LoRA
+from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.hidden import LayerSelection
 
 KINDS = ("llama", "gpt2", "qwen2")
@@ -219,9 +220,9 @@ def test_other_arguments_are_checked():
 
 @pytest.mark.parametrize("reasoning", ["latent", "words"])
 def test_the_answer_is_read_behind_prompt_and_template(reasoning):
-    template = Template(answer_prompt="####", answer="it is {answer} .")
+    template = Template(answer_prompt="####", answer="it is {answer} now")
     reasoner = tiny_reasoner(reasoning=reasoning, template=template)
-    generated = "<<4+3=7>> #### it is 7 ." if reasoning == "words" else "it is 7 ."
+    generated = "<<4+3=7>> #### it is 7 now" if reasoning == "words" else "it is 7 now"
     ids = torch.tensor([reasoner.tokenizer(generated, add_special_tokens=False)["input_ids"] + [reasoner.encoder.end]])
     from lori_pl.models.generation import Generation
 
@@ -267,3 +268,28 @@ def test_builds_on_the_meta_device():
         reasoner = tiny_reasoner()
     assert reasoner.device.type == "meta"
     assert all(parameter.device.type == "meta" for parameter in reasoner.parameters())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gradients_through_the_latents_are_those_of_finite_differences(kind, checkpointed):
+    reasoner = tiny_reasoner(kind).double().train()
+    if checkpointed:
+        checkpoint_layers(reasoner.lm)
+    question, mask = encode(reasoner)
+    parameters = list(reasoner.parameters())
+
+    def loss():
+        return reasoner.think(question, mask)[0].hidden.pow(3).mean()
+
+    torch.manual_seed(0)
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    expected = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True) if g is not None)
+    step, values = 1e-5, []  # LLaMA norms in fp32 whatever the type
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter += sign * step * d
+            values.append(loss())
+    torch.testing.assert_close((values[0] - values[1]) / (2 * step), expected, atol=1e-6, rtol=1e-3)
