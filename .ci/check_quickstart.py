@@ -2,8 +2,9 @@
 
 import json
 import sys
+from pathlib import Path
 
-methods = json.load(open(sys.argv[1]))["methods"]
+methods = json.loads(Path(sys.argv[1]).read_text())["methods"]
 teacher, no_cot, latent, lori = (methods[name] for name in ("explicit_cot", "no_cot", "latent_only", "lori"))
 bars = {
     "teacher at least 95 %": teacher["accuracy"] >= 0.95,

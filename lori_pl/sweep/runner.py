@@ -1,8 +1,8 @@
 """Runs the cells of a sweep one after the other and keeps the table of their results.
 
-The sweep's folder holds ``results.csv`` (one row a run that ended, well or not), ``correct.npz`` (the per-problem
-outcomes of the runs that leave them) and ``cells/ID/`` with each run's folder, its output in ``log.txt``. A cell is
-done when it has a row with status ``ok``; the row is written last, so what was interrupted is simply run again.
+``results.csv`` has one row a run that ended, well or not, and ``correct.npz`` the per-problem outcomes of the runs that
+leave them; the sweep's folder holds ``cells/ID/`` with each run's folder, its output in ``log.txt``. A cell is done
+when it has a row with status ``ok``; the row is written last, so what was interrupted is simply run again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Sweep:
         self.output = specification.output
         self.cells = expand(specification)
         columns = [*SWEEP_COLUMNS, *specification.axes, *specification.metrics]
-        self.table = ResultTable(self.output / "results.csv", columns)
+        self.table = ResultTable(specification.results / "results.csv", columns)
         self._runner = runner
         self._console = console or Console()
 
@@ -160,7 +160,7 @@ class Sweep:
             raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
         (bits,) = outcomes.bits.values()
         try:
-            write_outcomes(self.output / "correct.npz", outcomes.ids, bits, label, seed)
+            write_outcomes(self.specification.results / "correct.npz", outcomes.ids, bits, label, seed)
         except LoriError as error:
             # A sweep over data has other problems in each cell; the run is none the worse for it.
             self._print(f"the outcomes stay in {path}: {error}")

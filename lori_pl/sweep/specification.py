@@ -5,6 +5,7 @@ on to the run). Paths are relative to the folder that the command is run in, as 
 
     name: rank                          # default: the file's name
     output: runs/sweeps/rank            # default: runs/sweeps/NAME
+    results: experiments/rank           # where results.csv and correct.npz go; default: output
     configs:                            # base configs of every run, in order
       - configs/experiment/quick.yaml
     fixed:                              # flags that every run gets
@@ -50,7 +51,7 @@ CONFIG_AXIS = "config"
 SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib")
 """What a sweep's table has besides `RESULT_COLUMNS`."""
 
-_FIELDS = ("name", "output", "configs", "fixed", "grid", "random", "seeds", "label", "metrics")
+_FIELDS = ("name", "output", "results", "configs", "fixed", "grid", "random", "seeds", "label", "metrics")
 _OF_THE_SWEEP = {
     "seed_everything": "list the seeds under 'seeds'",
     "trainer.default_root_dir": "every cell gets a folder of its own under 'output'",
@@ -83,6 +84,7 @@ class SweepSpecification:
     file: Path
     name: str
     output: Path
+    results: Path
     configs: tuple[str, ...]
     fixed: dict[str, Any]
     grid: dict[str, list[Any]]
@@ -153,10 +155,12 @@ class _Reader:
         for metric in metrics:
             if metric in SWEEP_COLUMNS[2:] or metric in ("method", "seed", "commit", "command"):
                 self.fail("metrics", f"'{metric}' is a column of the sweep's own; leave it out")
+        output = self.text("output") or f"runs/sweeps/{name}"
         return SweepSpecification(
             file=self.path,
             name=name,
-            output=Path(self.text("output") or f"runs/sweeps/{name}"),
+            output=Path(output),
+            results=Path(self.text("results") or output),
             configs=configs,
             fixed=fixed,
             grid=grid,
