@@ -90,7 +90,7 @@ def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
             f"{row['milliseconds']:.2f}",
             str(row["n"]),
         )
-    Console(width=max(100, Console().width)).print(table)
+    Console(width=max(140, Console().width)).print(table)
 
 
 def _number(key: str) -> int:
