@@ -150,8 +150,9 @@ def synthetic_stream(
     """
     if not 1 <= min_steps <= max_steps:
         raise LoriError(f"synthetic: need 1 <= min_steps <= max_steps, got {min_steps} and {max_steps}")
-    if not operators or set(operators) - set(SENTENCES) or not set("+-") & set(operators):
-        raise LoriError(f"synthetic: operators must be of '+-*/' with '+' or '-' among them, got '{operators}'")
+    if set(operators) - set(SENTENCES) or not set("+-") <= set(operators):
+        # without one of the two a chain can get stuck at a bound
+        raise LoriError(f"synthetic: operators must be of '+-*/' with '+' and '-' among them, got '{operators}'")
     if not 5 <= limit < VALUES or not 2 <= largest_operand < VALUES or distractors < 0:
         raise LoriError(
             f"synthetic: need 5 <= limit <= 99, 2 <= largest_operand <= 99 and distractors >= 0, "

@@ -1,0 +1,137 @@
+"""Training order: every row once an epoch, like lengths together, the same under workers, processes and resume."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.loading import EpochSampler, epoch_batches
+from lori_pl.data.sources import Synthetic
+from lori_pl.errors import LoriError
+
+
+def data(**options) -> PairedDataModule:
+    module = PairedDataModule(Synthetic(train=100, validation=20, test=20), batch_size=8, **options)
+    module.setup("fit")
+    return module
+
+
+def rows(loader, count=None) -> list[list[int]]:
+    return [batch.index.tolist() for _, batch in zip(range(count or 10**6), loader, strict=False)]
+
+
+def flat(loader) -> list[int]:
+    return list(itertools.chain.from_iterable(rows(loader)))
+
+
+def test_every_row_at_most_once_an_epoch_and_epochs_differ():
+    lengths = np.arange(100) % 13
+    first, second = (epoch_batches(100, 8, 0, epoch, lengths) for epoch in (0, 1))
+    assert len(first) == 12
+    flat = np.concatenate(first)
+    assert len(set(flat.tolist())) == 96
+    assert not np.array_equal(flat, np.concatenate(second))
+    assert np.array_equal(flat, np.concatenate(epoch_batches(100, 8, 0, 0, lengths)))
+    assert not np.array_equal(flat, np.concatenate(epoch_batches(100, 8, 1, 0, lengths)))
+
+
+def test_like_lengths_meet():
+    lengths = np.random.default_rng(0).integers(10, 100, 4096)
+    spread = [np.ptp(lengths[batch]) for batch in epoch_batches(4096, 32, 0, 0, lengths)]
+    loose = [np.ptp(lengths[batch]) for batch in epoch_batches(4096, 32, 0, 0)]
+    assert np.mean(spread) < 0.1 * np.mean(loose)
+
+
+def test_processes_share_each_global_batch():
+    whole = list(EpochSampler(64, 8, 0, None))
+    parts = [list(EpochSampler(64, 4, 0, None, processes=2, process=rank)) for rank in (0, 1)]
+    for batch, one, two in zip(whole, *parts, strict=True):
+        assert sorted(batch) == sorted(one + two)
+
+
+def test_workers_change_nothing():
+    alone, helped = data(), data(num_workers=2)
+    for one, two in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
+        assert torch.equal(one.index, two.index)
+        assert torch.equal(one.question, two.question)
+
+
+def test_resumed_in_mid_epoch_gives_what_was_left():
+    loader = data().train_dataloader()
+    everything = rows(loader)
+    fresh = data().train_dataloader()
+    taken = rows(fresh, 5)
+    state = fresh.state_dict()
+    resumed = data().train_dataloader()
+    resumed.load_state_dict(state)
+    assert taken + rows(resumed) == everything
+    assert rows(resumed) == rows(loader)  # and then the second epoch
+
+
+def test_a_checkpoint_between_epochs_follows_the_trainers_epoch():
+    module = data()
+    loader = module.train_dataloader()
+    rows(loader)
+    second = rows(loader)
+    late = data().train_dataloader()
+    late.trainer = SimpleNamespace(current_epoch=1)
+    assert rows(late) == second
+
+
+def test_evaluation_covers_every_problem_in_order():
+    module = data()
+    assert flat(module.val_dataloader()) == list(range(20))
+    assert [flat(loader) for loader in module.test_dataloader()] == [list(range(20))]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_evaluation_under_several_processes_repeats_but_misses_none(world):
+    module = data()
+    seen = []
+    for rank in range(world):
+        module.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+        part = flat(module.val_dataloader())
+        assert len(part) == -(-20 // world)
+        seen += part
+    assert set(seen) == set(range(20))
+
+
+def test_limits_names_and_counts():
+    module = data(train_problems=40, val_problems=5, test_problems=3)
+    assert [len(module.splits[name].problems) for name in ("train", "validation")] == [40, 5]
+    assert [len(split.problems) for split in module.tests.values()] == [3]
+
+
+def test_several_test_sets_by_name():
+    module = data(test_sources={"short": Synthetic(test=4, max_steps=3), "long": Synthetic(test=5, min_steps=7)})
+    assert {name: len(split.problems) for name, split in module.tests.items()} == {"short": 4, "long": 5}
+
+
+def test_too_long_problems_are_counted_or_an_error():
+    lengths = data().splits["train"].student.lengths()
+    limit = int(np.median(lengths))
+    module = data(max_length=limit)
+    kept = module.splits["train"]
+    assert kept.counts["too long"] == int((lengths > limit).sum()) > 0
+    assert kept.student.lengths().max() <= limit
+    with pytest.raises(LoriError, match="on_too_long to drop"):
+        data(max_length=limit, on_too_long="error")
+
+
+def test_statistics_take_the_first_problems_in_order_of_length():
+    module = data()
+    order = flat(module.statistics_dataloader(30))
+    assert sorted(order) == list(range(30))
+    lengths = module.splits["train"].student.lengths()[order]
+    assert (np.diff(lengths) >= 0).all()
+
+
+@pytest.mark.parametrize("option", ["batch_size", "eval_batch_size", "max_length"])
+def test_options_below_one(option):
+    with pytest.raises(LoriError, match=option):
+        PairedDataModule(**{option: 0})
