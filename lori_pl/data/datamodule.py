@@ -173,25 +173,29 @@ class PairedDataModule(pl.LightningDataModule):
         limit = self.limits[split]
         # looked at before encoding, so that a small run of a large set is fast; a few more in case some are too long
         problems = problems if limit is None else problems[: limit + limit // 4 + 16]
-        prepared = self._fit_to_length(problems, split)
-        counts["too long"] = len(problems) - len(prepared)
-        prepared = prepared[:limit]
-        if not prepared:
+        student = EncodedProblems(problems, self.encoder, self.rationale_tokens)
+        teacher = (
+            EncodedProblems(problems, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None
+        )
+        short = self._short_enough(problems, split, student, teacher)
+        counts["too long"] = len(problems) - int(short.sum())
+        rows = np.flatnonzero(short)[:limit].tolist()
+        if not rows:
             raise LoriError(
                 f"data: the {label} split has no problem left ({_counted(counts)}); raise data.max_length or check "
                 "the source"
             )
-        log.info("%s: %d problems%s", label, len(prepared), f" ({_counted(counts)})" if any(counts.values()) else "")
-        student = EncodedProblems(prepared, self.encoder, self.rationale_tokens)
-        teacher = (
-            EncodedProblems(prepared, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None
-        )
-        return PreparedSplit(label, prepared, student, teacher, counts)
+        log.info("%s: %d problems%s", label, len(rows), f" ({_counted(counts)})" if any(counts.values()) else "")
+        if len(rows) < len(problems):
+            problems, student = [problems[i] for i in rows], student.select(rows)
+            teacher = teacher.select(rows) if teacher is not None else None
+        return PreparedSplit(label, problems, student, teacher, counts)
 
-    def _fit_to_length(self, problems: list[Problem], split: Split) -> list[Problem]:
-        keep = np.ones(len(problems), dtype=bool)
-        for encoder in filter(None, (self.encoder, self.teacher_encoder)):
-            encoded = EncodedProblems(problems, encoder)
+    def _short_enough(
+        self, problems: list[Problem], split: Split, student: EncodedProblems, teacher: EncodedProblems | None
+    ) -> np.ndarray:
+        short = np.ones(len(problems), dtype=bool)
+        for encoded in filter(None, (student, teacher)):
             lengths = encoded.lengths() if split == "train" else encoded.questions.lengths
             if self.on_too_long == "error" and (long := np.flatnonzero(lengths > self.max_length)).size:
                 first = int(long[0])
@@ -199,8 +203,8 @@ class PairedDataModule(pl.LightningDataModule):
                     f"data: problem {problems[first].id} has {lengths[first]} tokens, more than data.max_length "
                     f"{self.max_length} ({long.size} such); raise it or set data.on_too_long to drop"
                 )
-            keep &= lengths <= self.max_length
-        return [problem for problem, kept in zip(problems, keep, strict=True) if kept]
+            short &= lengths <= self.max_length
+        return short
 
     def train_dataloader(self) -> DataLoader[PairedBatch]:
         """Gives the training batches; complete ones only, order fixed by seed and epoch, resumable in mid-epoch."""

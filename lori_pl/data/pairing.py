@@ -7,6 +7,7 @@ the latents stand between the two. All index tensors are made here, once a batch
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,10 @@ class Ragged:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
+    def select(self, rows: Sequence[int]) -> Ragged:
+        """Gives the sequences of ``rows``."""
+        return Ragged([self[i] for i in rows])
+
 
 class EncodedProblems:
     """Problems as token ids, part by part, in one tokenizer.
@@ -51,6 +56,15 @@ class EncodedProblems:
         self.questions = Ragged(encoder.questions([problem.question for problem in problems]))
         self.rationales = Ragged(encoder.rationales(problems))
         self.answers = Ragged(encoder.answers(problems))
+
+    def select(self, rows: Sequence[int]) -> EncodedProblems:
+        """Gives the problems of ``rows``, encoded as they are."""
+        chosen = copy.copy(self)
+        chosen.questions, chosen.rationales, chosen.answers = (
+            part.select(rows) for part in (self.questions, self.rationales, self.answers)
+        )
+        chosen.selected = None if self.selected is None else self.selected.select(rows)
+        return chosen
 
     def lengths(self) -> np.ndarray:
         """Tokens of each explicit sequence."""
