@@ -42,7 +42,10 @@ ALL = names("**/*.yaml")
 HUB_MODELS = [name for name in names("model/*.yaml") if name != TINY]
 TEMPLATED = [name for name in names("data/*.yaml") if name not in ("data/synthetic.yaml", "data/svamp.yaml")]
 COMPOSED = [name for name in names("experiment/**/*.yaml") if "# Composed of:" in (CONFIGS / name).read_text()]
-LINKED = ("config", "model.template", "data.tokenizer", "data.teacher_tokenizer")
+LINKED = (
+    *("config", "model.template", "data.tokenizer", "data.teacher_tokenizer"),
+    *("data.tokenizer_revision", "data.teacher_tokenizer_revision"),
+)
 SWEEPS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("**/*.yaml"))
 
 
@@ -89,7 +92,7 @@ def with_bases(name: str) -> list[str]:
         case "experiment":
             # one that names no method is meant for several, of which LoRi takes every option
             model = yaml.safe_load((CONFIGS / name).read_text()).get("model") or {}
-            return [name] if "class_path" in model else [LORI, name]
+            return [name] if "class_path" in model else [LORI, TINY, name]
     return [EXPLICIT, TINY, name]
 
 
