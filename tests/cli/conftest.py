@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lori_pl.cli import main
+from lori_pl.commands.lightning import LoriCLI
 
 BACKBONE = {
     "tokenizer": "synthetic",
@@ -43,6 +44,19 @@ LORI_TERMS: dict[str, Any] = {
     "latents": 3,
     "statistics_problems": 16,
 }
+
+
+class ParsingOnly(LoriCLI):
+    """The command line without what comes after parsing: no file is read, no model built."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def after_instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 class World:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import ParsingOnly
 from jsonargparse import Namespace
 from peft.tuners.lora import LoraLayer
 from tokenizers import Regex, pre_tokenizers
@@ -47,19 +48,6 @@ LINKED = (
     *("data.tokenizer_revision", "data.teacher_tokenizer_revision"),
 )
 SWEEPS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("**/*.yaml"))
-
-
-class ParsingOnly(lightning_commands.LoriCLI):
-    """The command line without what comes after parsing: no file is read, no model built."""
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def after_instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

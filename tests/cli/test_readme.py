@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ParsingOnly
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
@@ -57,19 +58,6 @@ LORI_COMMANDS = [
     for number, command in enumerate(commands(page))
     if command[:3] == ["python", "-m", "lori_pl"]
 ]
-
-
-class ParsingOnly(lightning_commands.LoriCLI):
-    """The command line without what comes after parsing: no data is read, no model built."""
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def after_instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
