@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
 
 from lori_pl.data.problem import Problem
 from lori_pl.errors import LoriError
@@ -80,28 +82,92 @@ def apply(value: int, operator: str, operand: int) -> int:
     return value // operand
 
 
-def _operands(value: int, operator: str, limit: int, largest: int) -> range | list[int]:
-    """Operands that keep the next value in 1..limit; factors from 2 to 5, division exact."""
-    match operator:
-        case "+":
-            return range(1, min(largest, limit - value) + 1)
-        case "-":
-            return range(1, min(largest, value - 1) + 1)
-        case "*":
-            return [n for n in range(2, 6) if value * n <= limit]
-    return [n for n in range(2, 6) if value % n == 0]
+@dataclass(frozen=True)
+class World:
+    """Which chains of arithmetic occur.
 
+    Small factors and a wide range of start values keep the last steps from giving the answer away; ``alternate``
+    keeps stretches of ``+`` and ``-`` from being added up at once.
 
-def _skeleton(rng: random.Random, length: int, operators: str, limit: int, largest: int) -> Skeleton:
-    value = start = rng.randint(2, min(largest, limit))
-    chain: list[tuple[str, int]] = []
-    for _ in range(length):
-        choices = {op: operands for op in operators if (operands := _operands(value, op, limit, largest))}
-        operator = rng.choice(list(choices))
-        operand = rng.choice(choices[operator])
-        chain.append((operator, operand))
-        value = apply(value, operator, operand)
-    return start, tuple(chain)
+    Args:
+        min_steps: Shortest chain.
+        max_steps: Longest chain; lengths are drawn evenly from ``min_steps`` to ``max_steps``.
+        operators: The operators that occur, of ``+-*/``.
+        limit: Largest value, at most 99 (one token a number).
+        largest_operand: Largest operand of ``+`` and ``-``.
+        largest_factor: Largest operand of ``*`` and ``/``, from 2.
+        largest_start: Largest start value; ``None`` for ``largest_operand``.
+        alternate: Steps of ``+`` or ``-`` and steps of ``*`` or ``/`` take turns.
+        distractors: Sentences a problem with a number that plays no part.
+
+    Raises:
+        LoriError: If an argument is out of range.
+    """
+
+    min_steps: int = 3
+    max_steps: int = 7
+    operators: str = "+-*"
+    limit: int = VALUES - 1
+    largest_operand: int = VALUES - 1
+    largest_factor: int = 5
+    largest_start: int | None = None
+    alternate: bool = False
+    distractors: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not 1 <= self.min_steps <= self.max_steps:
+            raise LoriError(f"synthetic: need 1 <= min_steps <= max_steps, got {self.min_steps} and {self.max_steps}")
+        if set(self.operators) - set(SENTENCES) or not set("+-") <= set(self.operators):
+            # without one of the two a chain can get stuck at a bound
+            raise LoriError(f"synthetic: operators must be of '+-*/' with '+' and '-' among them, got '{self.operators}'")
+        if self.alternate and not set("*/") <= set(self.operators):
+            raise LoriError(f"synthetic: alternate needs '+-*/', got '{self.operators}'")
+        ranges = {
+            "limit": (5, VALUES - 1),
+            "largest_operand": (2, VALUES - 1),
+            "largest_factor": (2, VALUES - 1),
+            "largest_start": (2, VALUES - 1),
+            "distractors": (0, 10_000),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise LoriError(f"synthetic: {name} is {value}; give {low} to {high}")
+
+    def operands(self, value: int, operator: str) -> list[int]:
+        """Lists the operands that keep the next value in 1..limit, division exact."""
+        factors = range(2, self.largest_factor + 1)
+        match operator:
+            case "+":
+                return list(range(1, min(self.largest_operand, self.limit - value) + 1))
+            case "-":
+                return list(range(1, min(self.largest_operand, value - 1) + 1))
+            case "*":
+                return [n for n in factors if value * n <= self.limit]
+        return [n for n in factors if value % n == 0]
+
+    def skeleton(self, rng: random.Random, length: int) -> Skeleton:
+        """Draws a chain of ``length`` operations; one that gets stuck is drawn again."""
+        while True:
+            value = start = rng.randint(2, min(self.largest_start or self.largest_operand, self.limit))
+            chain: list[tuple[str, int]] = []
+            for _ in range(length):
+                choices = {op: found for op in self.allowed(chain) if (found := self.operands(value, op))}
+                if not choices:
+                    break
+                operator = rng.choice(list(choices))
+                operand = rng.choice(choices[operator])
+                chain.append((operator, operand))
+                value = apply(value, operator, operand)
+            if len(chain) == length:
+                return start, tuple(chain)
+
+    def allowed(self, chain: list[tuple[str, int]]) -> str:
+        """Operators that may follow a chain."""
+        if not self.alternate or not chain:
+            return self.operators
+        return "*/" if chain[-1][0] in "+-" else "+-"
 
 
 def _words(rng: random.Random, skeleton: Skeleton, distractors: int) -> Problem:
@@ -123,61 +189,36 @@ def _words(rng: random.Random, skeleton: Skeleton, distractors: int) -> Problem:
     return Problem(id="", question=" ".join(sentences), steps=steps, answer=str(value))
 
 
-def synthetic_stream(
-    seed: int,
-    split: Split | None = None,
-    min_steps: int = 3,
-    max_steps: int = 7,
-    operators: str = "+-*",
-    limit: int = VALUES - 1,
-    largest_operand: int = VALUES - 1,
-    distractors: int = 0,
-) -> Iterator[Problem]:
+def synthetic_stream(seed: int, split: Split | None = None, world: World | None = None) -> Iterator[Problem]:
     """Yields problems of the embedded world without end, deterministically by seed.
 
     Args:
         seed: Seed of the stream.
         split: Only skeletons of this split; ``None`` for all.
-        min_steps: Shortest chain.
-        max_steps: Longest chain; lengths are drawn evenly from ``min_steps`` to ``max_steps``.
-        operators: The operators that occur, of ``+-*/``.
-        limit: Largest value, at most 99 (one token a number).
-        largest_operand: Largest start value and operand of ``+`` and ``-``.
-        distractors: Sentences a problem with a number that plays no part.
-
-    Raises:
-        LoriError: If an argument is out of range.
+        world: Which chains occur.
     """
-    if not 1 <= min_steps <= max_steps:
-        raise LoriError(f"synthetic: need 1 <= min_steps <= max_steps, got {min_steps} and {max_steps}")
-    if set(operators) - set(SENTENCES) or not set("+-") <= set(operators):
-        # without one of the two a chain can get stuck at a bound
-        raise LoriError(f"synthetic: operators must be of '+-*/' with '+' and '-' among them, got '{operators}'")
-    if not 5 <= limit < VALUES or not 2 <= largest_operand < VALUES or distractors < 0:
-        raise LoriError(
-            f"synthetic: need 5 <= limit <= 99, 2 <= largest_operand <= 99 and distractors >= 0, "
-            f"got {limit}, {largest_operand} and {distractors}"
-        )
+    world = world or World()
     rng = random.Random(f"lori_pl synthetic {seed} {split}")
     count = 0
     while True:
-        length = rng.randint(min_steps, max_steps)
-        skeleton = _skeleton(rng, length, operators, limit, largest_operand)
+        skeleton = world.skeleton(rng, rng.randint(world.min_steps, world.max_steps))
         if split is not None and skeleton_split(skeleton) != split:
             continue
-        problem = _words(rng, skeleton, distractors)
+        problem = _words(rng, skeleton, world.distractors)
         yield Problem(f"synthetic/{split or 'all'}/{seed}/{count}", problem.question, problem.steps, problem.answer)
         count += 1
 
 
-def synthetic_problems(n: int, seed: int, split: Split | None = None, **world: int | str) -> list[Problem]:
+def synthetic_problems(n: int, seed: int, split: Split | None = None, **world: Any) -> list[Problem]:
     """Returns the first ``n`` problems of :func:`synthetic_stream`.
 
     Args:
         n: Number of problems.
         seed: Seed of the stream.
         split: Only skeletons of this split; ``None`` for all.
-        **world: Further arguments of :func:`synthetic_stream`.
+        **world: Arguments of :class:`World`.
+
+    Raises:
+        LoriError: If an argument of the world is out of range.
     """
-    stream = synthetic_stream(seed, split, **world)  # type: ignore[arg-type]
-    return [next(stream) for _ in range(n)]
+    return list(islice(synthetic_stream(seed, split, World(**world)), n))

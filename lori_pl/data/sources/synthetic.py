@@ -25,7 +25,10 @@ class Synthetic(Source):
         max_steps: Longest chain; lengths are drawn evenly.
         operators: The operators that occur, of `+-*/`.
         limit: Largest value, at most 99.
-        largest_operand: Largest start value and operand of `+` and `-`.
+        largest_operand: Largest operand of `+` and `-`.
+        largest_factor: Largest operand of `*` and `/`.
+        largest_start: Largest start value; `null` for `largest_operand`.
+        alternate: Steps of `+` or `-` and steps of `*` or `/` take turns.
         distractors: Sentences a problem with a number that plays no part.
     """
 
@@ -42,16 +45,22 @@ class Synthetic(Source):
         operators: str = "+-*/",
         limit: int = 49,
         largest_operand: int = 49,
+        largest_factor: int = 5,
+        largest_start: int | None = None,
+        alternate: bool = False,
         distractors: int = 0,
     ) -> None:
         self.sizes = {"train": train, "validation": validation, "test": test}
         self.seed = seed
-        self.world: dict[str, int | str] = {
+        self.world: dict[str, int | str | None] = {
             "min_steps": min_steps,
             "max_steps": max_steps,
             "operators": operators,
             "limit": limit,
             "largest_operand": largest_operand,
+            "largest_factor": largest_factor,
+            "largest_start": largest_start,
+            "alternate": alternate,
             "distractors": distractors,
         }
 
