@@ -1,13 +1,17 @@
-"""A tiny world, and runs through the real command line in process."""
+"""A tiny world, runs through the real command line in process, and its parser alone."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from config_files import CONFIGS, EXPLICIT, TINY, Parse
+from jsonargparse import Namespace
 
+import lori_pl.commands.lightning as lightning_commands
 from lori_pl.cli import main
 from lori_pl.commands.lightning import LoriCLI
 
@@ -99,3 +103,23 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def lori_args(teacher: str) -> dict[str, Any]:
     return {"backbone": {}, "teacher": {"name": teacher}, **LORI_TERMS}
+
+
+@pytest.fixture(scope="session")
+def parse() -> Parse:
+    """Parses the arguments of `fit`; files are given relative to `configs`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning_commands, "LoriCLI", ParsingOnly)
+        patch.setattr(sys, "argv", ["lori_pl"])
+        files = [f"--config={CONFIGS / name}" for name in (EXPLICIT, TINY)]
+        parser = lightning_commands.parse(["fit", *files], run=True).parser
+    cache: dict[tuple[str, ...], Namespace] = {}
+
+    def parsed(*arguments: str | Path) -> Namespace:
+        line = tuple(str(a) if str(a).startswith("--") else f"--config={CONFIGS / a}" for a in arguments)
+        if line not in cache:
+            with lightning_commands.one_line_errors():
+                cache[line] = parser.parse_args(["fit", *line])["fit"]
+        return cache[line]
+
+    return parsed

@@ -1,0 +1,221 @@
+"""Every YAML parses against the real command line, and composes with the others as documented."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from config_files import CONFIGS, EXPLICIT, HUB_MODELS, LORI, README, ROOT, TEMPLATED, TINY, Parse, backbone_of, names
+from jsonargparse import Namespace
+
+import lori_pl.commands.lightning as lightning_commands
+from lori_pl.cli import main
+from lori_pl.models.backbone import Backbone, LoRA
+from lori_pl.sweep.cells import expand
+from lori_pl.sweep.specification import load_specification
+
+ALL = names("**/*.yaml")
+COMPOSED = [name for name in names("experiment/**/*.yaml") if "# Composed of:" in (CONFIGS / name).read_text()]
+LINKED = (
+    *("config", "model.template", "data.tokenizer", "data.teacher_tokenizer"),
+    *("data.tokenizer_revision", "data.teacher_tokenizer_revision"),
+)
+SWEEPS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("**/*.yaml"))
+
+
+def with_bases(name: str) -> list[str]:
+    """A config behind the files that it needs, in the documented order."""
+    match name.split("/")[0]:
+        case "method":
+            return [name, TINY]
+        case "model":
+            return [EXPLICIT, name]
+        case "experiment":
+            # one that names no method is meant for several, of which LoRi takes every option
+            model = yaml.safe_load((CONFIGS / name).read_text()).get("model") or {}
+            return [name] if "class_path" in model else [LORI, TINY, name]
+    return [EXPLICIT, TINY, name]
+
+
+def flat(node: Any, place: str = "") -> dict[str, Any]:
+    """Dotted keys to values, `init_args` left out; without the config files' own names and what links repeat."""
+    if isinstance(node, Namespace):
+        node = node.as_dict()
+    if not isinstance(node, dict) or not node:
+        return {place: node}
+    found: dict[str, Any] = {}
+    for name, child in node.items():
+        key = place if name == "init_args" else f"{place}.{name}".strip(".")
+        if key not in LINKED:
+            found |= flat(child, key)
+    return found
+
+
+def differences(a: Namespace, b: Namespace) -> set[str]:
+    left, right = flat(a), flat(b)
+    return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
+
+
+# ---- every file parses -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_config_parses(parse: Parse, name: str):
+    config = parse(*with_bases(name))
+    assert config.model.class_path.startswith("lori_pl.methods.")
+    assert lightning_commands.student_tokenizer(config.model)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweep_reads_and_its_cells_parse(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(ROOT)
+    cells = expand(load_specification(name))
+    first_of_each = {tuple(Path(config).resolve() for config in cell.configs): cell for cell in reversed(cells)}
+    for configs, cell in first_of_each.items():
+        command = cell.command(Path("unused"))
+        flags = [argument for argument in command[command.index("fit") + 1 :] if not argument.startswith("--config=")]
+        parse(*configs, *flags)
+
+
+def test_every_file_stands_in_the_readme():
+    text = README.read_text()
+    absent = [name for name in ALL if Path(name).name not in text and not name.startswith("experiment/embedded")]
+    assert not absent
+
+
+def test_commands_of_the_readme_parse(parse: Parse):
+    commands = [
+        shlex.split(command)
+        for block in re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL)
+        for command in block.replace("\\\n", " ").strip().splitlines()
+    ]
+    assert len(commands) >= 3
+    for command in commands:
+        assert command[:4] == ["python", "-m", "lori_pl", "fit"]
+        pairs = list(zip(command[4::2], command[5::2], strict=True))
+        files = [str(Path(value).relative_to("configs")) for flag, value in pairs if flag == "--config"]
+        parse(*files, *(f"{flag}={value}" for flag, value in pairs if flag != "--config"))
+
+
+# ---- composition -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_experiment_is_its_parts_and_what_it_calls_its_own(parse: Parse, name: str):
+    """An experiment repeats its parts, so that it is one file; this is what keeps it from drifting away from them."""
+    header = " ".join(line[1:].strip() for line in (CONFIGS / name).read_text().splitlines() if line.startswith("#"))
+    match = re.search(r"Composed of: (.*) Of its own: (.*)$", header)
+    assert match
+    parts = [part.removeprefix("configs/") for part in match[1].split()]
+    own = tuple(key.replace(".init_args", "") for key in match[2].split(", "))
+    changed = differences(parse(name), parse(*parts))
+    assert {key for key in changed if not key.startswith(own)} == set()
+    assert {key for key in own if not any(place.startswith(key) for place in changed)} == set()
+
+
+def test_order_of_method_model_and_data_does_not_matter(parse: Parse):
+    parts = [LORI, "model/llama-3.2-1b.yaml", "data/gsm8k_aug.yaml"]
+    assert differences(parse(*parts), parse(*reversed(parts))) == set()
+    assert differences(parse(*parts), parse(*parts[1:], parts[0])) == set()
+
+
+def test_documented_order_gives_the_documented_values(parse: Parse):
+    config = parse(LORI, "model/llama-3.2-1b.yaml", "data/gsm8k_aug.yaml", "trainer/gpu.yaml", "--model.teacher.name=t")
+    values = config.model.init_args
+    assert config.model.class_path == "lori_pl.methods.LoRi"
+    assert backbone_of(config) == Backbone(
+        name="meta-llama/Llama-3.2-1B-Instruct",
+        revision="main",
+        dtype="bfloat16",
+        attention="sdpa",
+        lora=LoRA(128, 32.0, 0.1),
+    )
+    assert (values.teacher.name, values.latents, values.max_new_tokens) == ("t", 5, 256)
+    assert (values.alignment.init_args.rank_hidden, values.anchor.init_args.w_anchor) == (32, 1.0)
+    assert (values.optimizer.init_args.lr, values.optimizer.init_args.weight_decay) == (8e-4, 0.1)
+    assert (values.schedule.warmup, values.schedule.decay) == (0.03, "cosine")
+    assert (config.trainer.max_epochs, config.trainer.gradient_clip_val, config.trainer.precision) == (
+        10,
+        2.0,
+        "bf16-mixed",
+    )
+    assert sorted(config.data.test_sources) == ["gsm8k", "gsm_hard", "multiarith", "svamp"]
+    assert (config.data.tokenizer, config.data.teacher_tokenizer) == ("meta-llama/Llama-3.2-1B-Instruct", "t")
+    assert config.data.needs_rationale is config.data.markers is True
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "value"),
+    [
+        ("model: {init_args: {optimizer: {init_args: {lr: 1.0e-5}}}}", "model.optimizer.lr", 1e-5),
+        ("model: {init_args: {backbone: {lora: {rank: 16}}}}", "model.backbone.lora.rank", 16),
+        ("model: {init_args: {alignment: {init_args: {w_mean: 0.5}}}}", "model.alignment.w_mean", 0.5),
+        ("data: {source: {init_args: {path: other}}}", "data.source.path", "other"),
+        ("data: {template: {answer_prompt: '####'}}", "data.template.answer_prompt", "####"),
+    ],
+)
+def test_a_later_file_replaces_one_nested_value_only(parse: Parse, tmp_path: Path, content: str, key: str, value: Any):
+    files = [LORI, "model/gpt2.yaml", "data/gsm8k.yaml", "trainer/gpu.yaml"]
+    later = tmp_path / "later.yaml"
+    later.write_text(content)
+    before, after = parse(*files), parse(*files, later)
+    assert differences(before, after) == {key}
+    assert flat(after)[key] == value
+
+
+@pytest.mark.parametrize("method", ["latent_only", "anchor_only", "rationale_only"])
+def test_parts_of_lori_differ_from_it_by_their_terms(parse: Parse, method: str):
+    """Behind lori.yaml too: what a part leaves out is null there, not absent."""
+    alone, behind = parse(f"method/{method}.yaml", TINY), parse(LORI, f"method/{method}.yaml", TINY)
+    assert differences(alone, behind) == set()
+    lori = parse(LORI, TINY)
+    for term, kept in (("alignment", method == "rationale_only"), ("anchor", method == "anchor_only")):
+        expected = flat(lori.model.init_args[term]) if kept else {"": None}
+        assert flat(alone.model.init_args[term]) == expected
+
+
+@pytest.mark.parametrize("kind", [HUB_MODELS, TEMPLATED], ids=["models", "data"])
+def test_files_of_a_kind_take_each_others_place(parse: Parse, kind: list[str]):
+    """They set the same keys (a source's own arguments apart), so nothing of an earlier one stays."""
+    source = re.compile(r"data\.(source|test_sources)\.")
+    keys = [
+        {key for key in flat(yaml.safe_load((CONFIGS / name).read_text())) if not source.match(key)} for name in kind
+    ]
+    assert all(found | {"data.test_sources"} == keys[0] | {"data.test_sources"} for found in keys)
+    base = [EXPLICIT, TINY] if kind is TEMPLATED else [EXPLICIT]
+    assert differences(parse(*base, kind[0], kind[-1]), parse(*base, kind[-1])) == set()
+
+
+def test_svamp_changes_the_test_set_only(parse: Parse):
+    changed = differences(
+        parse(EXPLICIT, TINY, "data/gsm8k_aug.yaml", "data/svamp.yaml"), parse(EXPLICIT, TINY, "data/gsm8k_aug.yaml")
+    )
+    assert changed
+    assert all(key.startswith("data.test_sources") for key in changed)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("modle: {latents: 3}", "modle"),
+        ("trainer: {max_step: 3}", "max_step"),
+        ("model: {init_args: {backbone: {lora: {rnk: 3}}}}", "rnk"),
+        ("model: {init_args: {alignment: {init_args: {rank: 3}}}}", "rank"),
+    ],
+)
+def test_unknown_key_is_one_line_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, content: str, key: str
+):
+    monkeypatch.setattr(sys, "argv", ["lori_pl"])
+    later = tmp_path / "later.yaml"
+    later.write_text(content)
+    files = [LORI, "model/gpt2.yaml", "data/gsm8k.yaml"]
+    assert main(["fit", *(f"--config={CONFIGS / file}" for file in files), f"--config={later}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(rf"\b{key}\b", error)
