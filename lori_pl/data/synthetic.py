@@ -120,7 +120,7 @@ class World:
             raise LoriError(f"synthetic: need 1 <= min_steps <= max_steps, got {self.min_steps} and {self.max_steps}")
         if set(self.operators) - set(SENTENCES) or not set("+-") <= set(self.operators):
             # without one of the two a chain can get stuck at a bound
-            raise LoriError(f"synthetic: operators must be of '+-*/' with '+' and '-' among them, got '{self.operators}'")
+            raise LoriError(f"synthetic: operators must be of '+-*/', '+' and '-' among them, got '{self.operators}'")
         if self.alternate and not set("*/") <= set(self.operators):
             raise LoriError(f"synthetic: alternate needs '+-*/', got '{self.operators}'")
         ranges = {
