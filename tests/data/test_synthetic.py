@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -40,9 +41,11 @@ def test_every_step_is_right_chained_and_in_range(seed, operators, limit):
                 else Fraction(left) / int(operand)
             )
             assert worked == int(result)
-            assert 0 <= int(result) <= limit
+            assert 1 <= int(result) <= limit
             value = result
         assert problem.answer == value
+        start, chain = skeleton(problem)
+        assert [int(n) for n in re.findall(r"\d+", problem.question)] == [start, *(operand for _, operand in chain)]
 
 
 def test_splits_are_disjoint_by_arithmetic_skeleton():
@@ -82,30 +85,92 @@ def test_one_token_a_word_number_and_symbol_and_nothing_unknown():
 
 
 def test_distractors_change_no_answer():
-    for problem in synthetic_problems(50, 2, distractors=3, min_steps=2, max_steps=2):
-        numbers = re.findall(r"\d+", problem.question)
-        assert len(numbers) == 1 + 2 + 3
+    for seed in range(20):
+        (plain,), (more,) = (synthetic_problems(1, seed, distractors=n, max_steps=5) for n in (0, 3))
+        assert (more.steps, more.answer) == (plain.steps, plain.answer)
+        sentences, added = re.split(r"(?<= \.) ", plain.question), re.split(r"(?<= \.) ", more.question)
+        assert len(added) == len(sentences) + 3
+        assert (added[0], added[-1]) == (sentences[0], sentences[-1])
+        assert not Counter(sentences) - Counter(added)
+        name = sentences[0].split()[0]
+        distractors = Counter(added) - Counter(sentences)
+        assert all(re.search(r"\d", text) and not text.startswith(name) for text in distractors)
+
+
+def kinds(chain):
+    return ["*/" if operator in "*/" else "+-" for operator, _ in chain]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000), limit=st.integers(9, 99), start=st.integers(2, 99))
+def test_steps_take_turns(seed, limit, start):
+    world = {"operators": "+-*/", "limit": limit, "largest_start": start, "min_steps": 2, "max_steps": 7}
+    for problem in synthetic_problems(20, seed, alternate=True, **world):
+        one_after_another = kinds(skeleton(problem)[1])
+        assert all(a != b for a, b in pairwise(one_after_another))
+
+
+def test_all_operators_occur_in_turns_and_out_of_turn():
+    for alternate in (True, False):
+        chains = [skeleton(p)[1] for p in synthetic_problems(300, 0, operators="+-*/", alternate=alternate)]
+        assert {operator for chain in chains for operator, _ in chain} == set("+-*/")
+        assert {kinds(chain)[0] for chain in chains} == {"+-", "*/"}
+        assert any(a == b for chain in chains for a, b in pairwise(kinds(chain))) is not alternate
+
+
+def extremes(**world):
+    """Least and greatest start, operand and factor of many problems."""
+    drawn = {"start": [], "+-": [], "*/": []}
+    for problem in synthetic_problems(2000, 0, operators="+-*/", **world):
+        start, chain = skeleton(problem)
+        drawn["start"].append(start)
+        for kind, (_, operand) in zip(kinds(chain), chain, strict=True):
+            drawn[kind].append(operand)
+    return {name: (min(values), max(values)) for name, values in drawn.items()}
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_starts_operands_and_factors_fill_their_ranges(alternate):
+    common = {"alternate": alternate, "largest_operand": 6, "largest_factor": 3}
+    assert extremes(**common, largest_start=12) == {"start": (2, 12), "+-": (1, 6), "*/": (2, 3)}
+    assert extremes(**common) == {"start": (2, 6), "+-": (1, 6), "*/": (2, 3)}
+    assert extremes(**common, largest_start=50, limit=9)["start"] == (2, 9)
 
 
 def test_load_problems_by_name_and_split():
     problems = load_problems("synthetic", split="test", test=7, train=3)
     assert len(problems) == 7
     assert all(skeleton_split(skeleton(problem)) == "test" for problem in problems)
+    world = {"operators": "+-*/", "limit": 40, "largest_operand": 9, "largest_factor": 4, "largest_start": 30}
+    world |= {"min_steps": 2, "max_steps": 3, "alternate": True, "distractors": 1}
+    assert load_problems("synthetic", split="test", test=7, seed=3, **world) == synthetic_problems(
+        7, 3, "test", **world
+    )
 
 
 @pytest.mark.parametrize(
-    "world",
+    ("field", "world"),
     [
-        {"min_steps": 0},
-        {"min_steps": 5, "max_steps": 4},
-        {"operators": "+*/"},
-        {"operators": "+%"},
-        {"limit": 100},
-        {"limit": 4},
-        {"largest_operand": 1},
-        {"distractors": -1},
+        ("min_steps", {"min_steps": 0}),
+        ("max_steps", {"min_steps": 5, "max_steps": 4}),
+        ("operators", {"operators": "+*/"}),
+        ("operators", {"operators": "-*/"}),
+        ("operators", {"operators": "+-%"}),
+        ("limit", {"limit": 100}),
+        ("limit", {"limit": 4}),
+        ("largest_operand", {"largest_operand": 1}),
+        ("largest_operand", {"largest_operand": 100}),
+        ("largest_factor", {"largest_factor": 1}),
+        ("largest_factor", {"largest_factor": 100}),
+        ("largest_start", {"largest_start": 1}),
+        ("largest_start", {"largest_start": 100}),
+        ("alternate", {"alternate": True, "operators": "+-*"}),
+        ("alternate", {"alternate": True, "operators": "+-/"}),
+        ("distractors", {"distractors": -1}),
+        ("distractors", {"distractors": 10_001}),
     ],
 )
-def test_a_world_out_of_range_is_an_error(world):
-    with pytest.raises(LoriError, match="synthetic"):
+def test_a_world_out_of_range_is_one_line_that_names_the_field(field, world):
+    with pytest.raises(LoriError, match=rf"^synthetic: .*\b{field}\b[^\n]*\Z") as caught:
         synthetic_problems(1, 0, **world)
+    assert all(str(value) in str(caught.value) for value in world.values() if value is not True)
