@@ -15,6 +15,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -22,7 +23,10 @@ from lori_pl.data.problem import Problem
 from lori_pl.errors import LoriError
 
 Split = Literal["train", "validation", "test"]
-Skeleton = tuple[int, tuple[tuple[str, int], ...]]
+Operation = tuple[str, int]
+Skeleton = tuple[int, tuple[Operation, ...]]
+Move = tuple[Operation, int]
+"""An operation and the value behind it."""
 
 VALUES = 100
 NAMES = (("Ann", "She"), ("Bob", "He"), ("Cleo", "She"), ("Dan", "He"), ("Eve", "She"), ("Finn", "He"))
@@ -120,7 +124,9 @@ class World:
             raise LoriError(f"synthetic: need 1 <= min_steps <= max_steps, got {self.min_steps} and {self.max_steps}")
         if set(self.operators) - set(SENTENCES) or not set("+-") <= set(self.operators):
             # without one of the two a chain can get stuck at a bound
-            raise LoriError(f"synthetic: operators must be of '+-*/' with '+' and '-' among them, got '{self.operators}'")
+            raise LoriError(
+                f"synthetic: operators must be of '+-*/' with '+' and '-' among them, got '{self.operators}'"
+            )
         if self.alternate and not set("*/") <= set(self.operators):
             raise LoriError(f"synthetic: alternate needs '+-*/', got '{self.operators}'")
         ranges = {
@@ -147,38 +153,57 @@ class World:
                 return [n for n in factors if value * n <= self.limit]
         return [n for n in factors if value % n == 0]
 
+    @cached_property
+    def moves(self) -> dict[str, list[list[list[Move]]]]:
+        """The operations that a chain can go on with: by the operators allowed, value and operator, never empty."""
+
+        def of(value: int, operator: str) -> list[Move]:
+            return [((operator, n), apply(value, operator, n)) for n in self.operands(value, operator)]
+
+        return {
+            allowed: [
+                list(filter(None, (of(value, op) for op in dict.fromkeys(allowed)))) for value in range(self.limit + 1)
+            ]
+            for allowed in (self.operators, "+-", "*/")
+        }
+
     def skeleton(self, rng: random.Random, length: int) -> Skeleton:
         """Draws a chain of ``length`` operations; one that gets stuck is drawn again."""
         while True:
             value = start = rng.randint(2, min(self.largest_start or self.largest_operand, self.limit))
-            chain: list[tuple[str, int]] = []
-            for _ in range(length):
-                choices = {op: found for op in self.allowed(chain) if (found := self.operands(value, op))}
-                if not choices:
-                    break
-                operator = rng.choice(list(choices))
-                operand = rng.choice(choices[operator])
-                chain.append((operator, operand))
-                value = apply(value, operator, operand)
+            chain: list[Operation] = []
+            while len(chain) < length and (operators := self.moves[self.allowed(chain)][value]):
+                operation, value = rng.choice(rng.choice(operators))
+                chain.append(operation)
             if len(chain) == length:
                 return start, tuple(chain)
 
-    def allowed(self, chain: list[tuple[str, int]]) -> str:
+    def allowed(self, chain: list[Operation]) -> str:
         """Operators that may follow a chain."""
         if not self.alternate or not chain:
             return self.operators
         return "*/" if chain[-1][0] in "+-" else "+-"
 
 
-def _words(rng: random.Random, skeleton: Skeleton, distractors: int) -> Problem:
+@cache
+def _others(name: str) -> list[str]:
+    return [other for other, _ in NAMES if other != name]
+
+
+@cache
+def _sentences(operator: str, operand: int, who: str) -> list[str]:
+    return [sentence.format(who=who, n=operand) for sentence in SENTENCES[operator]]
+
+
+def _words(rng: random.Random, skeleton: Skeleton, distractors: int, id: str) -> Problem:
     start, chain = skeleton
     name, pronoun = rng.choice(NAMES)
     thing = rng.choice(OBJECTS)
-    other = rng.choice([n for n, _ in NAMES if n != name])
+    other = rng.choice(_others(name))
     sentences = [START.format(who=name, n=start, object=thing)]
     steps, value = [], start
     for operator, operand in chain:
-        sentences.append(rng.choice(SENTENCES[operator]).format(who=pronoun, n=operand))
+        sentences.append(rng.choice(_sentences(operator, operand, pronoun)))
         result = apply(value, operator, operand)
         steps.append(f"<<{value}{operator}{operand}={result}>>")
         value = result
@@ -186,7 +211,7 @@ def _words(rng: random.Random, skeleton: Skeleton, distractors: int) -> Problem:
         text = rng.choice(DISTRACTORS).format(other=other, n=rng.randint(2, 24), object=thing)
         sentences.insert(rng.randint(1, len(sentences)), text)
     sentences.append(QUESTION.format(object=thing, who=name))
-    return Problem(id="", question=" ".join(sentences), steps=steps, answer=str(value))
+    return Problem(id, question=" ".join(sentences), steps=steps, answer=str(value))
 
 
 def synthetic_stream(seed: int, split: Split | None = None, world: World | None = None) -> Iterator[Problem]:
@@ -204,8 +229,7 @@ def synthetic_stream(seed: int, split: Split | None = None, world: World | None 
         skeleton = world.skeleton(rng, rng.randint(world.min_steps, world.max_steps))
         if split is not None and skeleton_split(skeleton) != split:
             continue
-        problem = _words(rng, skeleton, world.distractors)
-        yield Problem(f"synthetic/{split or 'all'}/{seed}/{count}", problem.question, problem.steps, problem.answer)
+        yield _words(rng, skeleton, world.distractors, f"synthetic/{split or 'all'}/{seed}/{count}")
         count += 1
 
 

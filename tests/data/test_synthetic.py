@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from fractions import Fraction
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lori_pl.data import load_problems, synthetic_problems
-from lori_pl.data.synthetic import skeleton_split
+from lori_pl.data.problem import Problem
+from lori_pl.data.synthetic import (
+    DISTRACTORS,
+    NAMES,
+    OBJECTS,
+    QUESTION,
+    SENTENCES,
+    START,
+    World,
+    apply,
+    skeleton_split,
+)
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 
@@ -64,6 +77,58 @@ def test_deterministic_by_seed_and_prefix_stable():
     assert synthetic_problems(5, 1) == synthetic_problems(50, 1)[:5]
     assert synthetic_problems(5, 1) != synthetic_problems(5, 2)
     assert len({problem.id for problem in synthetic_problems(50, 1)}) == 50
+
+
+def plain_stream(seed, split, world):
+    """The world as first written, without tables: what a seed gives is to stay as it is."""
+    rng = random.Random(f"lori_pl synthetic {seed} {split}")
+    count = 0
+    while True:
+        length = rng.randint(world.min_steps, world.max_steps)
+        chain = []
+        while len(chain) < length:
+            value = start = rng.randint(2, min(world.largest_start or world.largest_operand, world.limit))
+            chain = []
+            for _ in range(length):
+                choices = {op: found for op in world.allowed(chain) if (found := world.operands(value, op))}
+                if not choices:
+                    break
+                operator = rng.choice(list(choices))
+                chain.append((operator, rng.choice(choices[operator])))
+                value = apply(value, *chain[-1])
+        if split is not None and skeleton_split((start, tuple(chain))) != split:
+            continue
+        name, pronoun = rng.choice(NAMES)
+        thing = rng.choice(OBJECTS)
+        other = rng.choice([n for n, _ in NAMES if n != name])
+        sentences, steps, value = [START.format(who=name, n=start, object=thing)], [], start
+        for operator, operand in chain:
+            sentences.append(rng.choice(SENTENCES[operator]).format(who=pronoun, n=operand))
+            result = apply(value, operator, operand)
+            steps.append(f"<<{value}{operator}{operand}={result}>>")
+            value = result
+        for _ in range(world.distractors):
+            text = rng.choice(DISTRACTORS).format(other=other, n=rng.randint(2, 24), object=thing)
+            sentences.insert(rng.randint(1, len(sentences)), text)
+        sentences.append(QUESTION.format(object=thing, who=name))
+        yield Problem(f"synthetic/{split or 'all'}/{seed}/{count}", " ".join(sentences), steps, str(value))
+        count += 1
+
+
+@pytest.mark.parametrize("split", [None, "train", "test"])
+@pytest.mark.parametrize(
+    "world",
+    [
+        {},
+        {"operators": "+-*/", "min_steps": 3, "max_steps": 6, "limit": 30, "largest_operand": 9},
+        {"operators": "++-", "min_steps": 1, "max_steps": 1, "limit": 5, "distractors": 2},
+        {"operators": "+-*/", "alternate": True, "limit": 30, "largest_start": 20, "largest_factor": 3},
+        {"operators": "/*-+", "limit": 99, "largest_operand": 99, "largest_factor": 99},
+    ],
+)
+def test_the_problems_of_a_seed_stay_the_same(world, split):
+    expected = list(islice(plain_stream(7, split, World(**world)), 60))
+    assert synthetic_problems(60, 7, split, **world) == expected
 
 
 def test_lengths_are_drawn_evenly():
