@@ -15,6 +15,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -22,20 +23,41 @@ from lori_pl.data.problem import Problem
 from lori_pl.errors import LoriError
 
 Split = Literal["train", "validation", "test"]
-Skeleton = tuple[int, tuple[tuple[str, int], ...]]
+Operation = tuple[str, int]
+Skeleton = tuple[int, tuple[Operation, ...]]
+Move = tuple[Operation, int]
+"""An operation and the value behind it."""
 
 VALUES = 100
+TRIES = 10_000
+KINDS = {"+": "+-", "-": "+-", "*": "*/", "/": "*/", "%": "%"}
 NAMES = (("Ann", "She"), ("Bob", "He"), ("Cleo", "She"), ("Dan", "He"), ("Eve", "She"), ("Finn", "He"))
 OBJECTS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 SENTENCES: dict[str, tuple[str, ...]] = {
-    "+": ("{who} buys {n} more .", "{who} finds {n} .", "{who} gets {n} ."),
-    "-": ("{who} loses {n} .", "{who} sells {n} .", "{who} gives {n} away ."),
-    "*": ("The pile grows {n} times .", "{who} makes it {n} times as many ."),
-    "/": ("The pile shrinks {n} times .", "{who} keeps one part of {n} ."),
+    "+": ("{who} buys {n} .", "{who} finds {n} .", "{who} gets {n} ."),
+    "-": ("{who} loses {n} .", "{who} sells {n} .", "{who} gives {n} ."),
+    "*": ("It grows {n} times .", "{who} makes it {n} times ."),
+    "/": ("It shrinks {n} times .", "{who} keeps one of {n} ."),
+    "%": ("The rest of {n} stays .", "{who} keeps the rest of {n} ."),
 }
 DISTRACTORS = ("{other} has {n} {object} .", "The day has {n} hours .")
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
+DATED = "In {month} {sentence}"
 START = "{who} has {n} {object} ."
-QUESTION = "How many {object} does {who} have ?"
+QUESTION = "How many are there ?"
 EXTRA_WORDS = (
     "and",
     "Then",
@@ -60,8 +82,9 @@ def vocabulary() -> list[str]:
     """Lists the words and symbols that the grammar can write, in a fixed order, numbers apart."""
     texts = [*[s for group in SENTENCES.values() for s in group], *DISTRACTORS, START, QUESTION, *EXTRA_WORDS]
     words = [word for text in texts for word in text.split() if not word.startswith("{")]
+    words += ["In", *MONTHS, "she", "he", "it", "the"]
     words += [word for pair in NAMES for word in pair] + list(OBJECTS)
-    return [*"+-*/=", "<<", ">>", "####", ",", *dict.fromkeys(words)]
+    return [*"+-*/%=", "<<", ">>", "####", ",", *dict.fromkeys(words)]
 
 
 def skeleton_split(skeleton: Skeleton) -> Split:
@@ -79,6 +102,8 @@ def apply(value: int, operator: str, operand: int) -> int:
             return value - operand
         case "*":
             return value * operand
+        case "%":
+            return value % operand
     return value // operand
 
 
@@ -87,17 +112,21 @@ class World:
     """Which chains of arithmetic occur.
 
     Small factors and a wide range of start values keep the last steps from giving the answer away; ``alternate``
-    keeps stretches of ``+`` and ``-`` from being added up at once.
+    keeps stretches of ``+`` and ``-`` from being added up at once; remainders (``%``) keep a chain from being
+    estimated: the only operator whose result is no smooth function of what came before.
 
     Args:
         min_steps: Shortest chain.
         max_steps: Longest chain; lengths are drawn evenly from ``min_steps`` to ``max_steps``.
-        operators: The operators that occur, of ``+-*/``.
+        operators: The operators that occur, of ``+-*/%`` (``%`` is the remainder).
         limit: Largest value, at most 99 (one token a number).
         largest_operand: Largest operand of ``+`` and ``-``.
         largest_factor: Largest operand of ``*`` and ``/``, from 2.
         largest_start: Largest start value; ``None`` for ``largest_operand``.
-        alternate: Steps of ``+`` or ``-`` and steps of ``*`` or ``/`` take turns.
+        smallest_bag: Smallest operand of ``%``.
+        largest_bag: Largest operand of ``%``.
+        alternate: No two steps of one kind (``+-``, ``*/``, ``%``) in a row.
+        dated: Each step's sentence names its month (at most 12 steps).
         distractors: Sentences a problem with a number that plays no part.
 
     Raises:
@@ -111,23 +140,33 @@ class World:
     largest_operand: int = VALUES - 1
     largest_factor: int = 5
     largest_start: int | None = None
+    smallest_bag: int = 7
+    largest_bag: int = 11
     alternate: bool = False
+    dated: bool = False
     distractors: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if not 1 <= self.min_steps <= self.max_steps:
             raise LoriError(f"synthetic: need 1 <= min_steps <= max_steps, got {self.min_steps} and {self.max_steps}")
-        if set(self.operators) - set(SENTENCES) or not set("+-") <= set(self.operators):
-            # without one of the two a chain can get stuck at a bound
-            raise LoriError(f"synthetic: operators must be of '+-*/', '+' and '-' among them, got '{self.operators}'")
-        if self.alternate and not set("*/") <= set(self.operators):
-            raise LoriError(f"synthetic: alternate needs '+-*/', got '{self.operators}'")
+        if set(self.operators) - set(SENTENCES) or not self.operators:
+            raise LoriError(f"synthetic: operators must be of '{''.join(SENTENCES)}', got '{self.operators}'")
+        if self.alternate and len({KINDS[operator] for operator in self.operators}) < 2:
+            raise LoriError(f"synthetic: alternate needs operators of two kinds (+-, */, %), got '{self.operators}'")
+        if self.dated and self.max_steps > len(MONTHS):
+            raise LoriError(f"synthetic: dated needs max_steps of at most {len(MONTHS)}, got {self.max_steps}")
+        if self.smallest_bag > self.largest_bag:
+            raise LoriError(
+                f"synthetic: need smallest_bag <= largest_bag, got {self.smallest_bag} and {self.largest_bag}"
+            )
         ranges = {
             "limit": (5, VALUES - 1),
             "largest_operand": (2, VALUES - 1),
             "largest_factor": (2, VALUES - 1),
             "largest_start": (2, VALUES - 1),
+            "smallest_bag": (2, VALUES - 1),
+            "largest_bag": (2, VALUES - 1),
             "distractors": (0, 10_000),
         }
         for name, (low, high) in ranges.items():
@@ -145,48 +184,72 @@ class World:
                 return list(range(1, min(self.largest_operand, value - 1) + 1))
             case "*":
                 return [n for n in factors if value * n <= self.limit]
+            case "%":
+                return [n for n in range(self.smallest_bag, min(self.largest_bag, value - 1) + 1) if value % n]
         return [n for n in factors if value % n == 0]
 
+    @cached_property
+    def moves(self) -> dict[str, list[list[list[Move]]]]:
+        """What a chain can go on with: by the kind of its last step, value and operator, never empty."""
+
+        def of(value: int, operator: str) -> list[Move]:
+            return [((operator, n), apply(value, operator, n)) for n in self.operands(value, operator)]
+
+        def after(kind: str, value: int) -> list[list[Move]]:
+            allowed = [op for op in dict.fromkeys(self.operators) if not (self.alternate and op in kind)]
+            return list(filter(None, (of(value, operator) for operator in allowed)))
+
+        return {kind: [after(kind, value) for value in range(self.limit + 1)] for kind in ("", *KINDS.values())}
+
     def skeleton(self, rng: random.Random, length: int) -> Skeleton:
-        """Draws a chain of ``length`` operations; one that gets stuck is drawn again."""
-        while True:
+        """Draws a chain of ``length`` operations; one that gets stuck is drawn again.
+
+        Raises:
+            LoriError: If chains of this length all get stuck.
+        """
+        for _ in range(TRIES):
             value = start = rng.randint(2, min(self.largest_start or self.largest_operand, self.limit))
-            chain: list[tuple[str, int]] = []
-            for _ in range(length):
-                choices = {op: found for op in self.allowed(chain) if (found := self.operands(value, op))}
-                if not choices:
-                    break
-                operator = rng.choice(list(choices))
-                operand = rng.choice(choices[operator])
-                chain.append((operator, operand))
-                value = apply(value, operator, operand)
+            chain: list[Operation] = []
+            while len(chain) < length and (moves := self.moves[KINDS[chain[-1][0]] if chain else ""][value]):
+                operation, value = rng.choice(rng.choice(moves))
+                chain.append(operation)
             if len(chain) == length:
                 return start, tuple(chain)
-
-    def allowed(self, chain: list[tuple[str, int]]) -> str:
-        """Operators that may follow a chain."""
-        if not self.alternate or not chain:
-            return self.operators
-        return "*/" if chain[-1][0] in "+-" else "+-"
+        raise LoriError(
+            f"synthetic: no chain of {length} steps in {TRIES} tries: allow more operators or a higher limit"
+        )
 
 
-def _words(rng: random.Random, skeleton: Skeleton, distractors: int) -> Problem:
+@cache
+def _others(name: str) -> list[str]:
+    return [other for other, _ in NAMES if other != name]
+
+
+@cache
+def _sentences(operator: str, operand: int, who: str) -> list[str]:
+    return [sentence.format(who=who, n=operand) for sentence in SENTENCES[operator]]
+
+
+def _words(rng: random.Random, skeleton: Skeleton, world: World, id: str) -> Problem:
     start, chain = skeleton
     name, pronoun = rng.choice(NAMES)
     thing = rng.choice(OBJECTS)
-    other = rng.choice([n for n, _ in NAMES if n != name])
+    other = rng.choice(_others(name))
     sentences = [START.format(who=name, n=start, object=thing)]
     steps, value = [], start
-    for operator, operand in chain:
-        sentences.append(rng.choice(SENTENCES[operator]).format(who=pronoun, n=operand))
+    for month, (operator, operand) in zip(MONTHS if world.dated else chain, chain, strict=False):
+        sentence = rng.choice(_sentences(operator, operand, pronoun))
+        if world.dated:
+            sentence = DATED.format(month=month, sentence=sentence[0].lower() + sentence[1:])
+        sentences.append(sentence)
         result = apply(value, operator, operand)
         steps.append(f"<<{value}{operator}{operand}={result}>>")
         value = result
-    for _ in range(distractors):
+    for _ in range(world.distractors):
         text = rng.choice(DISTRACTORS).format(other=other, n=rng.randint(2, 24), object=thing)
         sentences.insert(rng.randint(1, len(sentences)), text)
     sentences.append(QUESTION.format(object=thing, who=name))
-    return Problem(id="", question=" ".join(sentences), steps=steps, answer=str(value))
+    return Problem(id, question=" ".join(sentences), steps=steps, answer=str(value))
 
 
 def synthetic_stream(seed: int, split: Split | None = None, world: World | None = None) -> Iterator[Problem]:
@@ -204,8 +267,7 @@ def synthetic_stream(seed: int, split: Split | None = None, world: World | None 
         skeleton = world.skeleton(rng, rng.randint(world.min_steps, world.max_steps))
         if split is not None and skeleton_split(skeleton) != split:
             continue
-        problem = _words(rng, skeleton, world.distractors)
-        yield Problem(f"synthetic/{split or 'all'}/{seed}/{count}", problem.question, problem.steps, problem.answer)
+        yield _words(rng, skeleton, world, f"synthetic/{split or 'all'}/{seed}/{count}")
         count += 1
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lori_pl.data.problem import Problem
-from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT
+from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT, cuts_at_spaces
 from lori_pl.errors import LoriError
 
 RationaleTokens = Literal["all", "no_delimiters", "step_results"]
@@ -94,9 +96,11 @@ class Encoder:
     start: list[int] = field(init=False)
     bot: list[int] = field(init=False)
     eot: list[int] = field(init=False)
+    _apart: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Encodes the fixed parts once."""
+        self._apart = cuts_at_spaces(self.tokenizer)
         self.prompt = self._ids([self.template.answer_prompt])[0]
         if not self.prompt:
             raise LoriError(f"template.answer_prompt {self.template.answer_prompt!r} has no tokens in this tokenizer")
@@ -152,33 +156,77 @@ class Encoder:
                 f"rationale_tokens '{tokens}' needs a fast tokenizer, and {type(self.tokenizer).__name__} is none; "
                 "use 'all'"
             )
-        texts = [self.template.rationale_text(problem.steps) for problem in problems]
-        if not texts:
+        if not problems:
             return []
-        spans = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        texts = [self.template.rationale_text(problem.steps) for problem in problems]
+        # all places are those in one text, the rationales with a space between them
+        starts = _starts(texts)
+        low, high = self._spans(texts)
         if tokens == "all":
-            return [list(range(len(row))) for row in spans]
-        if tokens == "no_delimiters":
-            return [
-                [i for i, (a, b) in enumerate(row) if any(c.isalnum() for c in text[a:b])]
-                for text, row in zip(texts, spans, strict=True)
-            ]
-        chosen = []
-        first = self.template.rationale.index("{rationale}")
-        for problem, row in zip(problems, spans, strict=True):
-            results, start = [], first
-            for step in problem.steps:
-                if match := _RESULT.search(step) or _LAST_WORD.search(step):
-                    results.append((start + match.start(1), start + match.end(1)))
-                start += len(step) + len(self.template.step_separator)
-            chosen.append([i for i, (a, b) in enumerate(row) if any(a < high and b > low for low, high in results)])
-        return chosen
+            chosen = np.ones(len(low), dtype=bool)
+        elif tokens == "no_delimiters":
+            before = np.cumsum([False, *map(str.isalnum, " ".join(texts))])
+            chosen = before[high] > before[low]
+        else:
+            first, behind = self._results(problems, starts)
+            chosen = first[np.searchsorted(behind, low, side="right")] < high
+        rows = np.searchsorted(starts, low, side="right") - 1
+        columns = (np.arange(len(rows)) - np.searchsorted(rows, rows))[chosen].tolist()
+        ends = np.searchsorted(rows[chosen], np.arange(len(texts)), side="right").tolist()
+        return [columns[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
     def answers(self, problems: Sequence[Problem]) -> list[list[int]]:
         """Encodes answers, end token included."""
-        return [[*ids, self.end] for ids in self._ids([self.template.answer_text(p.answer) for p in problems])]
+        end = self.end
+        return [[*ids, end] for ids in self._ids([self.template.answer_text(p.answer) for p in problems])]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        if not self._apart:
+            known = self._known(texts, "input_ids")
+            return [known[text] for text in texts]
+        known = self._known((word for text in texts for word in text.split(" ")), "input_ids")
+        return [[i for word in text.split(" ") for i in known[word]] for text in texts]
+
+    def _spans(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        pieces = " ".join(texts).split(" ") if self._apart else texts
+        known = self._known(pieces, "offset_mapping")
+        spans = {piece: np.array(pairs, dtype=np.int64).reshape(-1, 2) for piece, pairs in known.items()}
+        parts = [spans[piece] for piece in pieces]
+        low, high = (np.concatenate(parts) + np.repeat(_starts(pieces), [len(part) for part in parts])[:, None]).T
+        return low, high
+
+    def _results(self, problems: Sequence[Problem], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        places = []
+        prefix = self.template.rationale.index("{rationale}")
+        for problem, start in zip(problems, (starts + prefix).tolist(), strict=True):
+            for step in problem.steps:
+                if found := _result(step):
+                    places.append((start + found[0], start + found[1]))
+                start += len(step) + len(self.template.step_separator)
+        beyond = np.iinfo(np.int64).max
+        low, high = np.array([*places, (beyond, beyond)]).T
+        return low, high
+
+    def _known(self, texts: Iterable[str], what: str) -> dict[str, Any]:
+        different = list(dict.fromkeys(texts))
+        if not different:
+            return {}
+        encoded = self.tokenizer(
+            different,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_offsets_mapping=what == "offset_mapping",
+        )
+        return dict(zip(different, encoded[what], strict=True))
+
+
+def _starts(texts: Sequence[str]) -> np.ndarray:
+    # where each stands in " ".join(texts)
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
+    return np.cumsum(lengths) - lengths
+
+
+@lru_cache(maxsize=1 << 16)
+def _result(step: str) -> tuple[int, int] | None:
+    match = _RESULT.search(step) or _LAST_WORD.search(step)
+    return match.span(1) if match else None

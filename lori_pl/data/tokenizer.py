@@ -101,6 +101,20 @@ def load_tokenizer(name: str, markers: bool, revision: str | None = None) -> Pre
     return tokenizer
 
 
+def cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether words between spaces are tokenized apart, by the embedded world's own rules: then each is needed once."""
+    if not tokenizer.is_fast:
+        return False
+    cuts, ours = tokenizer.backend_tokenizer, synthetic_tokenizer().backend_tokenizer
+    return (
+        cuts.normalizer is None
+        and cuts.pre_tokenizer is not None
+        and cuts.pre_tokenizer.__getstate__() == ours.pre_tokenizer.__getstate__()
+        # a token of two words, or one that takes the space beside it
+        and not any(" " in t.content or t.lstrip or t.rstrip for t in cuts.get_added_tokens_decoder().values())
+    )
+
+
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers cut text alike: equal vocabularies apart from the markers, and equal rules."""
 

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import math
+import random
 import re
 from collections import Counter
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lori_pl.data import load_problems, synthetic_problems
-from lori_pl.data.synthetic import skeleton_split
+from lori_pl.data.problem import Problem
+from lori_pl.data.synthetic import (
+    DISTRACTORS,
+    KINDS,
+    MONTHS,
+    NAMES,
+    OBJECTS,
+    QUESTION,
+    SENTENCES,
+    START,
+    World,
+    apply,
+    skeleton_split,
+)
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 
-STEP = re.compile(r"<<(\d+)([-+*/])(\d+)=(\d+)>>")
+STEP = re.compile(r"<<(\d+)([-+*/%])(\d+)=(\d+)>>")
 
 
 def skeleton(problem):
@@ -25,7 +40,9 @@ def skeleton(problem):
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 1000), operators=st.sampled_from(["+-", "+-*", "+-*/", "-+/"]), limit=st.integers(9, 99))
+@given(
+    seed=st.integers(0, 1000), operators=st.sampled_from(["+-", "+-*", "+-*/", "-+/", "+*%"]), limit=st.integers(9, 99)
+)
 def test_every_step_is_right_chained_and_in_range(seed, operators, limit):
     for problem in synthetic_problems(20, seed, operators=operators, limit=limit, min_steps=1, max_steps=7):
         value = None
@@ -39,6 +56,8 @@ def test_every_step_is_right_chained_and_in_range(seed, operators, limit):
                 else Fraction(left) * int(operand)
                 if operator == "*"
                 else Fraction(left) / int(operand)
+                if operator == "/"
+                else int(left) - int(operand) * math.floor(int(left) / int(operand))
             )
             assert worked == int(result)
             assert 1 <= int(result) <= limit
@@ -69,6 +88,62 @@ def test_deterministic_by_seed_and_prefix_stable():
     assert len({problem.id for problem in synthetic_problems(50, 1)}) == 50
 
 
+def plain_stream(seed, split, world):
+    """The world as first written, without tables: what a seed gives is to stay as it is."""
+    rng = random.Random(f"lori_pl synthetic {seed} {split}")
+    count = 0
+    while True:
+        length = rng.randint(world.min_steps, world.max_steps)
+        chain = []
+        while len(chain) < length:
+            value = start = rng.randint(2, min(world.largest_start or world.largest_operand, world.limit))
+            chain = []
+            for _ in range(length):
+                last = KINDS[chain[-1][0]] if world.alternate and chain else ""
+                allowed = [op for op in world.operators if op not in last]
+                choices = {op: found for op in allowed if (found := world.operands(value, op))}
+                if not choices:
+                    break
+                operator = rng.choice(list(choices))
+                chain.append((operator, rng.choice(choices[operator])))
+                value = apply(value, *chain[-1])
+        if split is not None and skeleton_split((start, tuple(chain))) != split:
+            continue
+        name, pronoun = rng.choice(NAMES)
+        thing = rng.choice(OBJECTS)
+        other = rng.choice([n for n, _ in NAMES if n != name])
+        sentences, steps, value = [START.format(who=name, n=start, object=thing)], [], start
+        for month, (operator, operand) in zip(MONTHS, chain, strict=False):
+            sentence = rng.choice(SENTENCES[operator]).format(who=pronoun, n=operand)
+            sentences.append(f"In {month} {sentence[0].lower()}{sentence[1:]}" if world.dated else sentence)
+            result = apply(value, operator, operand)
+            steps.append(f"<<{value}{operator}{operand}={result}>>")
+            value = result
+        for _ in range(world.distractors):
+            text = rng.choice(DISTRACTORS).format(other=other, n=rng.randint(2, 24), object=thing)
+            sentences.insert(rng.randint(1, len(sentences)), text)
+        sentences.append(QUESTION.format(object=thing, who=name))
+        yield Problem(f"synthetic/{split or 'all'}/{seed}/{count}", " ".join(sentences), steps, str(value))
+        count += 1
+
+
+@pytest.mark.parametrize("split", [None, "train", "test"])
+@pytest.mark.parametrize(
+    "world",
+    [
+        {},
+        {"operators": "+-*/", "min_steps": 3, "max_steps": 6, "limit": 30, "largest_operand": 9},
+        {"operators": "++-", "min_steps": 1, "max_steps": 1, "limit": 5, "distractors": 2},
+        {"operators": "+-*/", "alternate": True, "limit": 30, "largest_start": 20, "largest_factor": 3},
+        {"operators": "%*+", "alternate": True, "limit": 20, "largest_operand": 5, "dated": True},
+        {"operators": "/*-+", "limit": 99, "largest_operand": 99, "largest_factor": 99},
+    ],
+)
+def test_the_problems_of_a_seed_stay_the_same(world, split):
+    expected = list(islice(plain_stream(7, split, World(**world)), 60))
+    assert synthetic_problems(60, 7, split, **world) == expected
+
+
 def test_lengths_are_drawn_evenly():
     counts = Counter(len(problem.steps) for problem in synthetic_problems(6000, 0, min_steps=2, max_steps=4))
     assert set(counts) == {2, 3, 4}
@@ -77,11 +152,11 @@ def test_lengths_are_drawn_evenly():
 
 def test_one_token_a_word_number_and_symbol_and_nothing_unknown():
     tokenizer = load_tokenizer("synthetic", False)
-    for problem in synthetic_problems(300, 5, distractors=2):
+    for problem in synthetic_problems(300, 5, distractors=2, operators="+-*/%", dated=True):
         text = f"{problem.question} {' '.join(problem.steps)} #### {problem.answer}"
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
-        assert len(ids) == len(re.findall(r"<<|>>|####|[-+*/=?.,]|\w+", text))
+        assert len(ids) == len(re.findall(r"<<|>>|####|[-+*/%=?.,]|\w+", text))
 
 
 def test_distractors_change_no_answer():
@@ -98,13 +173,18 @@ def test_distractors_change_no_answer():
 
 
 def kinds(chain):
-    return ["*/" if operator in "*/" else "+-" for operator, _ in chain]
+    return ["*/" if operator in "*/" else "%" if operator == "%" else "+-" for operator, _ in chain]
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 1000), limit=st.integers(9, 99), start=st.integers(2, 99))
-def test_steps_take_turns(seed, limit, start):
-    world = {"operators": "+-*/", "limit": limit, "largest_start": start, "min_steps": 2, "max_steps": 7}
+@given(
+    seed=st.integers(0, 1000),
+    operators=st.sampled_from(["+-*/", "+*%", "+-%", "+-*/%"]),
+    limit=st.integers(20, 99),
+    start=st.integers(2, 99),
+)
+def test_steps_take_turns(seed, operators, limit, start):
+    world = {"operators": operators, "limit": limit, "largest_start": start, "min_steps": 2, "max_steps": 7}
     for problem in synthetic_problems(20, seed, alternate=True, **world):
         one_after_another = kinds(skeleton(problem)[1])
         assert all(a != b for a, b in pairwise(one_after_another))
@@ -112,16 +192,16 @@ def test_steps_take_turns(seed, limit, start):
 
 def test_all_operators_occur_in_turns_and_out_of_turn():
     for alternate in (True, False):
-        chains = [skeleton(p)[1] for p in synthetic_problems(300, 0, operators="+-*/", alternate=alternate)]
-        assert {operator for chain in chains for operator, _ in chain} == set("+-*/")
-        assert {kinds(chain)[0] for chain in chains} == {"+-", "*/"}
+        chains = [skeleton(p)[1] for p in synthetic_problems(300, 0, operators="+-*/%", alternate=alternate)]
+        assert {operator for chain in chains for operator, _ in chain} == set("+-*/%")
+        assert {kinds(chain)[0] for chain in chains} == {"+-", "*/", "%"}
         assert any(a == b for chain in chains for a, b in pairwise(kinds(chain))) is not alternate
 
 
 def extremes(**world):
-    """Least and greatest start, operand and factor of many problems."""
-    drawn = {"start": [], "+-": [], "*/": []}
-    for problem in synthetic_problems(2000, 0, operators="+-*/", **world):
+    """Least and greatest start, operand, factor and bag of many problems."""
+    drawn = {"start": [], "+-": [], "*/": [], "%": []}
+    for problem in synthetic_problems(2000, 0, operators="+-*/%", **world):
         start, chain = skeleton(problem)
         drawn["start"].append(start)
         for kind, (_, operand) in zip(kinds(chain), chain, strict=True):
@@ -131,9 +211,10 @@ def extremes(**world):
 
 @pytest.mark.parametrize("alternate", [False, True])
 def test_starts_operands_and_factors_fill_their_ranges(alternate):
-    common = {"alternate": alternate, "largest_operand": 6, "largest_factor": 3}
-    assert extremes(**common, largest_start=12) == {"start": (2, 12), "+-": (1, 6), "*/": (2, 3)}
-    assert extremes(**common) == {"start": (2, 6), "+-": (1, 6), "*/": (2, 3)}
+    common = {"alternate": alternate, "largest_operand": 6, "largest_factor": 3, "smallest_bag": 4, "largest_bag": 8}
+    ranges = {"+-": (1, 6), "*/": (2, 3), "%": (4, 8)}
+    assert extremes(**common, largest_start=12) == {"start": (2, 12), **ranges}
+    assert extremes(**common) == {"start": (2, 6), **ranges}
     assert extremes(**common, largest_start=50, limit=9)["start"] == (2, 9)
 
 
@@ -153,9 +234,8 @@ def test_load_problems_by_name_and_split():
     [
         ("min_steps", {"min_steps": 0}),
         ("max_steps", {"min_steps": 5, "max_steps": 4}),
-        ("operators", {"operators": "+*/"}),
-        ("operators", {"operators": "-*/"}),
-        ("operators", {"operators": "+-%"}),
+        ("operators", {"operators": ""}),
+        ("operators", {"operators": "+-^"}),
         ("limit", {"limit": 100}),
         ("limit", {"limit": 4}),
         ("largest_operand", {"largest_operand": 1}),
@@ -164,8 +244,12 @@ def test_load_problems_by_name_and_split():
         ("largest_factor", {"largest_factor": 100}),
         ("largest_start", {"largest_start": 1}),
         ("largest_start", {"largest_start": 100}),
-        ("alternate", {"alternate": True, "operators": "+-*"}),
-        ("alternate", {"alternate": True, "operators": "+-/"}),
+        ("alternate", {"alternate": True, "operators": "+-"}),
+        ("alternate", {"alternate": True, "operators": "/*"}),
+        ("smallest_bag", {"smallest_bag": 1}),
+        ("largest_bag", {"largest_bag": 100}),
+        ("smallest_bag", {"smallest_bag": 9, "largest_bag": 8}),
+        ("dated", {"dated": True, "max_steps": 13}),
         ("distractors", {"distractors": -1}),
         ("distractors", {"distractors": 10_001}),
     ],
@@ -174,3 +258,13 @@ def test_a_world_out_of_range_is_one_line_that_names_the_field(field, world):
     with pytest.raises(LoriError, match=rf"^synthetic: .*\b{field}\b[^\n]*\Z") as caught:
         synthetic_problems(1, 0, **world)
     assert all(str(value) in str(caught.value) for value in world.values() if value is not True)
+
+
+def test_a_world_whose_chains_all_get_stuck_is_one_error():
+    with pytest.raises(LoriError, match=r"no chain of 7 steps .* higher limit"):
+        synthetic_problems(1, 0, operators="*", limit=10, min_steps=7, max_steps=7)
+
+
+def test_dated_sentences_name_their_months_in_order():
+    for problem in synthetic_problems(20, 0, dated=True, min_steps=12, max_steps=12):
+        assert re.findall(r"In (\w+) [a-z]+", problem.question) == list(MONTHS)

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lori_pl.data.problem import Problem
 from lori_pl.data.synthetic import synthetic_problems, vocabulary
-from lori_pl.data.template import Encoder, Template
-from lori_pl.data.tokenizer import load_tokenizer, read_tokenizer, synthetic_tokenizer
+from lori_pl.data.template import _LAST_WORD, _RESULT, Encoder, Template
+from lori_pl.data.tokenizer import cuts_at_spaces, load_tokenizer, read_tokenizer, synthetic_tokenizer
 from lori_pl.errors import LoriError
 
 SYNTHETIC = load_tokenizer("synthetic", True)
@@ -236,6 +236,62 @@ def test_selected_needs_a_fast_tokenizer(monkeypatch):
     monkeypatch.setattr(type(SYNTHETIC), "is_fast", False)
     with pytest.raises(LoriError, match="rationale_tokens 'step_results' needs a fast tokenizer"):
         encoder().selected([Problem("p", "q", ["a"], "1")], "step_results")
+
+
+TEXT = st.lists(
+    st.sampled_from(
+        ["Ann", "has", "17", "<<4+3=7>>", "=", "x", "é", "<bot>", ".", ",", " ", "  ", "\n", "\t", "\x1c", "\u00a0"]
+    )
+).map("".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(TEXT, max_size=5))
+@pytest.mark.parametrize("tokenizer", [SYNTHETIC, BYTES])
+def test_ids_are_those_of_the_whole_text(tokenizer, texts):
+    made = encoder(tokenizer=tokenizer)
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert made.rationales([Problem("p", "q", [text], "1") for text in texts]) == expected
+    assert made.questions(texts) == [made.start + ids for ids in expected]
+    assert made.answers([Problem("p", "q", [], text) for text in texts]) == [[*ids, made.end] for ids in expected]
+
+
+@settings(max_examples=60, deadline=None)
+@given(chains=st.lists(st.lists(TEXT, max_size=4), max_size=4), separator=st.sampled_from(["", " ", "\n", " = "]))
+@pytest.mark.parametrize("tokenizer", [SYNTHETIC, BYTES])
+def test_selections_are_those_token_by_token(tokenizer, chains, separator):
+    template = Template(rationale="So = {rationale} 5 .", step_separator=separator)
+    made = encoder(template, tokenizer)
+    expected = {"all": [], "no_delimiters": [], "step_results": []}
+    for steps in chains:
+        text, results, start = template.rationale_text(steps), [], len("So = ")
+        for step in steps:
+            if match := _RESULT.search(step) or _LAST_WORD.search(step):
+                results.append((start + match.start(1), start + match.end(1)))
+            start += len(step) + len(separator)
+        spans = list(
+            enumerate(tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"])
+        )
+        expected["all"].append([i for i, _ in spans])
+        expected["no_delimiters"].append([i for i, (a, b) in spans if any(c.isalnum() for c in text[a:b])])
+        expected["step_results"].append(
+            [i for i, (a, b) in spans if any(a < high and b > low for low, high in results)]
+        )
+    problems = [Problem("p", "q", steps, "1") for steps in chains]
+    for tokens, places in expected.items():
+        assert made.selected(problems, tokens) == places
+
+
+def test_words_are_known_apart_only_by_the_embedded_rules(tmp_path):
+    assert cuts_at_spaces(SYNTHETIC)
+    SYNTHETIC.save_pretrained(tmp_path)
+    tokenizer = read_tokenizer(str(tmp_path))
+    assert cuts_at_spaces(tokenizer)
+    assert not cuts_at_spaces(BYTES)
+    tokenizer.add_tokens(["Ann has"])
+    assert not cuts_at_spaces(tokenizer)
+    question = "Ann has 4"
+    assert encoder(tokenizer=tokenizer).questions([question]) == [tokenizer(question)["input_ids"]]
 
 
 @settings(max_examples=40, deadline=None)

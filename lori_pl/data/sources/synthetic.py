@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from lori_pl.data.problem import Problem
 from lori_pl.data.sources.base import LoadedSplit, Source, Split
@@ -23,12 +23,15 @@ class Synthetic(Source):
         seed: Seed of the problems, the same for all splits.
         min_steps: Shortest chain.
         max_steps: Longest chain; lengths are drawn evenly.
-        operators: The operators that occur, of `+-*/`.
+        operators: The operators that occur, of `+-*/%`.
         limit: Largest value, at most 99.
         largest_operand: Largest operand of `+` and `-`.
         largest_factor: Largest operand of `*` and `/`.
         largest_start: Largest start value; `null` for `largest_operand`.
-        alternate: Steps of `+` or `-` and steps of `*` or `/` take turns.
+        smallest_bag: Smallest operand of `%`, the remainder.
+        largest_bag: Largest operand of `%`.
+        alternate: No two steps of one kind (`+-`, `*/`, `%`) in a row.
+        dated: Each step's sentence names its month (at most 12 steps).
         distractors: Sentences a problem with a number that plays no part.
     """
 
@@ -47,12 +50,15 @@ class Synthetic(Source):
         largest_operand: int = 49,
         largest_factor: int = 5,
         largest_start: int | None = None,
+        smallest_bag: int = 7,
+        largest_bag: int = 11,
         alternate: bool = False,
+        dated: bool = False,
         distractors: int = 0,
     ) -> None:
         self.sizes = {"train": train, "validation": validation, "test": test}
         self.seed = seed
-        self.world: dict[str, int | str | None] = {
+        self.world: dict[str, Any] = {
             "min_steps": min_steps,
             "max_steps": max_steps,
             "operators": operators,
@@ -60,7 +66,10 @@ class Synthetic(Source):
             "largest_operand": largest_operand,
             "largest_factor": largest_factor,
             "largest_start": largest_start,
+            "smallest_bag": smallest_bag,
+            "largest_bag": largest_bag,
             "alternate": alternate,
+            "dated": dated,
             "distractors": distractors,
         }
 
