@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 import time
 from argparse import ArgumentError
@@ -21,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
 from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.callbacks.predictions import PredictionWriter
+from lori_pl.callbacks.progress import ProgressFile
 from lori_pl.callbacks.run_config import RunConfig
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.data.datamodule import PairedDataModule
@@ -30,6 +32,7 @@ from lori_pl.evaluation.report import write_report
 from lori_pl.methods import Method
 from lori_pl.methods.checkpoints import check_made_by, read_checkpoint
 from lori_pl.models.saving import read_settings, save_reasoner
+from lori_pl.sweep.child import PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +194,8 @@ class LoriCLI(LightningCLI):
                 extra += [best, ModelCheckpoint(folder, "last", enable_version_counter=False)]
             config = self._parser(self.subcommand).dump(self.options, skip_none=False)
             extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor()]
+            if path := os.environ.get(PROGRESS):
+                extra.append(ProgressFile(Path(path)))
             if kwargs.get("logger", logger):
                 extra.append(LearningRateMonitor("step"))
         if trainer.get("enable_progress_bar") is not False and sys.stdout.isatty():

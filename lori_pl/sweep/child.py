@@ -16,6 +16,9 @@ from pathlib import Path
 GRACE = 10.0
 """Seconds that a run has to end after it was asked to, before it is killed."""
 
+PROGRESS = "LORI_PL_PROGRESS"
+"""Environment variable that tells a run the file in which to say how far it is."""
+
 _LOG_TAIL = 65536
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # As Python's tracebacks and the argument parsers print it: "module.SomeError: cause", "lori_pl: error: cause".
@@ -38,6 +41,11 @@ class ChildResult:
     peak_memory_mib: float
 
 
+def progress_file(log: Path) -> Path:
+    """Where the run with this log says how far it is."""
+    return log.absolute().with_name("progress.txt")
+
+
 def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) -> ChildResult:
     """Run a command to its end; everything it prints goes to a file.
 
@@ -56,7 +64,7 @@ def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", PROGRESS: str(progress_file(log))},
             start_new_session=True,
             pass_fds=keep_open,
         )

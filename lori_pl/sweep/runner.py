@@ -26,7 +26,8 @@ from rich.text import Text
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import ResultTable, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep.cells import Cell, expand
-from lori_pl.sweep.child import ChildResult, failure_reason, run_child
+from lori_pl.sweep.child import ChildResult, failure_reason, progress_file, run_child
+from lori_pl.sweep.progress import progress_line
 from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
 
 Runner = Callable[[Sequence[str], Path], ChildResult]
@@ -111,8 +112,7 @@ class Sweep:
             self._announce(selected, waiting, results)
             for position, cell in enumerate(waiting):
                 try:
-                    with self._console.status(Text(f"[{cell.number}/{len(self.cells)}] {cell.description()}")):
-                        row = self._run_cell(cell, runner)
+                    row = self._run_cell(cell, runner)
                 except KeyboardInterrupt:
                     self._print(f"stopped in cell {cell.number}; the same command goes on from there")
                     raise
@@ -129,7 +129,8 @@ class Sweep:
         command = cell.command(folder)
         commit = git_commit()
         log = folder / "log.txt"
-        result = runner(command, log)
+        with progress_line(self._console, self._title(cell), progress_file(log)):
+            result = runner(command, log)
         row: dict[str, Any] = {
             "seed": cell.seed,
             "commit": commit,
@@ -187,9 +188,10 @@ class Sweep:
         outcome = f"accuracy {row['accuracy']:.4f}" if row["status"] == "ok" else f"failed: {row['reason']}"
         if missing := [metric for metric in self.specification.metrics if row["status"] == "ok" and metric not in row]:
             outcome += f" (no {', '.join(missing)} in summary.json)"
-        self._print(
-            f"[{cell.number}/{len(self.cells)}] {cell.description()}  {outcome}  {_duration(row['seconds'])}{eta}"
-        )
+        self._print(f"{self._title(cell)}  {outcome}  {_duration(row['seconds'])}{eta}")
+
+    def _title(self, cell: Cell) -> str:
+        return f"[{cell.number}/{len(self.cells)}] {cell.description()}"
 
     def _print_table(self) -> None:
         results = self.results()

@@ -14,6 +14,7 @@ from conftest import BACKBONE
 from lori_pl import LatentReasoner
 from lori_pl.cli import main
 from lori_pl.methods import ExplicitCoT, LoRi
+from lori_pl.sweep.child import PROGRESS
 
 
 def checkpoint(folder: Path, name: str = "last.ckpt") -> dict:
@@ -207,6 +208,12 @@ def test_checkpoints_hold_only_what_trains_under_lora(world, teacher):
     keys = [key for key in checkpoint(world.folder / "run")["state_dict"] if key.startswith("reasoner.")]
     assert keys
     assert all("lora_" in key for key in keys)
+
+
+def test_a_run_says_how_far_it_is_where_it_is_asked_to(world, monkeypatch):
+    monkeypatch.setenv(PROGRESS, str(world.folder / "progress.txt"))
+    assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
+    assert (world.folder / "progress.txt").read_text() == "4/4\n"
 
 
 def test_validate_reports(world):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lori_pl.sweep import child
-from lori_pl.sweep.child import failure_reason, run_child
+from lori_pl.sweep.child import PROGRESS, failure_reason, progress_file, run_child
 
 
 def _python(code):
@@ -22,6 +22,14 @@ def test_a_run_is_timed_and_its_output_kept(tmp_path):
     assert (tmp_path / "log.txt").read_text() == "out\nerr\n"
     assert result.exit_code == 0
     assert 0.2 <= result.seconds < 10
+
+
+def test_a_run_is_told_where_to_say_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = Path("log.txt")
+    run_child(_python(f"import os; os.chdir('/'); open(os.environ[{PROGRESS!r}], 'w').write('1/2')"), log)
+    assert progress_file(log).read_text() == "1/2"
+    assert progress_file(log).parent == tmp_path
 
 
 MEMORY = """

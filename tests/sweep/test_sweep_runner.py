@@ -15,7 +15,7 @@ from rich.console import Console
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep import command, runner
-from lori_pl.sweep.child import ChildResult, run_child
+from lori_pl.sweep.child import ChildResult, progress_file, run_child
 from lori_pl.sweep.runner import Sweep, read_summary
 from lori_pl.sweep.specification import SWEEP_COLUMNS, load_specification
 
@@ -55,11 +55,12 @@ class Bench:
         self.ran = []
         self.before = lambda cell_folder: None
         self.printed = ""
+        self.terminal = False
 
     def sweep(self, text=SWEEP, *overrides):
         Path("sweep.yaml").write_text(text)
         self._stream = io.StringIO()
-        console = Console(file=self._stream, width=200)
+        console = Console(file=self._stream, width=200, force_terminal=self.terminal, color_system=None)
         return Sweep(load_specification("sweep.yaml", overrides), runner=self.run_fake, console=console)
 
     def run_fake(self, line, log):
@@ -127,6 +128,36 @@ def test_the_eta_is_the_mean_time_of_a_finished_run_for_each_that_waits(bench):
     assert lines[0].endswith("  accuracy 0.5000 (no loss, accuracy_steps_3 in summary.json)  1 min  ETA 2 min")
     assert lines[1].endswith("  3 min  ETA 2 min")
     assert lines[2].endswith("  1 h 30 min")
+
+
+def say_progress(bench, text="120/1400"):
+    def before(folder):
+        progress_file(folder / "log.txt").write_text(text)
+        time.sleep(0.6)
+
+    bench.before = before
+
+
+def test_a_terminal_shows_the_running_step(bench):
+    bench.terminal = True
+    say_progress(bench)
+    bench.run(only=2)
+    assert re.search(r"\[2/4\] rank=8 seed=0 .* 120/1400 +--:--", bench.printed)
+    say_progress(bench, "120/")
+    assert bench.run(only=1) == 0
+    assert " 0/?" in bench.printed
+
+
+def test_elsewhere_there_is_one_line_a_run(bench):
+    say_progress(bench)
+    bench.run(only=2)
+    assert "120/1400" not in bench.printed
+    before, _ = bench.printed.split("out/results.csv")
+    lines = [line for line in before.splitlines() if line.strip()]
+    assert len(lines) == 2
+    assert lines[0].startswith("sweep sweep: 1 of 1 cells to run")
+    assert lines[1].startswith("[2/4] rank=8 seed=0  accuracy")
+    assert "\x1b" not in bench.printed
 
 
 def test_finished_cells_are_skipped_and_new_ones_run(bench):

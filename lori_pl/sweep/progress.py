@@ -1,0 +1,53 @@
+"""The line that shows how far the running cell is, as its run leaves it in a file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+
+def read_progress(path: Path) -> tuple[int, int | None] | None:
+    """The step of a run and how many there will be.
+
+    Args:
+        path: The file that `lori_pl.callbacks.progress.ProgressFile` keeps.
+
+    Returns:
+        Step and total, which is None where the run has no end; None alone where the file says nothing (yet).
+    """
+    try:
+        step, total = path.read_text(encoding="utf-8").split("/")
+        return int(step), None if float(total) == math.inf else int(total)
+    except (OSError, ValueError):
+        return None
+
+
+def progress_line(console: Console, text: str, path: Path) -> Live:
+    """A line that shows the step and the time left while the context is open; nothing where there is no terminal.
+
+    Args:
+        console: Where it is shown.
+        text: What is running.
+        path: The file to read the step from, again and again.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    # over minutes, so that a validation does not hide the time left
+    progress = Progress(*columns, console=console, speed_estimate_period=300)
+    task = progress.add_task(text, total=None)
+
+    def render() -> RenderableType:
+        if found := read_progress(path):
+            progress.update(task, completed=found[0], total=found[1])
+        return progress.get_renderable()
+
+    return Live(console=console, get_renderable=render, transient=True)
