@@ -14,7 +14,7 @@ bars = {
     "LoRi above latent-only by more than the intervals": lori["low"] > latent["high"],
     "LoRi at 40 % of the teacher's passes or fewer": lori["passes"] <= 0.4 * teacher["passes"],
 }
-# Met at 1,600 steps, missed at 1,400 (experiments/LOG.md): shown, and not yet a reason to fail.
+# The first is missed, the second met by a point (experiments/LOG.md): shown, and not yet a reason to fail.
 OPEN = {"LoRi above No-CoT by more than the intervals", "LoRi above latent-only by more than the intervals"}
 for bar, met in bars.items():
     print(f"{'met   ' if met else 'MISSED'}  {bar}{'  (open)' if bar in OPEN else ''}")

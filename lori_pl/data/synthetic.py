@@ -2,7 +2,7 @@
 
 A problem is an *arithmetic skeleton* (a start value and a chain of operators with operands) put into words:
 
-    Ann has 4 apples . She buys 3 more . Then the pile grows 2 times . How many apples does she have ?
+    Ann has 4 apples . She buys 3 . It grows 2 times . How many are there ?
     <<4+3=7>> <<7*2=14>> #### 14
 
 Every value lies in 0..99 and is one token. The split of a problem is a function of its skeleton alone, so train,
