@@ -17,6 +17,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
 from lori_pl.callbacks.finite_loss import FiniteLoss
@@ -196,7 +197,13 @@ class LoriCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False and sys.stdout.isatty():
             extra.append(RichProgressBar())
         self.config_init[self.subcommand]["trainer"]["callbacks"] = [*(trainer.get("callbacks") or []), *extra]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        if isinstance(made.strategy.launcher, _MultiProcessingLauncher):
+            raise LoriError(
+                f"trainer.strategy {trainer.get('strategy')} trains in processes whose model is gone when they end; "
+                "use ddp"
+            )
+        return made
 
     def after_instantiate_classes(self) -> None:
         """Hands a student's folder to the method."""
@@ -286,7 +293,6 @@ def parse(arguments: list[str], run: bool) -> LoriCLI:
         run: Otherwise only model and data are made.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    sys.argv = sys.argv[:1]  # LightningCLI warns where both are given
     keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
     with one_line_errors():
         return (LoriCLI if run else ParsedCLI)(

@@ -10,7 +10,11 @@ import pytest
 import torch
 from conftest import BACKBONE, SOURCE
 
+from lori_pl import LatentReasoner
+from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.cli import main
+from lori_pl.data.tokenizer import synthetic_tokenizer
+from lori_pl.errors import LoriError
 from lori_pl.methods import ExplicitCoT
 
 
@@ -150,6 +154,11 @@ def test_untrained_weights_are_refused(world, capsys, command):
 def test_a_checkpoint_that_is_not_there(world, capsys):
     fails(world, capsys, "no such file or folder", flags=["--ckpt_path", "nowhere.ckpt"], backbone=BACKBONE)
     fails(world, capsys, "nothing to go on with", flags=["--ckpt_path", "last"], backbone=BACKBONE)
+
+
+def test_processes_that_take_the_model_with_them(world, capsys):
+    flags = ["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"]
+    fails(world, capsys, "trainer.strategy ddp_fork", "use ddp", flags=flags, backbone=BACKBONE)
 
 
 def test_a_folder_without_a_student(world, capsys):

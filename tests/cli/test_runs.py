@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BACKBONE
+from conftest import BACKBONE, BASE
 
 from lori_pl import LatentReasoner
+from lori_pl.alignment import AnchorAlignment
+from lori_pl.callbacks.throughput import Throughput
 from lori_pl.cli import main
+from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi
 
 
@@ -102,6 +109,13 @@ def test_a_flag_wins_over_the_checkpoint_on_resume(world, lori_args, monkeypatch
     flags = ["--ckpt_path", "last", "--trainer.max_steps", "6", "--model.anchor.w_anchor", "0.25"]
     assert world.fit("LoRi", "run", *flags, **lori_args) == 0
     assert weights[0]["anchor"] == 0.25
+
+
+def test_the_arguments_of_the_process_stay_for_further_processes(world, monkeypatch, recwarn):
+    monkeypatch.setattr(sys, "argv", ["lori_pl", "preview", "--row", "1"])
+    assert world.run("preview", method="ExplicitCoT", backbone=BACKBONE) == 0
+    assert sys.argv == ["lori_pl", "preview", "--row", "1"]
+    assert not [warning for warning in recwarn if "args parameter" in str(warning.message)]
 
 
 def test_the_saved_config_repeats_the_run(world, lori_args):
