@@ -223,11 +223,12 @@ class Method(pl.LightningModule):
         metrics.passes.update(passes, batch.index)
         metrics.milliseconds.update(torch.full_like(passes, milliseconds), batch.index)
         ids = [split.problems[i].id for i in batch.index.tolist()]
-        metrics.outcomes |= dict(zip(ids, correct.tolist(), strict=True))
+        metrics.rows |= dict(zip(batch.index.tolist(), zip(ids, correct.tolist(), strict=True), strict=True))
 
     def on_test_epoch_end(self) -> None:
         """Logs each test set's accuracy, passes and milliseconds a question."""
         for name, metrics in self.test_metrics.items():
+            metrics.gather_rows()
             self.log_dict({f"{name}/{key}": value.float() for key, value in metrics.compute().items()})
 
     def predict_step(self, batch: PairedBatch, batch_idx: int) -> list[dict[str, Any]]:

@@ -118,6 +118,26 @@ def test_the_arguments_of_the_process_stay_for_further_processes(world, monkeypa
     assert not [warning for warning in recwarn if "args parameter" in str(warning.message)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("factors", ["shared", "learned"])
+def test_two_processes_equal_one_on_the_same_global_batch(world, lori_args, factors):
+    flags = ["--model.alignment.student_factors", factors, "--model.alignment.scope", "batch"]
+    flags += ["--data.source.test", "17"]
+    assert world.fit("LoRi", "one", *flags, **lori_args) == 0
+    arguments = ["fit", "--config", world.config("base", BASE), "--config", world.method("LoRi", **lori_args), *flags]
+    arguments += ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=4"]
+    command = [sys.executable, "-m", "lori_pl", *arguments, f"--trainer.default_root_dir={world.folder / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
+    one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("one", "two"))
+    assert len(two.ids) == 17
+    assert two.ids == one.ids
+    assert (two.bits["lori", 0] == one.bits["lori", 0]).all()
+
+
 def test_the_saved_config_repeats_the_run(world, lori_args):
     assert world.fit("LoRi", "first", **lori_args) == 0
     saved = world.folder / "first" / "config.yaml"
