@@ -190,7 +190,9 @@ class LoriCLI(LightningCLI):
                 best = ModelCheckpoint(folder, "best", "val/accuracy", mode="max", enable_version_counter=False)
                 # save_last alone would keep the newest best one only
                 extra += [best, ModelCheckpoint(folder, "last", enable_version_counter=False)]
-            config = self._parser(self.subcommand).dump(self.options, skip_none=False)
+            options = self.options.clone()
+            options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
+            config = self._parser(self.subcommand).dump(options, skip_none=False)
             extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor()]
             if kwargs.get("logger", logger):
                 extra.append(LearningRateMonitor("step"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.metrics import AnswerAccuracy, TestSetMetrics
 from lori_pl.methods.checkpoints import check_made_by
 from lori_pl.methods.losses import answer_cross_entropy
-from lori_pl.methods.optimization import Schedule, parameter_groups
+from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.reasoner import Answer, LatentReasoner, Reasoning
 from lori_pl.models.thought import LatentScale
@@ -61,6 +62,8 @@ class Method(pl.LightningModule):
         self.folder: str | None = None
         self.val_accuracy = AnswerAccuracy()
         self.test_metrics: dict[str, TestSetMetrics] = {}
+        self.optimizer_settings: list[dict[str, Any]] = []
+        self.resumed_settings: list[dict[str, Any]] = []
 
     # ---- bring-up -------------------------------------------------------------------------------------------------
 
@@ -136,6 +139,7 @@ class Method(pl.LightningModule):
             if group["name"].endswith("/decay"):
                 group["weight_decay"] = decay
         scheduler = LambdaLR(optimizer, self.schedule(self.trainer.estimated_stepping_batches))
+        self.optimizer_settings = settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_parts(self) -> dict[str, nn.Module]:
@@ -143,6 +147,19 @@ class Method(pl.LightningModule):
         return {"thought": self.student.thought}
 
     # ---- training -------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Lets the flags of a resumed run win over the hyper-parameters that its checkpoint brought."""
+        if self.resumed_settings:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            scheduler: Any = self.lr_schedulers()
+            apply_changes(optimizer, scheduler, self.optimizer_settings, self.resumed_settings)
+
+    def on_train_batch_start(self, batch: PairedBatch, batch_idx: int) -> None:
+        """Seeds dropout by batch and process alone, so that a resumed run draws what an uninterrupted one would."""
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seeds = np.random.SeedSequence([self.data.seed, number, self.global_rank]).generate_state(1)
+        torch.manual_seed(int(seeds[0]))
 
     def losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Gives the total loss and its parts by name."""
@@ -291,8 +308,9 @@ class Method(pl.LightningModule):
             raise LoriError(f"the checkpoint is of another model: {detail}; resume with its own config") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which method made the checkpoint."""
-        checkpoint["lori_pl"] = {"method": self.name, "reasoning": self.reasoning}
+        """Notes which method made the checkpoint, and with which optimiser."""
+        made = {"method": self.name, "reasoning": self.reasoning, "optimizer": self.optimizer_settings}
+        checkpoint["lori_pl"] = made
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method.
@@ -301,3 +319,4 @@ class Method(pl.LightningModule):
             LoriError: If another method, or no method of lori_pl, made it.
         """
         check_made_by(checkpoint, self.name)
+        self.resumed_settings = checkpoint["lori_pl"].get("optimizer", [])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lori_pl.alignment import stiefel_parameters
 from lori_pl.errors import LoriError
@@ -82,6 +84,29 @@ def parameter_groups(module: nn.Module, parts: dict[str, nn.Module], weight_deca
         }
         for (name, decays), parameters in groups.items()
     ]
+
+
+def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Each group's hyper-parameters, all but the rate of the moment."""
+    return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+
+
+def apply_changes(
+    optimizer: Optimizer, scheduler: LambdaLR, wanted: list[dict[str, Any]], before: list[dict[str, Any]]
+) -> None:
+    """Sets what was changed since a checkpoint was made, which has put its own hyper-parameters into the optimiser.
+
+    Args:
+        optimizer: The optimiser, as the checkpoint restored it.
+        scheduler: Its schedule, likewise.
+        wanted: :func:`settings` as the flags gave them in this run.
+        before: The same in the run that made the checkpoint; empty where it did not say.
+    """
+    for i, (group, now, then) in enumerate(zip(optimizer.param_groups, wanted, before, strict=False)):
+        # an optimiser may keep state among them: what the flags leave alone stays
+        group.update({key: value for key, value in now.items() if then.get(key) != value})
+        scheduler.base_lrs[i] = group["initial_lr"]
+        group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[i](scheduler.last_epoch)
 
 
 def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

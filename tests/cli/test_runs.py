@@ -82,7 +82,9 @@ def test_the_teacher_is_unchanged_by_a_fit_and_absent_from_checkpoint_and_optimi
 
 @pytest.mark.parametrize("method", ["ExplicitCoT", "LoRi"])
 def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
-    arguments = lori_args if method == "LoRi" else {"backbone": BACKBONE}
+    """Also the dropout that it draws: LoRA's is on in every recipe for a real model."""
+    dropout = {"dropout": 0.3}
+    arguments = lori_args | {"backbone": dropout} if method == "LoRi" else {"backbone": BACKBONE | dropout}
     flags = ["--trainer.val_check_interval", "3", "--model.schedule.decay", "none", "--test_after_fit", "false"]
     flags += ["--model.schedule.warmup", "0"]  # a share would depend on the number of steps
     assert world.fit(method, "whole", *flags, "--trainer.max_steps", "11", **arguments) == 0
@@ -109,6 +111,37 @@ def test_a_flag_wins_over_the_checkpoint_on_resume(world, lori_args, monkeypatch
     flags = ["--ckpt_path", "last", "--trainer.max_steps", "6", "--model.anchor.w_anchor", "0.25"]
     assert world.fit("LoRi", "run", *flags, **lori_args) == 0
     assert weights[0]["anchor"] == 0.25
+
+
+def test_the_optimisers_flags_win_on_resume(world, monkeypatch):
+    def flags(rate, decay, steps):
+        names = {"class_path": "torch.optim.AdamW", "init_args.lr": rate, "init_args.weight_decay": decay}
+        optimizer = [f"--model.optimizer.{name}={value}" for name, value in names.items()]
+        return [
+            *optimizer,
+            "--model.schedule.decay=linear",
+            "--model.schedule.warmup=0",
+            f"--trainer.max_steps={steps}",
+        ]
+
+    assert world.fit("ExplicitCoT", "run", *flags(1e-3, 0.1, 4), "--test_after_fit=false", backbone=BACKBONE) == 0
+    seen = []
+
+    def look(self, batch, batch_idx):
+        groups = self.optimizers().param_groups
+        seen.append({group["name"]: (group["lr"], group["weight_decay"], group["betas"]) for group in groups})
+        return original(self, batch, batch_idx)
+
+    original = ExplicitCoT.training_step
+    monkeypatch.setattr(ExplicitCoT, "training_step", look)
+    resume = [*flags(5e-4, 0.3, 6), "--ckpt_path=last", "--test_after_fit=false"]
+    assert world.fit("ExplicitCoT", "run", *resume, backbone=BACKBONE) == 0
+    expected = [5e-4 * (1 - step / 6) for step in (4, 5)]
+    for values, rate in zip(seen, expected, strict=True):
+        assert values["backbone/decay"] == (pytest.approx(rate), 0.3, (0.9, 0.999))
+        assert values["backbone/no_decay"] == (pytest.approx(rate), 0.0, (0.9, 0.999))
+    saved = yaml.safe_load((world.folder / "run" / "config.yaml").read_text())
+    assert saved["ckpt_path"] is None  # the file repeats the run from its start
 
 
 def test_the_arguments_of_the_process_stay_for_further_processes(world, monkeypatch, recwarn):
