@@ -143,10 +143,10 @@ class LoriCLI(LightningCLI):
         if self.subcommand is None:
             return None
         path = options.get("ckpt_path")
-        if path == "last" and self.subcommand == "fit":
-            path = str(self.root / CHECKPOINTS / "last.ckpt")
+        if path in ("last", "best") and self.subcommand == "fit":
+            name, path = path, str(self.root / CHECKPOINTS / f"{path}.ckpt")
             if not Path(path).is_file():
-                raise LoriError(f"--ckpt_path last: {path} does not exist, so there is nothing to go on with")
+                raise LoriError(f"--ckpt_path {name}: {path} does not exist, so there is nothing to go on with")
             options["ckpt_path"] = path
         if path in (None, "best"):
             if self.subcommand in ("test", "validate", "predict"):
@@ -156,6 +156,11 @@ class LoriCLI(LightningCLI):
             return None
         if Path(str(path)).is_dir():
             read_settings(Path(str(path)))
+            if self.subcommand == "fit":
+                raise LoriError(
+                    f"--ckpt_path {path} is a student's folder, and `fit` goes on from a checkpoint only; to start "
+                    "from its weights give --model.backbone.name"
+                )
             options["ckpt_path"] = None
             return str(path)
         if not Path(str(path)).is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lori_pl.data.answers import same_answer
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.data.template import Template
+from lori_pl.data.template import Encoder, Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.metrics import AnswerAccuracy, TestSetMetrics
@@ -107,8 +108,9 @@ class Method(pl.LightningModule):
         if self.reasoner is not None:
             return
         if self.folder is not None:
-            self.reasoner = LatentReasoner.from_pretrained(self.folder)
+            self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
+            self.check_encoder(self.reasoner.encoder, self.folder)
             return
         chosen = self.tokenizer_backbone
         tokenizer = load_tokenizer(chosen.tokenizer_name, self.uses_markers(), chosen.revision)
@@ -129,6 +131,24 @@ class Method(pl.LightningModule):
             raise LoriError(
                 f"{place} holds a student that reasons by '{reasoning}', but {type(self).__name__} by "
                 f"'{self.reasoning}'; give the method that made it"
+            )
+
+    def check_encoder(self, encoder: Encoder, place: str) -> None:
+        """Refuses a student that was trained on other text, or other tokens, than the data gives.
+
+        Raises:
+            LoriError: If its template or its vocabulary is not the data's.
+        """
+        ours = self.data.encoder
+        parts = [part.name for part in fields(Template)]
+        if other := [p for p in parts if getattr(encoder.template, p) != getattr(ours.template, p)]:
+            raise LoriError(
+                f"{place} was trained with another data.template ({', '.join(other)}); give the data config of its run"
+            )
+        if encoder.tokenizer.get_vocab() != ours.tokenizer.get_vocab():
+            raise LoriError(
+                f"{place} has another tokenizer than the one that model.backbone (or model.teacher) names; give the "
+                "model config of its run"
             )
 
     def configure_optimizers(self) -> Any:

@@ -156,6 +156,40 @@ def test_a_checkpoint_that_is_not_there(world, capsys):
     fails(world, capsys, "nothing to go on with", flags=["--ckpt_path", "last"], backbone=BACKBONE)
 
 
+def test_fit_goes_on_from_checkpoints_only(world, capsys, teacher):
+    fails(world, capsys, "best.ckpt does not exist", flags=["--ckpt_path", "best"], backbone=BACKBONE)
+    fails(world, capsys, "student's folder", "backbone.name", flags=["--ckpt_path", teacher], backbone=BACKBONE)
+
+
+def test_a_student_of_other_text_or_tokens(world, capsys, teacher):
+    flags = ["--ckpt_path", teacher, "--data.template.answer_prompt", "="]
+    fails(world, capsys, "another data.template", "answer_prompt", command="test", flags=flags, backbone=BACKBONE)
+    backbone = BACKBONE | {"tokenizer": larger_tokenizer(world)}
+    fails(world, capsys, "another tokenizer", command="test", flags=["--ckpt_path", teacher], backbone=backbone)
+
+
+def larger_tokenizer(world) -> str:
+    tokenizer = synthetic_tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(world.folder / "tokenizer")
+    return str(world.folder / "tokenizer")
+
+
+def test_a_teacher_without_rationales_or_of_another_template(world, capsys, lori_args, teacher):
+    assert world.fit("NoCoT", "direct", backbone={"name": teacher}) == 0
+    arguments = lori_args | {"teacher": {"name": str(world.folder / "direct" / "student")}}
+    fails(world, capsys, "reasons by 'none'", "explicit-CoT", method="LoRi", **arguments)
+    flags = ["--data.template.answer_prompt", "="]
+    fails(world, capsys, "teacher.name", "another data.template", method="LoRi", flags=flags, **lori_args)
+
+
+def test_the_teachers_weights_need_the_teachers_tokenizer(world, capsys, lori_args):
+    made = {"backbone": {"tokenizer": larger_tokenizer(world)}, "teacher": {**BACKBONE}}
+    assert world.fit("LoRi", "more", **(lori_args | made)) == 0  # more words than the teacher's, the same ids
+    other = {"backbone": {"tokenizer": "synthetic"}, "teacher": BACKBONE | {"tokenizer": larger_tokenizer(world)}}
+    fails(world, capsys, "another tokenizer", "student_init to base", method="LoRi", **(lori_args | other))
+
+
 def test_processes_that_take_the_model_with_them(world, capsys):
     flags = ["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"]
     fails(world, capsys, "trainer.strategy ddp_fork", "use ddp", flags=flags, backbone=BACKBONE)
