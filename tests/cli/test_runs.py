@@ -144,6 +144,19 @@ def test_the_optimisers_flags_win_on_resume(world, monkeypatch):
     assert saved["ckpt_path"] is None  # the file repeats the run from its start
 
 
+def test_gradient_norms_are_those_of_the_step_that_is_logged(world):
+    norms = {}
+    for every in ("1", "2"):
+        logger = ["--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir"]
+        flags = [*logger, str(world.folder / every), "--trainer.log_every_n_steps", every, "--test_after_fit", "false"]
+        assert world.fit("ExplicitCoT", f"run{every}", *flags, backbone=BACKBONE) == 0
+        (metrics,) = (world.folder / every).rglob("metrics.csv")
+        rows = list(csv.DictReader(metrics.open()))
+        norms[every] = {row["step"]: row[key] for row in rows if row[(key := "gradient_norm/backbone/decay")]}
+    assert set(norms["2"]) == {"1", "3"}
+    assert norms["2"].items() <= norms["1"].items()
+
+
 def test_the_arguments_of_the_process_stay_for_further_processes(world, monkeypatch, recwarn):
     monkeypatch.setattr(sys, "argv", ["lori_pl", "preview", "--row", "1"])
     assert world.run("preview", method="ExplicitCoT", backbone=BACKBONE) == 0
@@ -291,3 +304,18 @@ def test_preview_shows_a_pair_lengths_and_counts(world, lori_args, capsys):
 
 def test_the_method_class_is_importable_by_name():
     assert ExplicitCoT.name == "explicit_cot"
+
+
+@pytest.mark.parametrize(("reasoning", "tokens"), [("words", 12), ("latent", 2 * (3 + 2))])
+def test_tokens_are_those_of_the_sequences_that_are_trained(reasoning, tokens):
+    batch = SimpleNamespace(
+        index=torch.arange(2),
+        question=torch.zeros(2, 3),
+        answer=torch.zeros(2, 2),
+        explicit=SimpleNamespace(ids=torch.zeros(2, 6)),
+    )
+    throughput = Throughput()
+    trainer = SimpleNamespace(global_step=1, log_every_n_steps=2)
+    throughput.on_train_batch_start(trainer, None, batch, 0)
+    throughput.on_train_batch_end(trainer, SimpleNamespace(reasoning=reasoning), None, batch, 0)
+    assert throughput.state_dict()["tokens"] == tokens
