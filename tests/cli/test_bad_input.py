@@ -195,6 +195,16 @@ def test_processes_that_take_the_model_with_them(world, capsys):
     fails(world, capsys, "trainer.strategy ddp_fork", "use ddp", flags=flags, backbone=BACKBONE)
 
 
+def test_weights_that_are_no_numbers_are_not_saved():
+    module = torch.nn.Linear(2, 2)
+    trainer = type("Trainer", (), {"global_step": 7})
+    FiniteLoss().on_save_checkpoint(trainer, module, {})
+    with torch.no_grad():
+        module.bias[1] = float("nan")
+    with pytest.raises(LoriError, match=r"'bias' is not finite after step 7; the last checkpoint .* is kept"):
+        FiniteLoss().on_save_checkpoint(trainer, module, {})
+
+
 def test_a_folder_without_a_student(world, capsys):
     flags = ["--ckpt_path", str(world.folder)]
     fails(world, capsys, "no saved reasoner", command="test", flags=flags, backbone=BACKBONE)
