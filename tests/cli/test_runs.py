@@ -40,6 +40,7 @@ def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, l
     assert bits.mean() == pytest.approx(values["accuracy"])
     assert (run / "spectrum.png").stat().st_size > 1000
     assert any((run / "tensorboard").iterdir())
+    assert 'from_pretrained("student")' in (run / "student" / "README.md").read_text()
     answers = LatentReasoner.from_pretrained(run / "student").answer(["Ann has 4 apples . She finds 3 ."])
     assert answers[0].latents == 3
     assert "lori on test" in capsys.readouterr().out
