@@ -54,6 +54,8 @@ class Method(pl.LightningModule):
         max_new_tokens: int = 64,
     ) -> None:
         super().__init__()
+        if max_new_tokens < 1:
+            raise LoriError(f"model.max_new_tokens is {max_new_tokens}: give 1 or more")
         self.backbone = backbone
         self.template = template or Template()
         self.optimizer = optimizer

@@ -83,6 +83,8 @@ class LoRi(Method):
         super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
         if latents < 0:
             raise LoriError(f"model.latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
+        if statistics_problems is not None and statistics_problems < 1:
+            raise LoriError(f"model.statistics_problems is {statistics_problems}: give 1 or more, or null for all")
         self.latents = latents
         self.latent_scale = latent_scale
         self.student_init = student_init
@@ -256,6 +258,8 @@ class LoRi(Method):
             with parametrize.cached():
                 for term in self.active_terms:
                     for name, loss in term(student, term.teacher_statistics(teacher)).items():
+                        if name not in term.weights:
+                            raise LoriError(f"{type(term).__name__} gives a loss '{name}' that its weights do not name")
                         parts[name] = loss
                         total = total + term.weights[name] * loss
         return total, parts
@@ -280,10 +284,15 @@ def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[
     """Applies weights by loss name and drops terms that weigh nothing.
 
     Raises:
-        LoriError: If two terms give losses of one name, or a weight names no loss.
+        LoriError: If a term needs nothing, or what there is not; if two terms give losses of one name; or if a weight
+            names no loss.
     """
     owners: dict[str, Term] = {}
     for term in filter(None, terms):
+        if not term.needs or term.needs - {"trajectory", "anchor"}:
+            raise LoriError(
+                f"{type(term).__name__}: needs is {sorted(term.needs)}; let it name 'trajectory', 'anchor' or both"
+            )
         for name in term.weights:
             if name in owners or name in ("task", "loss"):
                 raise LoriError(f"model.terms: two terms give a loss named '{name}'; leave one out or rename its loss")

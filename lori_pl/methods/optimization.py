@@ -29,6 +29,16 @@ class Schedule:
     decay: Literal["cosine", "linear", "late", "none"] = "cosine"
     decay_share: float = 0.3
 
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not self.warmup >= 0 or (isinstance(self.warmup, float) and not self.warmup < 1):
+            raise LoriError(
+                f"schedule.warmup is {self.warmup}: give a number of steps (int, 0 or more) or a share of all steps "
+                "(float, below 1)"
+            )
+        if not 0 < self.decay_share <= 1:
+            raise LoriError(f"schedule.decay_share is {self.decay_share}: give a share of all steps, in (0, 1]")
+
     def factor(self, step: int, total: int) -> float:
         """Gives the learning rate's factor in [0, 1] at ``step`` of ``total``."""
         warmup = self.warmup * total if isinstance(self.warmup, float) else self.warmup

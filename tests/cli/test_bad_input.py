@@ -190,6 +190,21 @@ def test_the_teachers_weights_need_the_teachers_tokenizer(world, capsys, lori_ar
     fails(world, capsys, "another tokenizer", "student_init to base", method="LoRi", **(lori_args | other))
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("schedule.warmup", "-1"),
+        ("schedule.warmup", "50.0"),
+        ("schedule.decay_share", "0"),
+        ("max_new_tokens", "0"),
+        ("statistics_problems", "0"),
+    ],
+)
+def test_numbers_out_of_range(world, capsys, lori_args, flag, value):
+    pattern = rf"{flag if '.' in flag else f'model.{flag}'} is {re.escape(value)}"
+    fails(world, capsys, pattern, "give", method="LoRi", flags=[f"--model.{flag}={value}"], **lori_args)
+
+
 def test_processes_that_take_the_model_with_them(world, capsys):
     flags = ["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"]
     fails(world, capsys, "trainer.strategy ddp_fork", "use ddp", flags=flags, backbone=BACKBONE)

@@ -320,3 +320,10 @@ def test_tokens_are_those_of_the_sequences_that_are_trained(reasoning, tokens):
     throughput.on_train_batch_start(trainer, None, batch, 0)
     throughput.on_train_batch_end(trainer, SimpleNamespace(reasoning=reasoning), None, batch, 0)
     assert throughput.state_dict()["tokens"] == tokens
+
+
+def test_a_loss_without_a_weight_is_named(world, lori_args, capsys, monkeypatch):
+    original = AnchorAlignment.forward
+    monkeypatch.setattr(AnchorAlignment, "forward", lambda *args: {"anchors": original(*args)["anchor"]})
+    assert world.fit("LoRi", "run", **lori_args) == 2
+    assert "AnchorAlignment gives a loss 'anchors' that its weights do not name" in capsys.readouterr().err
