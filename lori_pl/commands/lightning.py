@@ -135,6 +135,8 @@ class LoriCLI(LightningCLI):
             if (self.root / CONFIG).exists():  # the folder of the run that is tested
                 self.root = self.root / "test"
                 trainer["default_root_dir"] = str(self.root)
+        if self.subcommand == "predict" and Path(options["predictions"]).exists():
+            raise LoriError(f"{options['predictions']} exists already; give another --predictions file")
         self.folder = self._resolve_checkpoint(options)
         self._check_folder(options)
 
@@ -312,6 +314,29 @@ def parse(arguments: list[str], run: bool) -> LoriCLI:
             parser_kwargs={**keywords, **{name: dict(keywords) for name in LightningCLI.subcommands()}},
             args=arguments,
         )
+
+
+def take_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """Takes an option that LightningCLI does not know, with its value, out of the arguments.
+
+    Returns:
+        The other arguments, and the value; ``None`` where the option is not given.
+
+    Raises:
+        LoriError: If it has no value.
+    """
+    rest, value, i = [], None, 0
+    while i < len(arguments):
+        if arguments[i] == name:
+            if i + 1 == len(arguments):
+                raise LoriError(f"{name} needs a value behind it")
+            value, i = arguments[i + 1], i + 2
+        elif arguments[i].startswith(f"{name}="):
+            value, i = arguments[i].partition("=")[2], i + 1
+        else:
+            rest.append(arguments[i])
+            i += 1
+    return rest, value
 
 
 def run(arguments: list[str]) -> int:

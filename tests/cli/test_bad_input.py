@@ -220,6 +220,12 @@ def test_weights_that_are_no_numbers_are_not_saved():
         FiniteLoss().on_save_checkpoint(trainer, module, {})
 
 
+def test_row_of_a_preview(world, capsys):
+    fails(world, capsys, "--row first: give a number", command="preview", flags=["--row=first"], backbone=BACKBONE)
+    fails(world, capsys, "--row needs a value", command="preview", flags=["--row"], backbone=BACKBONE)
+    fails(world, capsys, "has rows 0 to 63", command="preview", flags=["--row=64"], backbone=BACKBONE)
+
+
 def test_a_folder_without_a_student(world, capsys):
     flags = ["--ckpt_path", str(world.folder)]
     fails(world, capsys, "no saved reasoner", command="test", flags=flags, backbone=BACKBONE)
@@ -241,8 +247,9 @@ def test_a_damaged_checkpoint(world, capsys):
     fails(world, capsys, "no readable checkpoint", flags=flags, backbone=BACKBONE)
 
 
-def test_predictions_are_not_overwritten(world, capsys):
+def test_predictions_are_not_overwritten(world, capsys, monkeypatch):
     assert world.fit("ExplicitCoT", "cot", backbone=BACKBONE) == 0
+    monkeypatch.setattr(LatentReasoner, "from_pretrained", lambda *_: pytest.fail("a model was loaded first"))
     out = world.folder / "out.jsonl"
     out.write_text("mine")
     flags = ["--ckpt_path", str(world.folder / "cot" / "student"), "--predictions", str(out)]

@@ -218,7 +218,7 @@ def test_test_takes_a_checkpoint_and_a_folder_and_they_agree(world, lori_args):
 def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
     assert world.fit("LoRi", "run", **lori_args) == 0
     questions = world.folder / "questions.jsonl"
-    questions.write_text('{"question": "Ann has 4 apples .", "answer": "4"}\n{"question": "Bob has 2 pens ."}\n')
+    questions.write_text('{"question": "Ann has 4 apples .", "answer": "4"}\n{"question": " Bob has 2 pens .\\n"}\n')
     out = world.folder / "out.jsonl"
     flags = ["--ckpt_path", str(world.folder / "run" / "student"), "--predictions", str(out)]
     flags += ["--data.predict_file", str(questions)]
@@ -228,6 +228,7 @@ def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
     keys = {"id", "question", "prediction", "gold", "correct", "passes", "milliseconds"}
     assert all(set(row) == keys for row in rows)
     assert rows[1]["correct"] is None
+    assert rows[1]["question"] == "Bob has 2 pens ."  # as training has it
 
 
 def test_export_makes_the_folder_that_fit_made(world, lori_args):
