@@ -39,6 +39,12 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*")
     warnings.filterwarnings("ignore", message=".*isinstance.*treespec.*LeafSpec.*")
+    # they are the teacher's
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
+    # accuracies are alike on every process already
+    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
+    # the process's own arguments stay as they are: with strategy=ddp every further process is started with them
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     for name in ("httpx", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not arguments or arguments[0] in ("-h", "--help"):

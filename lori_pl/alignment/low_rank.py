@@ -48,7 +48,8 @@ class LowRankAlignment(Term):
     Args:
         rank_layers: Rank r_L of the layer mode: a number of columns (int), or a share of the teacher's energy in (0, 1]
             (float), capped at what both sides have; None takes the smaller of both numbers of layers.
-        rank_hidden: Rank r_D of the hidden mode: a number of columns (int) or a share of the energy (float).
+        rank_hidden: Rank r_D of the hidden mode: a number of columns (int) or a share of the energy (float). Where
+            several processes train, trainable factors (`learned`, `free`) take numbers only.
         w_mean: Weight of the mean loss.
         w_covariance: Weight of the covariance loss.
         student_factors: What the student is projected on: `shared`, the teacher's factors, centre and scale (needs

@@ -40,7 +40,8 @@ class Projection(nn.Module):
             if kind == "stiefel":
                 self.add_module(name, StiefelWeight(dim, rank))
             elif kind == "free":
-                self.register_parameter(name, nn.Parameter(orthonormal_columns(torch.randn(dim, rank))))
+                # contiguous, as what it is set to: DDP lays out its buckets once
+                self.register_parameter(name, nn.Parameter(orthonormal_columns(torch.randn(dim, rank)).contiguous()))
             elif kind == "fixed":
                 self.register_buffer(name, torch.eye(dim, rank))
 

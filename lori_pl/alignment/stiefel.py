@@ -106,10 +106,14 @@ class StiefelWeight(nn.Module):
                 f"assign ({self.dim}, rank) with rank between 1 and {self.dim}"
             )
         (original,) = stiefel_parameters(self)
-        if original.shape != weight.shape:
-            original.data = original.new_zeros(weight.shape)
+        value = _Orthonormal().right_inverse(weight.detach().to(original))
+        # not `self.weight = value`, which sets the storage anew: the hook by which DDP sums gradients would be lost
+        if original.shape == value.shape:
+            with torch.no_grad():
+                original.copy_(value)
+        else:
+            original.data = value.clone()
         self.rank = weight.shape[1]
-        self.weight = weight.detach().to(original)
 
     def extra_repr(self) -> str:
         """Dimension and rank, for `print(module)`."""

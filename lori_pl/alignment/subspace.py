@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lori_pl.alignment.distributed import is_distributed
 from lori_pl.alignment.procrustes import mode_procrustes
 from lori_pl.alignment.projection import FactorKind, Projection, random_factors
 from lori_pl.alignment.stiefel import orthonormality_error
@@ -160,6 +161,12 @@ class TensorSubspace(nn.Module):
             shares.copy_(spectrum / spectrum.sum().clamp_min(torch.finfo(spectrum.dtype).tiny))
         self.energy[0], self.energy[1] = factors.layer_energy, factors.hidden_energy
         ranks = (factors.layer.shape[1], factors.hidden.shape[1])
+        if ranks != self.ranks and is_distributed() and self.student_factors in ("learned", "free"):
+            raise LoriError(
+                f"LowRankAlignment: rank_layers={self.rank_layers}, rank_hidden={self.rank_hidden} come to {ranks[0]} "
+                f"and {ranks[1]} columns, and trainable factors cannot change their shape once several processes share "
+                "them; give those numbers instead of shares of the energy"
+            )
         self.set_ranks(ranks)
         if self.student_factors == "random":
             self.target.set_factors(*random_factors(self.teacher, ranks, self.seed))

@@ -1,4 +1,4 @@
-"""Stops at a loss that is no number."""
+"""Stops at a loss, or at weights, that are no numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from lori_pl.errors import LoriError
 
 class FiniteLoss(pl.Callback):
     """Stops training at the first non-finite loss, naming its part and step; no later checkpoint is saved.
+
+    Nor is one whose weights are not finite: a gradient can be so where the loss was not.
 
     On an accelerator the first bad step of each part is noted on the device and looked at only when a checkpoint is
     due and every ``every`` steps, so that no step waits for the host.
@@ -38,8 +40,18 @@ class FiniteLoss(pl.Callback):
             self.check()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
-        """Keeps weights that came after a non-finite loss from being saved."""
+        """Keeps weights that came after a non-finite loss, or are not finite, from being saved.
+
+        Raises:
+            LoriError: Naming the part or the weight, and the step.
+        """
         self.check()
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                raise LoriError(
+                    f"the weight '{name}' is not finite after step {trainer.global_step}; the last checkpoint before "
+                    "it is kept: lower the learning rate, or clip gradients"
+                )
 
     def check(self) -> None:
         """Raises where a loss was not finite.

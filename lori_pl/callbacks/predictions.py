@@ -9,8 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lori_pl.errors import LoriError
-
 
 class PredictionWriter(pl.Callback):
     """Writes what `predict` answers, one JSON object a line, in the order of the data.
@@ -18,21 +16,12 @@ class PredictionWriter(pl.Callback):
     The file appears under its name only when whole; with several processes each writes a part and the first joins them.
 
     Args:
-        path: Where; must not exist.
+        path: Where.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[tuple[int, dict[str, Any]]] = []
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses to overwrite.
-
-        Raises:
-            LoriError: If the file exists.
-        """
-        if self.path.exists():
-            raise LoriError(f"{self.path} exists already; give another --predictions file")
 
     def on_predict_batch_end(
         self,

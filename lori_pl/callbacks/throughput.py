@@ -33,7 +33,9 @@ class Throughput(pl.Callback):
         self.seconds += elapsed
         self._problems += len(batch.index)
         # padding included: the shape is known without asking the device
-        self._tokens += batch.question.numel() + batch.answer.numel()
+        is_explicit = getattr(pl_module, "reasoning", None) == "words"
+        sequences = (batch.explicit.ids,) if is_explicit else (batch.question, batch.answer)
+        self._tokens += sum(ids.numel() for ids in sequences)
         if trainer.global_step % trainer.log_every_n_steps == 0:
             pl_module.log("speed/problems_per_second", self._problems / self.seconds)
             pl_module.log("speed/tokens_per_second", self._tokens / self.seconds)
@@ -42,7 +44,7 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Logs gradient norms before clipping."""
-        if trainer.global_step % trainer.log_every_n_steps:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # not counted yet, it is what the logger will write
             return
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lori_pl.commands.lightning import parse
+from lori_pl.commands.lightning import parse, take_option
 from lori_pl.errors import LoriError
 from lori_pl.methods.checkpoints import read_checkpoint
 from lori_pl.models.saving import save_reasoner
@@ -21,8 +21,8 @@ def main(arguments: list[str]) -> int:
     Raises:
         LoriError: If the checkpoint is missing, damaged or of another method, or the folder exists.
     """
-    arguments, checkpoint = _take(arguments, "--ckpt_path")
-    arguments, folder = _take(arguments, "--folder")
+    arguments, checkpoint = take_option(arguments, "--ckpt_path")
+    arguments, folder = take_option(arguments, "--folder")
     apart = "--apart" in arguments
     arguments = [argument for argument in arguments if argument != "--apart"]
     if "-h" in arguments or "--help" in arguments or checkpoint is None or folder is None:
@@ -42,17 +42,3 @@ def main(arguments: list[str]) -> int:
     save_reasoner(model.student.eval(), Path(folder), merge=not apart, base=model.backbone if apart else None)
     print(f"student: {folder}")
     return 0
-
-
-def _take(arguments: list[str], name: str) -> tuple[list[str], str | None]:
-    """Takes one option with its value out of the arguments."""
-    rest, value, i = [], None, 0
-    while i < len(arguments):
-        if arguments[i] == name and i + 1 < len(arguments):
-            value, i = arguments[i + 1], i + 2
-        elif arguments[i].startswith(f"{name}="):
-            value, i = arguments[i].partition("=")[2], i + 1
-        else:
-            rest.append(arguments[i])
-            i += 1
-    return rest, value

@@ -18,6 +18,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
 from lori_pl.callbacks.finite_loss import FiniteLoss
@@ -137,6 +138,8 @@ class LoriCLI(LightningCLI):
             if (self.root / CONFIG).exists():  # the folder of the run that is tested
                 self.root = self.root / "test"
                 trainer["default_root_dir"] = str(self.root)
+        if self.subcommand == "predict" and Path(options["predictions"]).exists():
+            raise LoriError(f"{options['predictions']} exists already; give another --predictions file")
         self.folder = self._resolve_checkpoint(options)
         self._check_folder(options)
 
@@ -145,10 +148,10 @@ class LoriCLI(LightningCLI):
         if self.subcommand is None:
             return None
         path = options.get("ckpt_path")
-        if path == "last" and self.subcommand == "fit":
-            path = str(self.root / CHECKPOINTS / "last.ckpt")
+        if path in ("last", "best") and self.subcommand == "fit":
+            name, path = path, str(self.root / CHECKPOINTS / f"{path}.ckpt")
             if not Path(path).is_file():
-                raise LoriError(f"--ckpt_path last: {path} does not exist, so there is nothing to go on with")
+                raise LoriError(f"--ckpt_path {name}: {path} does not exist, so there is nothing to go on with")
             options["ckpt_path"] = path
         if path in (None, "best"):
             if self.subcommand in ("test", "validate", "predict"):
@@ -158,6 +161,11 @@ class LoriCLI(LightningCLI):
             return None
         if Path(str(path)).is_dir():
             read_settings(Path(str(path)))
+            if self.subcommand == "fit":
+                raise LoriError(
+                    f"--ckpt_path {path} is a student's folder, and `fit` goes on from a checkpoint only; to start "
+                    "from its weights give --model.backbone.name"
+                )
             options["ckpt_path"] = None
             return str(path)
         if not Path(str(path)).is_file():
@@ -192,7 +200,9 @@ class LoriCLI(LightningCLI):
                 best = ModelCheckpoint(folder, "best", "val/accuracy", mode="max", enable_version_counter=False)
                 # save_last alone would keep the newest best one only
                 extra += [best, ModelCheckpoint(folder, "last", enable_version_counter=False)]
-            config = self._parser(self.subcommand).dump(self.options, skip_none=False)
+            options = self.options.clone()
+            options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
+            config = self._parser(self.subcommand).dump(options, skip_none=False)
             extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor()]
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))
@@ -201,7 +211,13 @@ class LoriCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False and sys.stdout.isatty():
             extra.append(RichProgressBar())
         self.config_init[self.subcommand]["trainer"]["callbacks"] = [*(trainer.get("callbacks") or []), *extra]
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        if isinstance(made.strategy.launcher, _MultiProcessingLauncher):
+            raise LoriError(
+                f"trainer.strategy {trainer.get('strategy')} trains in processes whose model is gone when they end; "
+                "use ddp"
+            )
+        return made
 
     def after_instantiate_classes(self) -> None:
         """Hands a student's folder to the method."""
@@ -291,7 +307,6 @@ def parse(arguments: list[str], run: bool) -> LoriCLI:
         run: Otherwise only model and data are made.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    sys.argv = sys.argv[:1]  # LightningCLI warns where both are given
     keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
     with one_line_errors():
         return (LoriCLI if run else ParsedCLI)(
@@ -304,6 +319,29 @@ def parse(arguments: list[str], run: bool) -> LoriCLI:
             parser_kwargs={**keywords, **{name: dict(keywords) for name in LightningCLI.subcommands()}},
             args=arguments,
         )
+
+
+def take_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """Takes an option that LightningCLI does not know, with its value, out of the arguments.
+
+    Returns:
+        The other arguments, and the value; ``None`` where the option is not given.
+
+    Raises:
+        LoriError: If it has no value.
+    """
+    rest, value, i = [], None, 0
+    while i < len(arguments):
+        if arguments[i] == name:
+            if i + 1 == len(arguments):
+                raise LoriError(f"{name} needs a value behind it")
+            value, i = arguments[i + 1], i + 2
+        elif arguments[i].startswith(f"{name}="):
+            value, i = arguments[i].partition("=")[2], i + 1
+        else:
+            rest.append(arguments[i])
+            i += 1
+    return rest, value
 
 
 def run(arguments: list[str]) -> int:

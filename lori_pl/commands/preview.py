@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lori_pl.commands.lightning import parse
+from lori_pl.commands.lightning import parse, take_option
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch, paired_batch
 from lori_pl.errors import LoriError
@@ -26,14 +26,11 @@ def main(arguments: list[str]) -> int:
     Raises:
         LoriError: If the data is bad, or there is no such row.
     """
-    row = 0
-    if "--row" in arguments:
-        place = arguments.index("--row")
-        try:
-            row = int(arguments[place + 1])
-        except (IndexError, ValueError):
-            raise LoriError("--row needs a number, e.g. --row 3") from None
-        arguments = arguments[:place] + arguments[place + 2 :]
+    arguments, number = take_option(arguments, "--row")
+    try:
+        row = int(number or 0)
+    except ValueError:
+        raise LoriError(f"--row {number}: give a number, e.g. --row 3") from None
     cli = parse(["fit", *arguments], run=False)
     data: PairedDataModule = cli.datamodule
     data.setup("fit")

@@ -39,8 +39,8 @@ def read_questions(path: Path) -> list[Problem]:
         question = row.get("question") if isinstance(row, dict) else None
         if not isinstance(question, str) or not question.strip():
             raise LoriError(f"{path}, line {number}, field question: missing or empty; give the question as a string")
-        answer = row.get("answer")
-        problems.append(Problem(str(row.get("id", number)), question, [], "" if answer is None else str(answer)))
+        answer = "" if row.get("answer") is None else str(row["answer"])
+        problems.append(Problem(str(row.get("id", number)), question.strip(), [], answer))
     if not problems:
         raise LoriError(f"questions: {path} is empty; write one question a line")
     return problems

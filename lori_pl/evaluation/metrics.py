@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -133,7 +134,11 @@ class MeanByProblem(_ByProblem):
 
 
 class TestSetMetrics(nn.Module):
-    """What is measured on one test set: accuracy, model passes and milliseconds a question, and each outcome."""
+    """What is measured on one test set: accuracy, model passes and milliseconds a question, and each outcome.
+
+    Attributes:
+        rows: Each problem's id and whether its answer is right, by its row in the data set.
+    """
 
     __test__ = False  # no test class, whatever pytest thinks of its name
 
@@ -142,12 +147,24 @@ class TestSetMetrics(nn.Module):
         self.accuracy = AnswerAccuracy()
         self.passes = MeanByProblem()
         self.milliseconds = MeanByProblem()
-        self.outcomes: dict[str, bool] = {}
+        self.rows: dict[int, tuple[str, bool]] = {}
 
     def compute(self) -> dict[str, Tensor]:
         """All figures by name: those of `AnswerAccuracy`, ``passes`` and ``milliseconds``."""
         values = self.accuracy.compute()
         return values | {"passes": self.passes.compute(), "milliseconds": self.milliseconds.compute()}
+
+    def gather_rows(self) -> None:
+        """Takes in the rows that the other processes answered; all of them must call."""
+        if dist.is_available() and dist.is_initialized():
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self.rows)
+            self.rows = {row: outcome for part in parts for row, outcome in part.items()}
+
+    @property
+    def outcomes(self) -> dict[str, bool]:
+        """Whether each answer is right, by the problem's id, in the order of the data set."""
+        return dict(outcome for _, outcome in sorted(self.rows.items()))
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -235,12 +235,13 @@ def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
 
     Args:
         path: The folder to make or replace.
-        write: Called with a path that does not exist yet, where it makes the folder.
+        write: Called with a path of the same name that does not exist yet, where it makes the folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        part, old = Path(temporary) / "new", Path(temporary) / "old"
+        part, old = Path(temporary) / "new" / path.name, Path(temporary) / "old"
+        part.parent.mkdir()
         write(part)
         if path.exists():
             os.replace(path, old)

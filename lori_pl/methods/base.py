@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -15,13 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from lori_pl.data.answers import same_answer
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.data.template import Template
+from lori_pl.data.template import Encoder, Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.metrics import AnswerAccuracy, TestSetMetrics
 from lori_pl.methods.checkpoints import check_made_by
 from lori_pl.methods.losses import answer_cross_entropy
-from lori_pl.methods.optimization import Schedule, parameter_groups
+from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.reasoner import Answer, LatentReasoner, Reasoning
 from lori_pl.models.thought import LatentScale
@@ -52,6 +54,8 @@ class Method(pl.LightningModule):
         max_new_tokens: int = 64,
     ) -> None:
         super().__init__()
+        if max_new_tokens < 1:
+            raise LoriError(f"model.max_new_tokens is {max_new_tokens}: give 1 or more")
         self.backbone = backbone
         self.template = template or Template()
         self.optimizer = optimizer
@@ -61,6 +65,8 @@ class Method(pl.LightningModule):
         self.folder: str | None = None
         self.val_accuracy = AnswerAccuracy()
         self.test_metrics: dict[str, TestSetMetrics] = {}
+        self.optimizer_settings: list[dict[str, Any]] = []
+        self.resumed_settings: list[dict[str, Any]] = []
 
     # ---- bring-up -------------------------------------------------------------------------------------------------
 
@@ -104,8 +110,9 @@ class Method(pl.LightningModule):
         if self.reasoner is not None:
             return
         if self.folder is not None:
-            self.reasoner = LatentReasoner.from_pretrained(self.folder)
+            self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
+            self.check_encoder(self.reasoner.encoder, self.folder)
             return
         chosen = self.tokenizer_backbone
         tokenizer = load_tokenizer(chosen.tokenizer_name, self.uses_markers(), chosen.revision)
@@ -128,6 +135,24 @@ class Method(pl.LightningModule):
                 f"'{self.reasoning}'; give the method that made it"
             )
 
+    def check_encoder(self, encoder: Encoder, place: str) -> None:
+        """Refuses a student that was trained on other text, or other tokens, than the data gives.
+
+        Raises:
+            LoriError: If its template or its vocabulary is not the data's.
+        """
+        ours = self.data.encoder
+        parts = [part.name for part in fields(Template)]
+        if other := [p for p in parts if getattr(encoder.template, p) != getattr(ours.template, p)]:
+            raise LoriError(
+                f"{place} was trained with another data.template ({', '.join(other)}); give the data config of its run"
+            )
+        if encoder.tokenizer.get_vocab() != ours.tokenizer.get_vocab():
+            raise LoriError(
+                f"{place} has another tokenizer than the one that model.backbone (or model.teacher) names; give the "
+                "model config of its run"
+            )
+
     def configure_optimizers(self) -> Any:
         """Groups the parameters and makes the step-wise schedule."""
         optimizer = self.optimizer(parameter_groups(self, self.optimizer_parts(), 0.0))
@@ -136,6 +161,7 @@ class Method(pl.LightningModule):
             if group["name"].endswith("/decay"):
                 group["weight_decay"] = decay
         scheduler = LambdaLR(optimizer, self.schedule(self.trainer.estimated_stepping_batches))
+        self.optimizer_settings = settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_parts(self) -> dict[str, nn.Module]:
@@ -143,6 +169,19 @@ class Method(pl.LightningModule):
         return {"thought": self.student.thought}
 
     # ---- training -------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Lets the flags of a resumed run win over the hyper-parameters that its checkpoint brought."""
+        if self.resumed_settings:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            scheduler: Any = self.lr_schedulers()
+            apply_changes(optimizer, scheduler, self.optimizer_settings, self.resumed_settings)
+
+    def on_train_batch_start(self, batch: PairedBatch, batch_idx: int) -> None:
+        """Seeds dropout by batch and process alone, so that a resumed run draws what an uninterrupted one would."""
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seeds = np.random.SeedSequence([self.data.seed, number, self.global_rank]).generate_state(1)
+        torch.manual_seed(int(seeds[0]))
 
     def losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Gives the total loss and its parts by name."""
@@ -223,11 +262,12 @@ class Method(pl.LightningModule):
         metrics.passes.update(passes, batch.index)
         metrics.milliseconds.update(torch.full_like(passes, milliseconds), batch.index)
         ids = [split.problems[i].id for i in batch.index.tolist()]
-        metrics.outcomes |= dict(zip(ids, correct.tolist(), strict=True))
+        metrics.rows |= dict(zip(batch.index.tolist(), zip(ids, correct.tolist(), strict=True), strict=True))
 
     def on_test_epoch_end(self) -> None:
         """Logs each test set's accuracy, passes and milliseconds a question."""
         for name, metrics in self.test_metrics.items():
+            metrics.gather_rows()
             self.log_dict({f"{name}/{key}": value.float() for key, value in metrics.compute().items()})
 
     def predict_step(self, batch: PairedBatch, batch_idx: int) -> list[dict[str, Any]]:
@@ -290,8 +330,9 @@ class Method(pl.LightningModule):
             raise LoriError(f"the checkpoint is of another model: {detail}; resume with its own config") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which method made the checkpoint."""
-        checkpoint["lori_pl"] = {"method": self.name, "reasoning": self.reasoning}
+        """Notes which method made the checkpoint, and with which optimiser."""
+        made = {"method": self.name, "reasoning": self.reasoning, "optimizer": self.optimizer_settings}
+        checkpoint["lori_pl"] = made
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method.
@@ -300,3 +341,4 @@ class Method(pl.LightningModule):
             LoriError: If another method, or no method of lori_pl, made it.
         """
         check_made_by(checkpoint, self.name)
+        self.resumed_settings = checkpoint["lori_pl"].get("optimizer", [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule
 from lori_pl.models.backbone import Backbone, frozen, load_causal_lm
 from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.saving import SETTINGS, read_settings
 from lori_pl.models.teacher import FrozenTeacher, explicit_signals
 from lori_pl.models.thought import LatentScale
 
@@ -81,6 +83,8 @@ class LoRi(Method):
         super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
         if latents < 0:
             raise LoriError(f"model.latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
+        if statistics_problems is not None and statistics_problems < 1:
+            raise LoriError(f"model.statistics_problems is {statistics_problems}: give 1 or more, or null for all")
         self.latents = latents
         self.latent_scale = latent_scale
         self.student_init = student_init
@@ -147,6 +151,12 @@ class LoRi(Method):
             return super().load_backbone(tokenizer)
         assert self.teacher_backbone is not None
         teacher = self.teacher_backbone
+        theirs = load_tokenizer(teacher.tokenizer_name, False, teacher.revision)
+        if not theirs.get_vocab().items() <= tokenizer.get_vocab().items():
+            raise LoriError(
+                "the student starts from the teacher's weights, but model.backbone names another tokenizer than the "
+                "teacher's: set model.backbone.name and tokenizer to null, or model.student_init to base"
+            )
         start = dataclasses.replace(self.backbone, name=teacher.name, config=teacher.config, revision=teacher.revision)
         return load_causal_lm(start, tokenizer)
 
@@ -158,6 +168,7 @@ class LoRi(Method):
         if not self.needs or self.folder is not None:
             return
         assert self.teacher_backbone is not None
+        self.check_teacher(Path(self.teacher_backbone.name or ""))
         tokenizer = load_tokenizer(self.teacher_backbone.tokenizer_name, False, self.teacher_backbone.revision)
         teacher = load_causal_lm(self.teacher_backbone, tokenizer)
         self.teacher = FrozenTeacher(teacher, self.layers)
@@ -169,6 +180,25 @@ class LoRi(Method):
         for term in self.active_terms:
             others = [other for other in self.active_terms if other is not term]
             term.prepare(student_shape, teacher_shape, others)
+
+    def check_teacher(self, folder: Path) -> None:
+        """Refuses a saved reasoner whose states over these rationales would mean nothing.
+
+        Raises:
+            LoriError: If the folder holds one that writes no rationale, or was trained with another template.
+        """
+        if not (folder / SETTINGS).is_file():
+            return
+        saved = read_settings(folder)
+        if saved["reasoning"] != "words":
+            raise LoriError(
+                f"model.teacher.name {folder} holds a student that reasons by '{saved['reasoning']}', but a teacher "
+                "writes its rationale; give the folder of an explicit-CoT run"
+            )
+        if saved["template"] != self.template:
+            raise LoriError(
+                f"model.teacher.name {folder} was trained with another data.template; give the data config of its run"
+            )
 
     def optimizer_parts(self) -> dict[str, nn.Module]:
         """Thought and terms get groups of their own."""
@@ -228,6 +258,8 @@ class LoRi(Method):
             with parametrize.cached():
                 for term in self.active_terms:
                     for name, loss in term(student, term.teacher_statistics(teacher)).items():
+                        if name not in term.weights:
+                            raise LoriError(f"{type(term).__name__} gives a loss '{name}' that its weights do not name")
                         parts[name] = loss
                         total = total + term.weights[name] * loss
         return total, parts
@@ -252,10 +284,15 @@ def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[
     """Applies weights by loss name and drops terms that weigh nothing.
 
     Raises:
-        LoriError: If two terms give losses of one name, or a weight names no loss.
+        LoriError: If a term needs nothing, or what there is not; if two terms give losses of one name; or if a weight
+            names no loss.
     """
     owners: dict[str, Term] = {}
     for term in filter(None, terms):
+        if not term.needs or term.needs - {"trajectory", "anchor"}:
+            raise LoriError(
+                f"{type(term).__name__}: needs is {sorted(term.needs)}; let it name 'trajectory', 'anchor' or both"
+            )
         for name in term.weights:
             if name in owners or name in ("task", "loss"):
                 raise LoriError(f"model.terms: two terms give a loss named '{name}'; leave one out or rename its loss")

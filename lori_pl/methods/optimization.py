@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lori_pl.alignment import stiefel_parameters
 from lori_pl.errors import LoriError
@@ -26,6 +28,16 @@ class Schedule:
     warmup: int | float = 0.03
     decay: Literal["cosine", "linear", "late", "none"] = "cosine"
     decay_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not self.warmup >= 0 or (isinstance(self.warmup, float) and not self.warmup < 1):
+            raise LoriError(
+                f"schedule.warmup is {self.warmup}: give a number of steps (int, 0 or more) or a share of all steps "
+                "(float, below 1)"
+            )
+        if not 0 < self.decay_share <= 1:
+            raise LoriError(f"schedule.decay_share is {self.decay_share}: give a share of all steps, in (0, 1]")
 
     def factor(self, step: int, total: int) -> float:
         """Gives the learning rate's factor in [0, 1] at ``step`` of ``total``."""
@@ -82,6 +94,29 @@ def parameter_groups(module: nn.Module, parts: dict[str, nn.Module], weight_deca
         }
         for (name, decays), parameters in groups.items()
     ]
+
+
+def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Each group's hyper-parameters, all but the rate of the moment."""
+    return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+
+
+def apply_changes(
+    optimizer: Optimizer, scheduler: LambdaLR, wanted: list[dict[str, Any]], before: list[dict[str, Any]]
+) -> None:
+    """Sets what was changed since a checkpoint was made, which has put its own hyper-parameters into the optimiser.
+
+    Args:
+        optimizer: The optimiser, as the checkpoint restored it.
+        scheduler: Its schedule, likewise.
+        wanted: :func:`settings` as the flags gave them in this run.
+        before: The same in the run that made the checkpoint; empty where it did not say.
+    """
+    for i, (group, now, then) in enumerate(zip(optimizer.param_groups, wanted, before, strict=False)):
+        # an optimiser may keep state among them: what the flags leave alone stays
+        group.update({key: value for key, value in now.items() if then.get(key) != value})
+        scheduler.base_lrs[i] = group["initial_lr"]
+        group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[i](scheduler.last_epoch)
 
 
 def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -14,10 +14,12 @@ from lori_pl.alignment import (
     orthonormality_error,
     stiefel_parameters,
 )
+from lori_pl.alignment.projection import Projection
 from lori_pl.errors import LoriError
 
 SHAPE = TrajectoryShape(3, 8)
 OWN = ["pca", "learned", "free"]
+HALF = (torch.eye(3), 0.5 * torch.eye(8))
 
 
 def rationales(problems=40, tokens=6, shape=SHAPE, seed=0):
@@ -329,3 +331,21 @@ def test_checkpoints_of_other_ranks_or_another_teacher_are_refused():
     larger.prepare(TrajectoryShape(4, 9), TrajectoryShape(4, 9), [])
     with pytest.raises(LoriError, match="fitted to a teacher of 3 layers x 8, this one has 4 layers x 9"):
         larger.load_state_dict(state)
+
+
+def test_shares_of_energy_cannot_change_trainable_factors_among_processes(monkeypatch):
+    """DDP laid out its buckets before the sweeps: another shape would not be summed, or break the step."""
+    monkeypatch.setattr("lori_pl.alignment.subspace.is_distributed", lambda: True)
+    teacher = rationales()
+    for factors in ("learned", "free"):
+        with pytest.raises(LoriError, match=r"rank_hidden=0.9 come to 2 and \d columns.* give those numbers instead"):
+            fitted(teacher, copied(teacher, *HALF), student_factors=factors, rank_layers=2, rank_hidden=0.9)
+    fitted(teacher, copied(teacher, *HALF), student_factors="learned", rank_layers=2)
+    fitted(teacher, copied(teacher, *HALF), student_factors="pca", rank_hidden=0.9)
+
+
+def test_the_layout_of_free_factors_is_the_one_they_are_set_to():
+    projection = Projection(SHAPE, (2, 4), "free")
+    layout = projection.hidden_factor.stride()
+    projection.set_factors(torch.eye(3, 2), orthonormal(8, 4, 0))
+    assert projection.hidden_factor.stride() == layout

@@ -141,3 +141,13 @@ def test_assigning_columns_that_are_not_orthonormal_is_refused(value):
 def test_assigning_another_shape_is_refused(shape):
     with pytest.raises(LoriError, match="4 rows"):
         StiefelWeight(4, 2).assign(torch.eye(*shape))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_assign_keeps_the_node_to_which_ddp_hooks_its_sum(rank):
+    stiefel = StiefelWeight(4, 2)
+    (original,) = stiefel_parameters(stiefel)
+    node = original.expand_as(original).grad_fn.next_functions[0][0]
+    stiefel.assign(torch.eye(4, rank))
+    assert original.expand_as(original).grad_fn.next_functions[0][0] is node
+    assert torch.equal(stiefel.weight, torch.eye(4, rank))

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from lori_pl.alignment import Signals, Term
+from lori_pl.errors import LoriError
+from lori_pl.methods.lori import weighted_terms
 
 
 class Distance(Term):
@@ -49,3 +51,11 @@ def test_fitted_travels_with_the_state():
     other.load_state_dict(term.state_dict())
     assert other.is_fitted
     assert list(term.state_dict()) == ["fitted"]
+
+
+def test_what_a_term_needs_must_be_there():
+    for needs in ((), ("trajectories",)):
+        term = Distance()
+        term.needs = frozenset(needs)
+        with pytest.raises(LoriError, match=r"Distance: needs is .* let it name 'trajectory', 'anchor' or both"):
+            weighted_terms([term], {})

@@ -10,7 +10,11 @@ import pytest
 import torch
 from conftest import BACKBONE, SOURCE
 
+from lori_pl import LatentReasoner
+from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.cli import main
+from lori_pl.data.tokenizer import synthetic_tokenizer
+from lori_pl.errors import LoriError
 from lori_pl.methods import ExplicitCoT
 
 
@@ -152,6 +156,76 @@ def test_a_checkpoint_that_is_not_there(world, capsys):
     fails(world, capsys, "nothing to go on with", flags=["--ckpt_path", "last"], backbone=BACKBONE)
 
 
+def test_fit_goes_on_from_checkpoints_only(world, capsys, teacher):
+    fails(world, capsys, "best.ckpt does not exist", flags=["--ckpt_path", "best"], backbone=BACKBONE)
+    fails(world, capsys, "student's folder", "backbone.name", flags=["--ckpt_path", teacher], backbone=BACKBONE)
+
+
+def test_a_student_of_other_text_or_tokens(world, capsys, teacher):
+    flags = ["--ckpt_path", teacher, "--data.template.answer_prompt", "="]
+    fails(world, capsys, "another data.template", "answer_prompt", command="test", flags=flags, backbone=BACKBONE)
+    backbone = BACKBONE | {"tokenizer": larger_tokenizer(world)}
+    fails(world, capsys, "another tokenizer", command="test", flags=["--ckpt_path", teacher], backbone=backbone)
+
+
+def larger_tokenizer(world) -> str:
+    tokenizer = synthetic_tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(world.folder / "tokenizer")
+    return str(world.folder / "tokenizer")
+
+
+def test_a_teacher_without_rationales_or_of_another_template(world, capsys, lori_args, teacher):
+    assert world.fit("NoCoT", "direct", backbone={"name": teacher}) == 0
+    arguments = lori_args | {"teacher": {"name": str(world.folder / "direct" / "student")}}
+    fails(world, capsys, "reasons by 'none'", "explicit-CoT", method="LoRi", **arguments)
+    flags = ["--data.template.answer_prompt", "="]
+    fails(world, capsys, "teacher.name", "another data.template", method="LoRi", flags=flags, **lori_args)
+
+
+def test_the_teachers_weights_need_the_teachers_tokenizer(world, capsys, lori_args):
+    made = {"backbone": {"tokenizer": larger_tokenizer(world)}, "teacher": {**BACKBONE}}
+    assert world.fit("LoRi", "more", **(lori_args | made)) == 0  # more words than the teacher's, the same ids
+    other = {"backbone": {"tokenizer": "synthetic"}, "teacher": BACKBONE | {"tokenizer": larger_tokenizer(world)}}
+    fails(world, capsys, "another tokenizer", "student_init to base", method="LoRi", **(lori_args | other))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("schedule.warmup", "-1"),
+        ("schedule.warmup", "50.0"),
+        ("schedule.decay_share", "0"),
+        ("max_new_tokens", "0"),
+        ("statistics_problems", "0"),
+    ],
+)
+def test_numbers_out_of_range(world, capsys, lori_args, flag, value):
+    pattern = rf"{flag if '.' in flag else f'model.{flag}'} is {re.escape(value)}"
+    fails(world, capsys, pattern, "give", method="LoRi", flags=[f"--model.{flag}={value}"], **lori_args)
+
+
+def test_processes_that_take_the_model_with_them(world, capsys):
+    flags = ["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"]
+    fails(world, capsys, "trainer.strategy ddp_fork", "use ddp", flags=flags, backbone=BACKBONE)
+
+
+def test_weights_that_are_no_numbers_are_not_saved():
+    module = torch.nn.Linear(2, 2)
+    trainer = type("Trainer", (), {"global_step": 7})
+    FiniteLoss().on_save_checkpoint(trainer, module, {})
+    with torch.no_grad():
+        module.bias[1] = float("nan")
+    with pytest.raises(LoriError, match=r"'bias' is not finite after step 7; the last checkpoint .* is kept"):
+        FiniteLoss().on_save_checkpoint(trainer, module, {})
+
+
+def test_row_of_a_preview(world, capsys):
+    fails(world, capsys, "--row first: give a number", command="preview", flags=["--row=first"], backbone=BACKBONE)
+    fails(world, capsys, "--row needs a value", command="preview", flags=["--row"], backbone=BACKBONE)
+    fails(world, capsys, "has rows 0 to 63", command="preview", flags=["--row=64"], backbone=BACKBONE)
+
+
 def test_a_folder_without_a_student(world, capsys):
     flags = ["--ckpt_path", str(world.folder)]
     fails(world, capsys, "no saved reasoner", command="test", flags=flags, backbone=BACKBONE)
@@ -173,8 +247,9 @@ def test_a_damaged_checkpoint(world, capsys):
     fails(world, capsys, "no readable checkpoint", flags=flags, backbone=BACKBONE)
 
 
-def test_predictions_are_not_overwritten(world, capsys):
+def test_predictions_are_not_overwritten(world, capsys, monkeypatch):
     assert world.fit("ExplicitCoT", "cot", backbone=BACKBONE) == 0
+    monkeypatch.setattr(LatentReasoner, "from_pretrained", lambda *_: pytest.fail("a model was loaded first"))
     out = world.folder / "out.jsonl"
     out.write_text("mine")
     flags = ["--ckpt_path", str(world.folder / "cot" / "student"), "--predictions", str(out)]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BACKBONE
+from conftest import BACKBONE, BASE
 
 from lori_pl import LatentReasoner
+from lori_pl.alignment import AnchorAlignment
+from lori_pl.callbacks.throughput import Throughput
 from lori_pl.cli import main
+from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi
 from lori_pl.sweep.child import PROGRESS
 
@@ -34,6 +41,7 @@ def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, l
     assert bits.mean() == pytest.approx(values["accuracy"])
     assert (run / "spectrum.png").stat().st_size > 1000
     assert any((run / "tensorboard").iterdir())
+    assert 'from_pretrained("student")' in (run / "student" / "README.md").read_text()
     answers = LatentReasoner.from_pretrained(run / "student").answer(["Ann has 4 apples . She finds 3 ."])
     assert answers[0].latents == 3
     assert "lori on test" in capsys.readouterr().out
@@ -76,7 +84,9 @@ def test_the_teacher_is_unchanged_by_a_fit_and_absent_from_checkpoint_and_optimi
 
 @pytest.mark.parametrize("method", ["ExplicitCoT", "LoRi"])
 def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
-    arguments = lori_args if method == "LoRi" else {"backbone": BACKBONE}
+    """Also the dropout that it draws: LoRA's is on in every recipe for a real model."""
+    dropout = {"dropout": 0.3}
+    arguments = lori_args | {"backbone": dropout} if method == "LoRi" else {"backbone": BACKBONE | dropout}
     flags = ["--trainer.val_check_interval", "3", "--model.schedule.decay", "none", "--test_after_fit", "false"]
     flags += ["--model.schedule.warmup", "0"]  # a share would depend on the number of steps
     assert world.fit(method, "whole", *flags, "--trainer.max_steps", "11", **arguments) == 0
@@ -103,6 +113,77 @@ def test_a_flag_wins_over_the_checkpoint_on_resume(world, lori_args, monkeypatch
     flags = ["--ckpt_path", "last", "--trainer.max_steps", "6", "--model.anchor.w_anchor", "0.25"]
     assert world.fit("LoRi", "run", *flags, **lori_args) == 0
     assert weights[0]["anchor"] == 0.25
+
+
+def test_the_optimisers_flags_win_on_resume(world, monkeypatch):
+    def flags(rate, decay, steps):
+        names = {"class_path": "torch.optim.AdamW", "init_args.lr": rate, "init_args.weight_decay": decay}
+        optimizer = [f"--model.optimizer.{name}={value}" for name, value in names.items()]
+        return [
+            *optimizer,
+            "--model.schedule.decay=linear",
+            "--model.schedule.warmup=0",
+            f"--trainer.max_steps={steps}",
+        ]
+
+    assert world.fit("ExplicitCoT", "run", *flags(1e-3, 0.1, 4), "--test_after_fit=false", backbone=BACKBONE) == 0
+    seen = []
+
+    def look(self, batch, batch_idx):
+        groups = self.optimizers().param_groups
+        seen.append({group["name"]: (group["lr"], group["weight_decay"], group["betas"]) for group in groups})
+        return original(self, batch, batch_idx)
+
+    original = ExplicitCoT.training_step
+    monkeypatch.setattr(ExplicitCoT, "training_step", look)
+    resume = [*flags(5e-4, 0.3, 6), "--ckpt_path=last", "--test_after_fit=false"]
+    assert world.fit("ExplicitCoT", "run", *resume, backbone=BACKBONE) == 0
+    expected = [5e-4 * (1 - step / 6) for step in (4, 5)]
+    for values, rate in zip(seen, expected, strict=True):
+        assert values["backbone/decay"] == (pytest.approx(rate), 0.3, (0.9, 0.999))
+        assert values["backbone/no_decay"] == (pytest.approx(rate), 0.0, (0.9, 0.999))
+    saved = yaml.safe_load((world.folder / "run" / "config.yaml").read_text())
+    assert saved["ckpt_path"] is None  # the file repeats the run from its start
+
+
+def test_gradient_norms_are_those_of_the_step_that_is_logged(world):
+    norms = {}
+    for every in ("1", "2"):
+        logger = ["--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir"]
+        flags = [*logger, str(world.folder / every), "--trainer.log_every_n_steps", every, "--test_after_fit", "false"]
+        assert world.fit("ExplicitCoT", f"run{every}", *flags, backbone=BACKBONE) == 0
+        (metrics,) = (world.folder / every).rglob("metrics.csv")
+        rows = list(csv.DictReader(metrics.open()))
+        norms[every] = {row["step"]: row[key] for row in rows if row[(key := "gradient_norm/backbone/decay")]}
+    assert set(norms["2"]) == {"1", "3"}
+    assert norms["2"].items() <= norms["1"].items()
+
+
+def test_the_arguments_of_the_process_stay_for_further_processes(world, monkeypatch, recwarn):
+    monkeypatch.setattr(sys, "argv", ["lori_pl", "preview", "--row", "1"])
+    assert world.run("preview", method="ExplicitCoT", backbone=BACKBONE) == 0
+    assert sys.argv == ["lori_pl", "preview", "--row", "1"]
+    assert not [warning for warning in recwarn if "args parameter" in str(warning.message)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factors", ["shared", "learned"])
+def test_two_processes_equal_one_on_the_same_global_batch(world, lori_args, factors):
+    flags = ["--model.alignment.student_factors", factors, "--model.alignment.scope", "batch"]
+    flags += ["--data.source.test", "17"]
+    assert world.fit("LoRi", "one", *flags, **lori_args) == 0
+    arguments = ["fit", "--config", world.config("base", BASE), "--config", world.method("LoRi", **lori_args), *flags]
+    arguments += ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=4"]
+    command = [sys.executable, "-m", "lori_pl", *arguments, f"--trainer.default_root_dir={world.folder / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
+    one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("one", "two"))
+    assert len(two.ids) == 17
+    assert two.ids == one.ids
+    assert (two.bits["lori", 0] == one.bits["lori", 0]).all()
 
 
 def test_the_saved_config_repeats_the_run(world, lori_args):
@@ -138,7 +219,7 @@ def test_test_takes_a_checkpoint_and_a_folder_and_they_agree(world, lori_args):
 def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
     assert world.fit("LoRi", "run", **lori_args) == 0
     questions = world.folder / "questions.jsonl"
-    questions.write_text('{"question": "Ann has 4 apples .", "answer": "4"}\n{"question": "Bob has 2 pens ."}\n')
+    questions.write_text('{"question": "Ann has 4 apples .", "answer": "4"}\n{"question": " Bob has 2 pens .\\n"}\n')
     out = world.folder / "out.jsonl"
     flags = ["--ckpt_path", str(world.folder / "run" / "student"), "--predictions", str(out)]
     flags += ["--data.predict_file", str(questions)]
@@ -148,6 +229,7 @@ def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
     keys = {"id", "question", "prediction", "gold", "correct", "passes", "milliseconds"}
     assert all(set(row) == keys for row in rows)
     assert rows[1]["correct"] is None
+    assert rows[1]["question"] == "Bob has 2 pens ."  # as training has it
 
 
 def test_export_makes_the_folder_that_fit_made(world, lori_args):
@@ -231,3 +313,25 @@ def test_preview_shows_a_pair_lengths_and_counts(world, lori_args, capsys):
 
 def test_the_method_class_is_importable_by_name():
     assert ExplicitCoT.name == "explicit_cot"
+
+
+@pytest.mark.parametrize(("reasoning", "tokens"), [("words", 12), ("latent", 2 * (3 + 2))])
+def test_tokens_are_those_of_the_sequences_that_are_trained(reasoning, tokens):
+    batch = SimpleNamespace(
+        index=torch.arange(2),
+        question=torch.zeros(2, 3),
+        answer=torch.zeros(2, 2),
+        explicit=SimpleNamespace(ids=torch.zeros(2, 6)),
+    )
+    throughput = Throughput()
+    trainer = SimpleNamespace(global_step=1, log_every_n_steps=2)
+    throughput.on_train_batch_start(trainer, None, batch, 0)
+    throughput.on_train_batch_end(trainer, SimpleNamespace(reasoning=reasoning), None, batch, 0)
+    assert throughput.state_dict()["tokens"] == tokens
+
+
+def test_a_loss_without_a_weight_is_named(world, lori_args, capsys, monkeypatch):
+    original = AnchorAlignment.forward
+    monkeypatch.setattr(AnchorAlignment, "forward", lambda *args: {"anchors": original(*args)["anchor"]})
+    assert world.fit("LoRi", "run", **lori_args) == 2
+    assert "AnchorAlignment gives a loss 'anchors' that its weights do not name" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.metrics import AnswerAccuracy, MeanByProblem
+from lori_pl.evaluation.metrics import AnswerAccuracy, MeanByProblem, TestSetMetrics
 
 
 def _plain(result):
@@ -67,6 +67,22 @@ def test_states_are_gathered_by_a_real_process_group(tmp_path):
         assert mean.compute() == 7
     finally:
         distributed.destroy_process_group()
+
+
+def test_the_outcomes_of_all_processes_stand_in_the_order_of_the_data_set(monkeypatch):
+    """The first process alone writes them: without the others' it wrote a half."""
+    metrics = TestSetMetrics()
+    metrics.rows = {0: ("a", True), 2: ("c", False), 4: ("e", True)}
+    others = {1: ("b", False), 3: ("d", True), 0: ("a", True)}  # one is repeated to even out the processes
+
+    def gather(parts, own):
+        parts[:] = [own, others]
+
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
+    metrics.gather_rows()
+    assert list(metrics.outcomes.items()) == [("a", True), ("b", False), ("c", False), ("d", True), ("e", True)]
 
 
 def test_mean_counts_a_repeated_problem_once():

@@ -14,6 +14,7 @@ from lori_pl.evaluation.records import (
     git_commit,
     read_outcomes,
     replace_file,
+    replace_folder,
     write_outcomes,
 )
 
@@ -284,3 +285,16 @@ def test_code_installed_inside_another_checkout_is_unknown(tmp_path):
 def test_git_commit_without_git_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() == "unknown"
+
+
+def test_a_folder_is_written_under_its_own_name(tmp_path):
+    for content in ("old", "new"):
+
+        def write(part, content=content):
+            assert part.name == "student"
+            part.mkdir()
+            (part / "file").write_text(content)
+
+        replace_folder(tmp_path / "student", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert (tmp_path / "student" / "file").read_text() == "new"
