@@ -140,7 +140,7 @@ def test_less_is_kept_for_the_backward_pass():
     checkpointed = copy.deepcopy(plain)
     checkpoint_layers(checkpointed.lm)
     whole, less = (kept_bytes(reasoner) for reasoner in (plain, checkpointed))
-    assert less < 0.35 * whole
+    assert less < 0.4 * whole
 
 
 def test_less_is_kept_without_a_cache():
@@ -151,7 +151,7 @@ def test_less_is_kept_without_a_cache():
     whole, less = (
         kept_bytes(reasoner, lambda r: explicit_cross_entropy(r, batch.explicit)) for reasoner in (plain, checkpointed)
     )
-    assert less < 0.35 * whole
+    assert less < 0.4 * whole
 
 
 def test_the_question_is_kept_once_however_many_latents_follow():

@@ -87,7 +87,8 @@ def test_merged_apart_and_live_agree(kind, reasoning, tmp_path):
         loaded = LatentReasoner.from_pretrained(tmp_path / name)
         assert (loaded.markers is None) == (name == "merged" or reasoning == "words")
         got_logits, got_tokens = outputs(loaded)
-        torch.testing.assert_close(got_logits, logits, atol=1e-5, rtol=1e-4, msg=name)
+        # granite has no 1 / sqrt(d) and so amplifies rounding
+        torch.testing.assert_close(got_logits, logits, atol=1e-4, rtol=1e-4, msg=name)
         assert got_tokens.tolist() == tokens.tolist()
     assert not (tmp_path / "apart" / "model.safetensors").exists()
     size = sum(file.stat().st_size for file in (tmp_path / "apart").glob("*.safetensors"))
