@@ -6,3 +6,9 @@ class LoriError(ValueError):
 
     The command line prints the message alone, without a traceback, and exits with status 2.
     """
+
+
+def one_line(fault: BaseException | str, limit: int = 240) -> str:
+    """Gives a message as one line of at most ``limit`` characters; an error without one gives its type."""
+    text = " ".join(str(fault).split()) or type(fault).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

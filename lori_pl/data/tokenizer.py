@@ -122,6 +122,7 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
         words = {w: i for w, i in tokenizer.get_vocab().items() if w not in (BEGIN_OF_THOUGHT, END_OF_THOUGHT)}
         backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
         rules = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")]
+        rules.append(backend.get("model", {}).get("merges"))
         return type(tokenizer).__name__ if not tokenizer.is_fast else "fast", words, rules
 
     return cut(one) == cut(other)

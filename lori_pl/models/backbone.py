@@ -26,7 +26,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hub_logging
 
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.embeddings import grow_embeddings, head_logits, start_markers
 from lori_pl.models.hidden import base_model
@@ -93,12 +93,6 @@ class Backbone:
         if name is None:
             raise LoriError("backbone has neither tokenizer nor name: set backbone.tokenizer (or 'synthetic')")
         return name
-
-
-def one_line(error: BaseException, limit: int = 240) -> str:
-    """Gives an error's message as one line of at most ``limit`` characters, or its type where it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextmanager
@@ -357,7 +351,6 @@ __all__ = [
     "head_logits",
     "load_causal_lm",
     "load_config",
-    "one_line",
     "prepare_training",
     "quiet_progress",
 ]

@@ -19,14 +19,13 @@ from transformers import PreTrainedModel
 from lori_pl import __version__
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import read_tokenizer
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 from lori_pl.models.backbone import (
     SOURCE,
     Backbone,
     DType,
     LoRA,
     load_causal_lm,
-    one_line,
     prepare_training,
     quiet_progress,
 )

@@ -42,7 +42,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.records import RESULT_COLUMNS
 
 CONFIG_AXIS = "config"
@@ -121,7 +121,7 @@ def load_specification(path: str | Path, overrides: Sequence[str] = ()) -> Sweep
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise LoriError(f"{path}: {_one_line(error)}: correct the interpolation or the value") from error
+        raise LoriError(f"{path}: {one_line(error)}: correct the interpolation or the value") from error
     assert isinstance(resolved, dict)
     return _Reader(path, resolved).specification()
 
@@ -287,7 +287,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise LoriError(f"{path}{line}: this {kind} is no YAML ({error.problem}): correct the line") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise LoriError(f"{path}: this {kind} is no YAML ({_one_line(error)}): correct it") from error
+        raise LoriError(f"{path}: this {kind} is no YAML ({one_line(error)}): correct it") from error
 
 
 def _override(path: Path, content: dict[Any, Any], override: str) -> None:
@@ -303,7 +303,7 @@ def _override(path: Path, content: dict[Any, Any], override: str) -> None:
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise LoriError(f"--override {override}: the value is no YAML ({_one_line(error)}): quote it") from error
+        raise LoriError(f"--override {override}: the value is no YAML ({one_line(error)}): quote it") from error
     assert isinstance(value, dict)
     target = content
     for part in filter(None, place.split(".")):
@@ -321,7 +321,3 @@ def _are_texts(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -6,12 +6,13 @@ import pytest
 from byte_tokenizer import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lori_pl.data.problem import Problem
 from lori_pl.data.synthetic import synthetic_problems, vocabulary
 from lori_pl.data.template import _LAST_WORD, _RESULT, Encoder, Template
-from lori_pl.data.tokenizer import cuts_at_spaces, load_tokenizer, read_tokenizer, synthetic_tokenizer
+from lori_pl.data.tokenizer import cuts_at_spaces, load_tokenizer, read_tokenizer, same_tokens, synthetic_tokenizer
 from lori_pl.errors import LoriError
 
 SYNTHETIC = load_tokenizer("synthetic", True)
@@ -310,3 +311,16 @@ def test_selections_are_ordered_places_in_the_rationale(seed, steps):
     # the last result is the answer
     last = [made.rationales([p])[0][made.selected([p], "step_results")[0][-1]] for p in problems]
     assert [SYNTHETIC.decode([token]) for token in last] == [p.answer for p in problems]
+
+
+def test_equal_vocabularies_with_other_merges_are_other_tokenizers():
+    def bpe(*merges):
+        vocab = {piece: i for i, piece in enumerate(("</s>", "a", "b", "c", "ab", "bc", "abc"))}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.BPE(vocab, list(merges))), eos_token="</s>", pad_token="</s>"
+        )
+
+    left, right = ("a", "b"), ("b", "c")
+    assert bpe(left).tokenize("abc") != bpe(right).tokenize("abc")
+    assert same_tokens(bpe(left), bpe(left))
+    assert not same_tokens(bpe(left), bpe(right))

@@ -13,7 +13,7 @@ from tiny_models import CONFIGS, QUESTIONS, backbone, tiny_lm, tiny_reasoner
 from lori_pl import LatentReasoner
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 from lori_pl.models.backbone import (
     Backbone,
     frozen,
@@ -21,7 +21,6 @@ from lori_pl.models.backbone import (
     head_logits,
     load_causal_lm,
     load_config,
-    one_line,
 )
 
 IDS = torch.tensor([[5, 9, 30, 12]])

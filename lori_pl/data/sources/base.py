@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from lori_pl.data.problem import Problem
 from lori_pl.data.sources.fields import BadRow, Row, json_rows
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 
 Split = Literal["train", "validation", "test"]
 OnBadRow = Literal["error", "skip"]
@@ -229,7 +229,7 @@ class RowSource(Source):
             if self.on_bad_row == "skip":
                 return None
             raise LoriError(
-                f"{table.where}, {row.place}, {_one_line(str(fault))}; correct the row or set on_bad_row to skip"
+                f"{table.where}, {row.place}, {one_line(fault)}; correct the row or set on_bad_row to skip"
             ) from None
 
     def _natural_steps(self, row: Row, table: Table) -> list[str]:
@@ -242,8 +242,3 @@ class RowSource(Source):
         if not steps:
             raise LoriError(f"{where}; it has no natural-language steps either: set on_missing_rationale to drop")
         return steps
-
-
-def _one_line(text: str, limit: int = 240) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
