@@ -220,13 +220,16 @@ class PairedDataModule(pl.LightningDataModule):
     def statistics_dataloader(self, problems: int | None) -> DataLoader[PairedBatch]:
         """Gives training problems in order of length, for the sweeps that fit the alignment.
 
+        Each problem goes to one process, so that what they measure together is what one would: the processes may have
+        numbers of batches that differ by one.
+
         Args:
             problems: Use the first so many; ``None`` for all.
         """
         split = self.splits["train"]
         count = min(problems or len(split.problems), len(split.problems))
         order = np.argsort(split.student.lengths()[:count], kind="stable")
-        return self._loader(split, order)
+        return self._loader(split, order, repeat=False)
 
     def val_dataloader(self) -> DataLoader[PairedBatch]:
         """Gives the validation batches."""
@@ -240,11 +243,15 @@ class PairedDataModule(pl.LightningDataModule):
         """Gives the batches to answer."""
         return self._loader(self.splits["predict"])
 
-    def _loader(self, split: PreparedSplit, order: np.ndarray | None = None) -> DataLoader[PairedBatch]:
+    def _loader(
+        self, split: PreparedSplit, order: np.ndarray | None = None, repeat: bool = True
+    ) -> DataLoader[PairedBatch]:
         rows = np.arange(len(split.problems)) if order is None else order
         if self.trainer is not None and (world := self.trainer.world_size) > 1:
-            # every process takes as many rows; repeated ones are told apart by their index
-            rows = np.resize(rows, -(-len(rows) // world) * world)[self.trainer.global_rank :: world]
+            if repeat or len(rows) < world:
+                # every process takes as many rows; repeated ones are told apart by their index
+                rows = np.resize(rows, -(-len(rows) // world) * world)
+            rows = rows[self.trainer.global_rank :: world]
         return DataLoader(
             rows.tolist(),  # type: ignore[arg-type]
             batch_size=self.eval_batch_size,

@@ -131,6 +131,15 @@ def test_statistics_take_the_first_problems_in_order_of_length():
     assert (np.diff(lengths) >= 0).all()
 
 
+def test_statistics_take_each_problem_once_on_two_processes():
+    module = data()
+    seen = []
+    for rank in range(2):
+        module.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        seen += flat(module.statistics_dataloader(17))
+    assert sorted(seen) == list(range(17))
+
+
 @pytest.mark.parametrize("option", ["batch_size", "eval_batch_size", "max_length"])
 def test_options_below_one(option):
     with pytest.raises(LoriError, match=option):
