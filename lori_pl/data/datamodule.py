@@ -171,13 +171,19 @@ class PairedDataModule(pl.LightningDataModule):
             counts["without rationale"] += len(problems) - len(kept)
             problems = kept
         limit = self.limits[split]
-        # looked at before encoding, so that a small run of a large set is fast; a few more in case some are too long
-        problems = problems if limit is None else problems[: limit + limit // 4 + 16]
-        student = EncodedProblems(problems, self.encoder, self.rationale_tokens)
-        teacher = (
-            EncodedProblems(problems, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None
-        )
-        short = self._short_enough(problems, split, student, teacher)
+        # with a limit only a part is encoded, so that a small run of a large set is fast; more where many are too long
+        part = len(problems) if limit is None else limit + limit // 4 + 16
+        while True:
+            chosen = problems[:part]
+            student = EncodedProblems(chosen, self.encoder, self.rationale_tokens)
+            teacher = (
+                EncodedProblems(chosen, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None
+            )
+            short = self._short_enough(chosen, split, student, teacher)
+            if part >= len(problems) or (limit is not None and short.sum() >= limit):
+                break
+            part *= 2
+        problems = chosen
         counts["too long"] = len(problems) - int(short.sum())
         rows = np.flatnonzero(short)[:limit].tolist()
         if not rows:

@@ -123,6 +123,16 @@ def test_too_long_problems_are_counted_or_an_error():
         data(max_length=limit, on_too_long="error")
 
 
+def test_a_limit_is_filled_where_most_problems_are_too_long():
+    lengths = data().splits["train"].student.lengths()
+    limit = int(np.quantile(lengths, 0.2))
+    fitting = np.flatnonzero(lengths <= limit)
+    module = data(max_length=limit, train_problems=10)
+    assert [problem.id for problem in module.splits["train"].problems] == [
+        data().splits["train"].problems[i].id for i in fitting[:10]
+    ]
+
+
 def test_statistics_take_the_first_problems_in_order_of_length():
     module = data()
     order = flat(module.statistics_dataloader(30))
