@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from lori_pl.data.datamodule import PairedDataModule
-from lori_pl.data.loading import EpochSampler, epoch_batches
+from lori_pl.data.loading import epoch_batches
 from lori_pl.data.sources import Synthetic
 from lori_pl.errors import LoriError
 
 
 def data(**options) -> PairedDataModule:
-    module = PairedDataModule(Synthetic(train=100, validation=20, test=20), batch_size=8, **options)
+    module = PairedDataModule(Synthetic(train=100, validation=20, test=20), **{"batch_size": 8, **options})
     module.setup("fit")
     return module
 
@@ -47,27 +47,46 @@ def test_like_lengths_meet():
     assert np.mean(spread) < 0.1 * np.mean(loose)
 
 
+def test_like_lengths_meet_at_random():
+    lengths = np.arange(1024)  # without ties one sort of all rows would make the same batches every epoch
+    first, second = (epoch_batches(1024, 8, 0, epoch, lengths) for epoch in (0, 1))
+    assert {frozenset(batch.tolist()) for batch in first} != {frozenset(batch.tolist()) for batch in second}
+    ascents = sum(np.mean(a) < np.mean(b) for a, b in itertools.pairwise(first))
+    assert 32 < ascents < 96  # about half of the 127 pairs of neighbours
+
+
+def test_the_order_is_that_of_the_seed():
+    assert rows(data(seed=1).train_dataloader()) != rows(data().train_dataloader())
+    assert rows(data(seed=1).train_dataloader()) == rows(data(seed=1).train_dataloader())
+
+
 def test_processes_share_each_global_batch():
-    whole = list(EpochSampler(64, 8, 0, None))
-    parts = [list(EpochSampler(64, 4, 0, None, processes=2, process=rank)) for rank in (0, 1)]
-    for batch, one, two in zip(whole, *parts, strict=True):
+    parts = []
+    for rank in (0, 1):
+        module = data(batch_size=4)
+        module.trainer = SimpleNamespace(world_size=2, global_rank=rank, current_epoch=0)
+        parts.append(rows(module.train_dataloader()))
+    for batch, one, two in zip(rows(data().train_dataloader()), *parts, strict=True):
+        assert len(one) == len(two) == 4
         assert sorted(batch) == sorted(one + two)
 
 
 def test_workers_change_nothing():
-    alone, helped = data(), data(num_workers=2)
-    for one, two in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
-        assert torch.equal(one.index, two.index)
-        assert torch.equal(one.question, two.question)
+    alone, helped = data().train_dataloader(), data(num_workers=2).train_dataloader()
+    for _ in range(2):  # epochs
+        for one, two in zip(alone, helped, strict=True):
+            assert torch.equal(one.index, two.index)
+            assert torch.equal(one.question, two.question)
 
 
-def test_resumed_in_mid_epoch_gives_what_was_left():
+@pytest.mark.parametrize("num_workers", [0, 2])  # workers are ahead of what was taken
+def test_resumed_in_mid_epoch_gives_what_was_left(num_workers):
     loader = data().train_dataloader()
     everything = rows(loader)
-    fresh = data().train_dataloader()
+    fresh = data(num_workers=num_workers).train_dataloader()
     taken = rows(fresh, 5)
     state = fresh.state_dict()
-    resumed = data().train_dataloader()
+    resumed = data(num_workers=num_workers).train_dataloader()
     resumed.load_state_dict(state)
     assert taken + rows(resumed) == everything
     assert rows(resumed) == rows(loader)  # and then the second epoch
@@ -103,13 +122,22 @@ def test_evaluation_under_several_processes_repeats_but_misses_none(world):
 
 def test_limits_names_and_counts():
     module = data(train_problems=40, val_problems=5, test_problems=3)
-    assert [len(module.splits[name].problems) for name in ("train", "validation")] == [40, 5]
-    assert [len(split.problems) for split in module.tests.values()] == [3]
+    whole = data()
+    for count, limited, split in (
+        (40, module.splits["train"], whole.splits["train"]),
+        (5, module.splits["validation"], whole.splits["validation"]),
+        (3, module.tests["test"], whole.tests["test"]),
+    ):
+        assert limited.problems == split.problems[:count]
+        assert limited.name == split.name
+    assert [whole.splits["train"].name, whole.splits["validation"].name] == ["train", "validation"]
 
 
 def test_several_test_sets_by_name():
     module = data(test_sources={"short": Synthetic(test=4, max_steps=3), "long": Synthetic(test=5, min_steps=7)})
     assert {name: len(split.problems) for name, split in module.tests.items()} == {"short": 4, "long": 5}
+    assert [len(flat(loader)) for loader in module.test_dataloader()] == [4, 5]
+    assert [{len(problem.steps) for problem in split.problems} for split in module.tests.values()] == [{3}, {7}]
 
 
 def test_too_long_problems_are_counted_or_an_error():
@@ -119,6 +147,10 @@ def test_too_long_problems_are_counted_or_an_error():
     kept = module.splits["train"]
     assert kept.counts["too long"] == int((lengths > limit).sum()) > 0
     assert kept.student.lengths().max() <= limit
+    # an answer is not known before it is given: in evaluation the question alone counts
+    evaluated = module.splits["validation"]
+    assert len(evaluated.problems) == 20
+    assert evaluated.student.lengths().max() > limit
     with pytest.raises(LoriError, match="on_too_long to drop"):
         data(max_length=limit, on_too_long="error")
 
@@ -152,5 +184,5 @@ def test_statistics_take_each_problem_once_on_two_processes():
 
 @pytest.mark.parametrize("option", ["batch_size", "eval_batch_size", "max_length"])
 def test_options_below_one(option):
-    with pytest.raises(LoriError, match=option):
+    with pytest.raises(LoriError, match=rf"data\.{option} is 0"):
         PairedDataModule(**{option: 0})
