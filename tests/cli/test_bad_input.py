@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_no_command_and_unknown_command(capsys):
 def test_missing_data_folder(world, capsys):
     source = {"class_path": "lori_pl.data.sources.GSM8K", "init_args": {"path": str(world.folder / "none")}}
     flags = ["--config", world.config("d", {"data": {"source": source}})]
-    fails(world, capsys, "gsm8k", "none", flags=flags, backbone=BACKBONE)
+    fails(world, capsys, "gsm8k: no folder", "none", flags=flags, backbone=BACKBONE)
 
 
 def test_malformed_row_names_file_line_and_field(world, capsys):
@@ -101,6 +102,8 @@ def test_negative_latents(world, capsys, lori_args):
 
 def test_no_latents_is_bot_and_eot_alone(world, lori_args):
     assert world.fit("LoRi", "run", **(lori_args | {"latents": 0, "alignment": None})) == 0
+    (answer,) = LatentReasoner.from_pretrained(world.folder / "run" / "student").answer(["Ann has 4 apples ."])
+    assert answer.latents == 0
 
 
 def test_no_latents_leave_no_trajectory(world, capsys, lori_args):
@@ -144,6 +147,10 @@ def test_an_output_folder_that_holds_another_run(world, capsys):
     before = (world.folder / "run" / "summary.json").read_bytes()
     fails(world, capsys, "holds another run", "--ckpt_path last", backbone=BACKBONE)
     assert (world.folder / "run" / "summary.json").read_bytes() == before
+    student = ["--ckpt_path", str(world.folder / "run" / "student")]
+    assert world.run("test", *student, method="ExplicitCoT", root="run", backbone=BACKBONE) == 0
+    assert (world.folder / "run" / "test" / "summary.json").is_file()
+    fails(world, capsys, "run/test holds another run", command="test", flags=student, backbone=BACKBONE)
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])
@@ -257,15 +264,26 @@ def test_predictions_are_not_overwritten(world, capsys, monkeypatch):
     assert out.read_text() == "mine"
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(world, capsys, monkeypatch):
-    original = ExplicitCoT.task_loss
+@pytest.mark.parametrize(("device", "steps"), [("cpu", [0, 1, 2]), ("cuda", [0, 1, 2, 3])])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(world, capsys, monkeypatch, device, steps):
+    """At once on the CPU; on an accelerator, which nobody waits for, when the next checkpoint is due."""
+    original, look = ExplicitCoT.task_loss, FiniteLoss.on_train_batch_end
+    seen = []
 
     def poisoned(self, batch):
         loss = original(self, batch)
-        return loss * float("nan") if self.training and self.trainer.global_step == 3 else loss
+        if not self.training:
+            return loss
+        seen.append(self.trainer.global_step)
+        return loss * float("nan") if seen[-1] == 2 else loss
+
+    def there(self, trainer, module, *batch):
+        look(self, trainer, SimpleNamespace(device=torch.device(device)), *batch)
 
     monkeypatch.setattr(ExplicitCoT, "task_loss", poisoned)
-    fails(world, capsys, "'task' is not finite at step 4", "learning rate", backbone=BACKBONE)
+    monkeypatch.setattr(FiniteLoss, "on_train_batch_end", there)
+    fails(world, capsys, "'task' is not finite at step 3", "learning rate", backbone=BACKBONE)
+    assert seen == steps
     saved = torch.load(world.folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
     assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())

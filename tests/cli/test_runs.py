@@ -20,12 +20,31 @@ from lori_pl.alignment import AnchorAlignment
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.cli import main
 from lori_pl.evaluation.records import read_outcomes
-from lori_pl.methods import ExplicitCoT, LoRi
+from lori_pl.methods import ExplicitCoT, LoRi, Method, NoCoT, Pause
 from lori_pl.sweep.child import PROGRESS
 
 
 def checkpoint(folder: Path, name: str = "last.ckpt") -> dict:
     return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+def weights_after(hook: str, method: type[Method], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """Fills a list with the weights that the method has whenever a hook of it has run."""
+    seen: list[dict[str, torch.Tensor]] = []
+    original = getattr(method, hook)
+
+    def look(self):
+        original(self)
+        seen.append({key: value.clone() for key, value in self.state_dict().items()})
+
+    monkeypatch.setattr(method, hook, look)
+    return seen
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.equal(value, two[key]), key
 
 
 def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, lori_args, capsys):
@@ -96,23 +115,29 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
     assert world.fit(method, "parts", *flags, *resume, **arguments) == 0
     whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
     assert whole["global_step"] == parts["global_step"] == 11
-    for key, value in whole["state_dict"].items():
-        assert torch.equal(value, parts["state_dict"][key]), key
+    assert_same(whole["state_dict"], parts["state_dict"])
 
 
 def test_a_flag_wins_over_the_checkpoint_on_resume(world, lori_args, monkeypatch):
     assert world.fit("LoRi", "run", **lori_args) == 0
-    weights = []
+    file = world.folder / "run" / "checkpoints" / "last.ckpt"
+    # what a method of one's own that calls save_hyperparameters() leaves there, and LightningCLI takes up
+    kept = {"hyper_parameters": {"_class_path": "lori_pl.methods.LoRi", "max_new_tokens": 7}}
+    torch.save(checkpoint(world.folder / "run") | kept, file)
+    seen = []
     original = LoRi.on_fit_start
 
     def look(self):
         original(self)
-        weights.append({name: w for term in self.active_terms for name, w in term.weights.items()})
+        seen.append((self.max_new_tokens, {name: w for term in self.active_terms for name, w in term.weights.items()}))
 
     monkeypatch.setattr(LoRi, "on_fit_start", look)
-    flags = ["--ckpt_path", "last", "--trainer.max_steps", "6", "--model.anchor.w_anchor", "0.25"]
+    flags = ["--ckpt_path", str(file), "--trainer.max_steps", "6"]
+    flags += ["--model.anchor.w_anchor", "0.25", "--model.max_new_tokens", "9"]
     assert world.fit("LoRi", "run", *flags, **lori_args) == 0
-    assert weights[0]["anchor"] == 0.25
+    ((most, weights),) = seen
+    assert most == 9
+    assert weights["anchor"] == 0.25
 
 
 def test_the_optimisers_flags_win_on_resume(world, monkeypatch):
@@ -187,11 +212,12 @@ def test_two_processes_equal_one_on_the_same_global_batch(world, lori_args, fact
 
 
 def test_the_saved_config_repeats_the_run(world, lori_args):
-    assert world.fit("LoRi", "first", **lori_args) == 0
+    # a null where the default is a number has to be written too
+    assert world.fit("LoRi", "first", "--data.val_problems", "null", **lori_args) == 0
     saved = world.folder / "first" / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["data"]["val_problems"] is None
     assert main(["fit", "--config", str(saved), "--trainer.default_root_dir", str(world.folder / "second")]) == 0
-    one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("first", "second"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("first", "second")))
 
 
 def test_eight_alone_accumulated_equal_a_batch_of_eight(world):
@@ -206,11 +232,19 @@ def test_eight_alone_accumulated_equal_a_batch_of_eight(world):
         torch.testing.assert_close(value, two[key], rtol=1e-4, atol=1e-5)
 
 
-def test_test_takes_a_checkpoint_and_a_folder_and_they_agree(world, lori_args):
+def test_test_takes_a_checkpoint_and_a_folder_and_they_agree(world, lori_args, monkeypatch):
+    tested = weights_after("on_test_start", LoRi, monkeypatch)
     assert world.fit("LoRi", "run", **lori_args) == 0
     run = world.folder / "run"
     for name, path in (("ckpt", run / "checkpoints" / "best.ckpt"), ("folder", run / "student")):
         assert world.run("test", "--ckpt_path", str(path), method="LoRi", root=name, **lori_args) == 0
+    best = checkpoint(run, "best.ckpt")["state_dict"]
+    assert any(not torch.equal(value, best[key]) for key, value in checkpoint(run)["state_dict"].items())
+    # the accuracy of so short a run says little: the weights tell what was tested
+    assert len(tested) == 3
+    for weights in tested:
+        reasoner = {key: value for key, value in weights.items() if key.startswith("reasoner.")}
+        assert_same(reasoner, {key: value for key, value in best.items() if key.startswith("reasoner.")})
     summaries = [json.loads((world.folder / n / "summary.json").read_text()) for n in ("ckpt", "folder", "run")]
     accuracies = {summary["methods"]["lori"]["accuracy"] for summary in summaries}
     assert len(accuracies) == 1
@@ -239,9 +273,10 @@ def test_export_makes_the_folder_that_fit_made(world, lori_args):
     ckpt = run / "checkpoints" / "best.ckpt"
     arguments = ["export", "--config", str(run / "config.yaml"), "--ckpt_path", str(ckpt), "--folder", str(out)]
     assert main(arguments) == 0
+    one, two = (LatentReasoner.from_pretrained(folder) for folder in (run / "student", out))
+    assert_same(one.state_dict(), two.state_dict())
     questions = ["Ann has 4 apples . She finds 3 ."]
-    one, two = (LatentReasoner.from_pretrained(folder).answer(questions) for folder in (run / "student", out))
-    assert one == two
+    assert one.answer(questions) == two.answer(questions)
 
 
 @pytest.mark.parametrize(
@@ -258,22 +293,30 @@ def test_by_terms_or_weights_alone_lori_is_its_ablations(world, lori_args, terms
     assert set(json.loads((world.folder / "run" / "summary.json").read_text())["methods"]) == {label}
 
 
-@pytest.mark.parametrize("method", ["NoCoT", "Pause"])
-def test_students_start_from_the_teachers_weights(world, teacher, method):
-    assert world.fit(method, "run", backbone={"name": teacher}) == 0
-    assert (world.folder / "run" / "student" / "reasoner.json").is_file()
+@pytest.mark.parametrize("method", [NoCoT, Pause])
+def test_students_start_from_the_teachers_weights(world, teacher, method, monkeypatch):
+    seen = weights_after("on_fit_start", method, monkeypatch)
+    assert world.fit(method.__name__, "run", backbone={"name": teacher}) == 0
+    theirs = {f"reasoner.{key}": value for key, value in LatentReasoner.from_pretrained(teacher).state_dict().items()}
+    compared = [key for key in theirs if key.startswith("reasoner.lm.")]
+    assert len(compared) > 10
+    for key in compared:
+        # `<bot>` and `<eot>` have rows of their own behind the teacher's words
+        assert torch.equal(seen[0][key][: len(theirs[key])], theirs[key]), key
 
 
-def test_learned_factors_and_another_architecture(world, lori_args):
+def test_learned_factors_and_another_architecture(world, lori_args, monkeypatch):
     arguments = lori_args | {"student_init": "base", "anchor": None}
     arguments["backbone"] = {
         "tokenizer": "synthetic",
         "config": {"model_type": "gpt2", "n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 128},
     }
     flags = ["--model.alignment.student_factors", "learned", "--model.alignment.rank_hidden", "3"]
+    before, after = (weights_after(hook, LoRi, monkeypatch) for hook in ("on_fit_start", "on_train_end"))
     assert world.fit("LoRi", "run", *flags, **arguments) == 0
-    state = checkpoint(world.folder / "run")["state_dict"]
-    assert any("alignment" in key or "terms" in key for key in state)
+    moved = {key for key, value in before[0].items() if "_factor" in key and not torch.equal(value, after[0][key])}
+    assert any(".own.hidden_factor" in key for key in moved)
+    assert not any(".target." in key for key in moved)
 
 
 def test_a_later_file_or_flag_reaches_what_is_interpolated(world):
@@ -298,10 +341,14 @@ def test_a_run_says_how_far_it_is_where_it_is_asked_to(world, monkeypatch):
     assert (world.folder / "progress.txt").read_text() == "4/4\n"
 
 
-def test_validate_reports(world):
+def test_validate_reports(world, capsys):
     assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
     flags = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]
+    capsys.readouterr()
     assert world.run("validate", *flags, method="ExplicitCoT", root="validate", backbone=BACKBONE) == 0
+    shown = capsys.readouterr().out
+    assert "val/accuracy" in shown
+    assert "val/loss" in shown
 
 
 def test_preview_shows_a_pair_lengths_and_counts(world, lori_args, capsys):
@@ -309,10 +356,6 @@ def test_preview_shows_a_pair_lengths_and_counts(world, lori_args, capsys):
     shown = capsys.readouterr().out
     for part in ("ANCHOR", "z3", "train: 64 problems", "left out: nothing", "<bot>"):
         assert part in shown
-
-
-def test_the_method_class_is_importable_by_name():
-    assert ExplicitCoT.name == "explicit_cot"
 
 
 @pytest.mark.parametrize(("reasoning", "tokens"), [("words", 12), ("latent", 2 * (3 + 2))])
