@@ -171,8 +171,9 @@ class PairedDataModule(pl.LightningDataModule):
             counts["without rationale"] += len(problems) - len(kept)
             problems = kept
         limit = self.limits[split]
+        wanted = len(problems) if limit is None else limit
         # with a limit only a part is encoded, so that a small run of a large set is fast; more where many are too long
-        part = len(problems) if limit is None else limit + limit // 4 + 16
+        part = wanted + wanted // 4 + 16
         while True:
             chosen = problems[:part]
             student = EncodedProblems(chosen, self.encoder, self.rationale_tokens)
@@ -180,12 +181,12 @@ class PairedDataModule(pl.LightningDataModule):
                 EncodedProblems(chosen, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None
             )
             short = self._short_enough(chosen, split, student, teacher)
-            if part >= len(problems) or (limit is not None and short.sum() >= limit):
+            if part >= len(problems) or short.sum() >= wanted:
                 break
             part *= 2
         problems = chosen
         counts["too long"] = len(problems) - int(short.sum())
-        rows = np.flatnonzero(short)[:limit].tolist()
+        rows = np.flatnonzero(short)[:wanted].tolist()
         if not rows:
             raise LoriError(
                 f"data: the {label} split has no problem left ({_counted(counts)}); raise data.max_length or check "

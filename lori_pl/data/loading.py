@@ -118,8 +118,6 @@ class ResumableLoader(DataLoader[PairedBatch]):
             batch_sampler=self.order,
             collate_fn=collate_pairs(split),
             num_workers=num_workers,
-            # workers that persist would keep the order of the first epoch
-            persistent_workers=False,
         )
 
     def __len__(self) -> int:

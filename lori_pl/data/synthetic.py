@@ -82,7 +82,7 @@ def vocabulary() -> list[str]:
     """Lists the words and symbols that the grammar can write, in a fixed order, numbers apart."""
     texts = [*[s for group in SENTENCES.values() for s in group], *DISTRACTORS, START, QUESTION, *EXTRA_WORDS]
     words = [word for text in texts for word in text.split() if not word.startswith("{")]
-    words += ["In", *MONTHS, "she", "he", "it", "the"]
+    words += ["In", *MONTHS, "she", "he"]
     words += [word for pair in NAMES for word in pair] + list(OBJECTS)
     return [*"+-*/%=", "<<", ">>", "####", ",", *dict.fromkeys(words)]
 
@@ -226,8 +226,9 @@ def _others(name: str) -> list[str]:
 
 
 @cache
-def _sentences(operator: str, operand: int, who: str) -> list[str]:
-    return [sentence.format(who=who, n=operand) for sentence in SENTENCES[operator]]
+def _sentences(operator: str, operand: int, who: str, month: str) -> list[str]:
+    plain = [sentence.format(who=who, n=operand) for sentence in SENTENCES[operator]]
+    return [DATED.format(month=month, sentence=s[0].lower() + s[1:]) for s in plain] if month else plain
 
 
 def _words(rng: random.Random, skeleton: Skeleton, world: World, id: str) -> Problem:
@@ -237,18 +238,16 @@ def _words(rng: random.Random, skeleton: Skeleton, world: World, id: str) -> Pro
     other = rng.choice(_others(name))
     sentences = [START.format(who=name, n=start, object=thing)]
     steps, value = [], start
-    for month, (operator, operand) in zip(MONTHS if world.dated else chain, chain, strict=False):
-        sentence = rng.choice(_sentences(operator, operand, pronoun))
-        if world.dated:
-            sentence = DATED.format(month=month, sentence=sentence[0].lower() + sentence[1:])
-        sentences.append(sentence)
+    for index, (operator, operand) in enumerate(chain):
+        month = MONTHS[index] if world.dated else ""
+        sentences.append(rng.choice(_sentences(operator, operand, pronoun, month)))
         result = apply(value, operator, operand)
         steps.append(f"<<{value}{operator}{operand}={result}>>")
         value = result
     for _ in range(world.distractors):
         text = rng.choice(DISTRACTORS).format(other=other, n=rng.randint(2, 24), object=thing)
         sentences.insert(rng.randint(1, len(sentences)), text)
-    sentences.append(QUESTION.format(object=thing, who=name))
+    sentences.append(QUESTION)
     return Problem(id, question=" ".join(sentences), steps=steps, answer=str(value))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lori_pl.alignment.distributed import is_distributed
 from lori_pl.errors import LoriError
 
 
@@ -156,7 +157,7 @@ class TestSetMetrics(nn.Module):
 
     def gather_rows(self) -> None:
         """Takes in the rows that the other processes answered; all of them must call."""
-        if dist.is_available() and dist.is_initialized():
+        if is_distributed():
             parts: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(parts, self.rows)
             self.rows = {row: outcome for part in parts for row, outcome in part.items()}

@@ -136,11 +136,11 @@ def test_a_cache_that_something_else_changed_is_read_anew():
 
 
 def test_less_is_kept_for_the_backward_pass():
-    plain = tiny_reasoner(latents=6).train()
+    plain = tiny_reasoner(latents=5).train()
     checkpointed = copy.deepcopy(plain)
     checkpoint_layers(checkpointed.lm)
     whole, less = (kept_bytes(reasoner) for reasoner in (plain, checkpointed))
-    assert less < 0.4 * whole
+    assert less < 0.35 * whole
 
 
 def test_less_is_kept_without_a_cache():
@@ -151,7 +151,7 @@ def test_less_is_kept_without_a_cache():
     whole, less = (
         kept_bytes(reasoner, lambda r: explicit_cross_entropy(r, batch.explicit)) for reasoner in (plain, checkpointed)
     )
-    assert less < 0.4 * whole
+    assert less < 0.35 * whole
 
 
 def test_the_question_is_kept_once_however_many_latents_follow():

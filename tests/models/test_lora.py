@@ -67,7 +67,9 @@ def test_merged_apart_and_live_agree(kind, reasoning, tmp_path):
     settings = Backbone(name=str(tmp_path / "base"), lora=LORA)
     tokenizer = load_tokenizer(str(tmp_path / "base"), reasoning == "latent")
     lm = prepare_training(load_causal_lm(settings, tokenizer), settings)
-    live = LatentReasoner(lm, tokenizer, Template(), reasoning, 3).eval()
+    # granite has no 1 / sqrt(d) and would amplify the rounding of the products
+    dtype = torch.float64 if kind == "granite" else torch.float32
+    live = LatentReasoner(lm, tokenizer, Template(), reasoning, 3).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in live.named_parameters():
             if "lora_" in name or name == "markers":
@@ -84,11 +86,10 @@ def test_merged_apart_and_live_agree(kind, reasoning, tmp_path):
 
     logits, tokens = outputs(live)
     for name in ("merged", "apart"):
-        loaded = LatentReasoner.from_pretrained(tmp_path / name)
+        loaded = LatentReasoner.from_pretrained(tmp_path / name).to(dtype)
         assert (loaded.markers is None) == (name == "merged" or reasoning == "words")
         got_logits, got_tokens = outputs(loaded)
-        # granite has no 1 / sqrt(d) and so amplifies rounding
-        torch.testing.assert_close(got_logits, logits, atol=1e-4, rtol=1e-4, msg=name)
+        torch.testing.assert_close(got_logits, logits, atol=1e-5, rtol=1e-4, msg=name)
         assert got_tokens.tolist() == tokens.tolist()
     assert not (tmp_path / "apart" / "model.safetensors").exists()
     size = sum(file.stat().st_size for file in (tmp_path / "apart").glob("*.safetensors"))
