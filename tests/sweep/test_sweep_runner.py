@@ -1,85 +1,19 @@
-import io
+"""The sweep's runner: which cells run, what they leave, what is shown."""
+
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
+from sweep_bench import FAKE_RUN, SWEEP
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
-from lori_pl.sweep import command, runner
-from lori_pl.sweep.child import ChildResult, progress_file, run_child
-from lori_pl.sweep.runner import Sweep, read_summary
-from lori_pl.sweep.specification import SWEEP_COLUMNS, load_specification
-
-SWEEP = (
-    "configs: [base.yaml]\noutput: out\ngrid: {model.rank: [4, 8]}\nseeds: [0, 1]\nmetrics: [loss, accuracy_steps_3]"
-)
-
-# Stands for the command line: reads the flags of a cell, leaves what a run leaves, or fails.
-FAKE_RUN = """
-import json, pathlib, sys
-flags = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
-folder, rank = pathlib.Path(flags["trainer.default_root_dir"]), int(flags["model.rank"])
-print("training with", sorted(flags))
-if rank == 13:
-    raise ValueError("rank 13 brings no luck")
-if rank == 99:
-    import os; os.kill(os.getpid(), 9)
-entry = {"accuracy": rank / 100, "low": 0.01, "high": 0.2, "n": 50, "passes": 6, "milliseconds": 1.5,
-         "accuracy_steps_3": 0.25}
-if rank != 77:
-    (folder / "summary.json").write_text(json.dumps({"methods": {"lori": entry}, "loss": 0.75}))
-"""
-
-
-@pytest.fixture
-def bench(tmp_path, monkeypatch):
-    return Bench(tmp_path, monkeypatch)
-
-
-class Bench:
-    """A folder with a sweep file and a fake run; counts the runs."""
-
-    def __init__(self, folder, monkeypatch):
-        monkeypatch.chdir(folder)
-        Path("base.yaml").write_text("model: {a: 1}")
-        Path("fake_run.py").write_text(FAKE_RUN)
-        self.ran = []
-        self.before = lambda cell_folder: None
-        self.printed = ""
-        self.terminal = False
-
-    def sweep(self, text=SWEEP, *overrides):
-        Path("sweep.yaml").write_text(text)
-        self._stream = io.StringIO()
-        console = Console(file=self._stream, width=200, force_terminal=self.terminal, color_system=None)
-        return Sweep(load_specification("sweep.yaml", overrides), runner=self.run_fake, console=console)
-
-    def run_fake(self, line, log):
-        folder = log.parent
-        assert line[:4] == [sys.executable, "-m", "lori_pl", "fit"]
-        self.ran.append(folder.name)
-        self.before(folder)
-        return run_child([sys.executable, "-S", "fake_run.py", *line[4:]], log)
-
-    def run(self, text=SWEEP, *overrides, **options):
-        self.ran.clear()
-        sweep = self.sweep(text, *overrides)
-        try:
-            return sweep.run(**options)
-        finally:
-            self.printed = self._stream.getvalue()
-
-    def rows(self):
-        return ResultTable("out/results.csv").rows()
+from lori_pl.evaluation.records import RESULT_COLUMNS, git_commit, read_outcomes, write_outcomes
+from lori_pl.sweep.child import ChildResult, progress_file
+from lori_pl.sweep.runner import read_summary
+from lori_pl.sweep.specification import SWEEP_COLUMNS
 
 
 def test_every_cell_is_run_and_leaves_a_full_row(bench):
@@ -334,105 +268,3 @@ def test_a_metric_of_the_method_goes_before_the_runs(tmp_path):
         "a",
         {"accuracy": 1, "loss": 2, "rate": 5, "zero": 0, "sets.svamp.accuracy": 0.5},
     )
-
-
-# --- the sub-command --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake_runs(bench, monkeypatch):
-    """The sub-command with fake runs; returns the bench."""
-    monkeypatch.setattr(runner, "run_child", lambda line, log, keep_open: bench.run_fake(line, log))
-    Path("sweep.yaml").write_text(SWEEP)
-    return bench
-
-
-def test_the_sub_command_runs_overrides_and_tells_failure(fake_runs, capsys):
-    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
-    assert command.main(["sweep.yaml", "--dry_run", "--only", "2"]) == 0
-    assert "[2/4]" in capsys.readouterr().out
-    assert fake_runs.ran == []
-    assert command.main(["sweep.yaml", "--override", "seeds=[5]", "grid.model.rank=[4,13]"]) == 1
-    assert [(row["seed"], row["status"]) for row in fake_runs.rows()] == [("5", "ok"), ("5", "failed")]
-    overrides = ["--override", "seeds=[5]", "--override", "grid.model.rank=[4,13]"]
-    assert command.main(["sweep.yaml", *overrides]) == 0
-    assert command.main(["sweep.yaml", *overrides, "--retry_failed"]) == 1
-    assert len(fake_runs.ran) == 3
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == handlers
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_sub_command_ends_on_a_signal_without_a_row(fake_runs, number):
-    fake_runs.before = lambda folder: (os.kill(os.getpid(), number), time.sleep(5))
-    assert command.main(["sweep.yaml"]) == 130
-    assert not Path("out/results.csv").exists()
-
-
-def test_the_sub_command_leaves_a_signal_ignored_that_was(fake_runs):
-    """As under nohup."""
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        fake_runs.before = lambda folder: os.kill(os.getpid(), signal.SIGHUP)
-        assert command.main(["sweep.yaml"]) == 0
-    finally:
-        signal.signal(signal.SIGHUP, previous)
-
-
-def test_the_sub_command_refuses_a_bad_file(fake_runs):
-    with pytest.raises(LoriError, match=r"none\.yaml: cannot read this sweep file"):
-        command.main(["none.yaml"])
-
-
-# A real parent and a real child, which waits to be killed.
-PARENT = """
-import sys
-from lori_pl.sweep import cells, command
-def fake(self, folder):
-    code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
-    return [sys.executable, "-S", "-c", code, str(folder / "started")]
-cells.Cell.command = fake
-sys.exit(command.main(["sweep.yaml"]))
-"""
-
-
-def _start_parent():
-    environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[2])}
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], env=environment, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 30
-    while not (found := [path for path in Path("out").glob("cells/*/started") if path.read_text()]):
-        assert time.monotonic() < end, "the run did not start"
-        assert parent.poll() is None, "the sweep ended"
-        time.sleep(0.02)
-    return parent, int(found[0].read_text())
-
-
-def test_a_terminated_sweep_takes_its_run_along(bench):
-    Path("sweep.yaml").write_text(SWEEP)
-    parent, child = _start_parent()
-    parent.terminate()
-    assert parent.wait(timeout=20) == 130
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
-    assert not Path("out/results.csv").exists()
-    assert bench.run() == 0
-    assert len(bench.ran) == 4
-
-
-def test_the_orphan_of_a_killed_sweep_keeps_the_folder_until_it_ends(bench):
-    Path("sweep.yaml").write_text(SWEEP)
-    parent, orphan = _start_parent()
-    try:
-        parent.kill()
-        parent.wait()
-        with pytest.raises(LoriError, match="a run that a killed one left behind, works here"):
-            bench.run()
-    finally:
-        os.kill(orphan, signal.SIGKILL)
-    end = time.monotonic() + 10
-    while True:
-        try:
-            assert bench.run() == 0
-            break
-        except LoriError:
-            assert time.monotonic() < end, "the lock outlives the run"
-    assert [row["status"] for row in bench.rows()] == ["ok"] * 4
