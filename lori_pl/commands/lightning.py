@@ -234,6 +234,9 @@ class LoriCLI(LightningCLI):
             "seconds": self.trainer_seconds(),
             "steps": self.trainer.global_step,
         }
+        score = getattr(checkpoint, "best_model_score", None)
+        if score is not None:
+            progress["validation"] = round(float(score), 6)
         if self.options["test_after_fit"]:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             write_report(self.root, self.model, progress)

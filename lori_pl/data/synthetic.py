@@ -15,7 +15,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from itertools import islice
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ Move = tuple[Operation, int]
 
 VALUES = 100
 TRIES = 10_000
-KINDS = {"+": "+-", "-": "+-", "*": "*/", "/": "*/", "%": "%"}
+KINDS = {"+": "+-", "-": "+-", "*": "*/", "/": "*/", "|": "|"}
 NAMES = (("Ann", "She"), ("Bob", "He"), ("Cleo", "She"), ("Dan", "He"), ("Eve", "She"), ("Finn", "He"))
 OBJECTS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 SENTENCES: dict[str, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     "-": ("{who} loses {n} .", "{who} sells {n} .", "{who} gives {n} ."),
     "*": ("It grows {n} times .", "{who} makes it {n} times ."),
     "/": ("It shrinks {n} times .", "{who} keeps one of {n} ."),
-    "%": ("The rest of {n} stays .", "{who} keeps the rest of {n} ."),
+    "|": ("The difference to {n} stays .", "{who} keeps the difference to {n} ."),
 }
 DISTRACTORS = ("{other} has {n} {object} .", "The day has {n} hours .")
 MONTHS = (
@@ -84,13 +84,7 @@ def vocabulary() -> list[str]:
     words = [word for text in texts for word in text.split() if not word.startswith("{")]
     words += ["In", *MONTHS, "she", "he"]
     words += [word for pair in NAMES for word in pair] + list(OBJECTS)
-    return [*"+-*/%=", "<<", ">>", "####", ",", *dict.fromkeys(words)]
-
-
-def skeleton_split(skeleton: Skeleton) -> Split:
-    """Assigns a skeleton to its split by hash: 90 % train, 5 % validation, 5 % test."""
-    bucket = int.from_bytes(hashlib.sha256(repr(skeleton).encode()).digest()[:4], "big") % 100
-    return "train" if bucket < 90 else "validation" if bucket < 95 else "test"
+    return [*"+-*/=", "<<", ">>", "####", ",", *dict.fromkeys(words)]
 
 
 def apply(value: int, operator: str, operand: int) -> int:
@@ -102,9 +96,38 @@ def apply(value: int, operator: str, operand: int) -> int:
             return value - operand
         case "*":
             return value * operand
-        case "%":
-            return value % operand
+        case "|":
+            return abs(value - operand)
     return value // operand
+
+
+def written(value: int, operator: str, operand: int) -> str:
+    """Writes one step of a rationale, ``<<a+b=c>>``; a difference has its larger number first."""
+    result = apply(value, operator, operand)
+    if operator == "|":
+        return f"<<{max(value, operand)}-{min(value, operand)}={result}>>"
+    return f"<<{value}{operator}{operand}={result}>>"
+
+
+def rationale(skeleton: Skeleton) -> list[str]:
+    """Writes all steps of a chain."""
+    value, chain = skeleton
+    steps = []
+    for operator, operand in chain:
+        steps.append(written(value, operator, operand))
+        value = apply(value, operator, operand)
+    return steps
+
+
+def skeleton_split(skeleton: Skeleton) -> Split:
+    """Assigns a skeleton to its split by hash: 90 % train, 5 % validation, 5 % test.
+
+    The hash is of its written steps, so two skeletons with one rationale (7, differing by 4; 4, differing by 7) stand
+    in one split.
+    """
+    digest = hashlib.sha256(" ".join(rationale(skeleton)).encode()).digest()
+    bucket = int.from_bytes(digest[:4], "big") % 100
+    return "train" if bucket < 90 else "validation" if bucket < 95 else "test"
 
 
 @dataclass(frozen=True)
@@ -112,20 +135,20 @@ class World:
     """Which chains of arithmetic occur.
 
     Small factors and a wide range of start values keep the last steps from giving the answer away; ``alternate``
-    keeps stretches of ``+`` and ``-`` from being added up at once; remainders (``%``) keep a chain from being
-    estimated: the only operator whose result is no smooth function of what came before.
+    keeps stretches of ``+`` and ``-`` from being added up at once; differences (``|``) keep a chain from being
+    estimated: each folds the line of numbers at its mark, and a chain of folds has to be followed step by step.
 
     Args:
         min_steps: Shortest chain.
         max_steps: Longest chain; lengths are drawn evenly from ``min_steps`` to ``max_steps``.
-        operators: The operators that occur, of ``+-*/%`` (``%`` is the remainder).
+        operators: The operators that occur, of ``+-*/|`` (``|`` is the difference to a mark, ``|a - b|``).
         limit: Largest value, at most 99 (one token a number).
         largest_operand: Largest operand of ``+`` and ``-``.
         largest_factor: Largest operand of ``*`` and ``/``, from 2.
         largest_start: Largest start value; ``None`` for ``largest_operand``.
-        smallest_bag: Smallest operand of ``%``.
-        largest_bag: Largest operand of ``%``.
-        alternate: No two steps of one kind (``+-``, ``*/``, ``%``) in a row.
+        smallest_mark: Smallest operand of ``|``.
+        largest_mark: Largest operand of ``|``.
+        alternate: No two steps of one kind (``+-``, ``*/``, ``|``) in a row.
         dated: Each step's sentence names its month (at most 12 steps).
         distractors: Sentences a problem with a number that plays no part.
 
@@ -140,8 +163,8 @@ class World:
     largest_operand: int = VALUES - 1
     largest_factor: int = 5
     largest_start: int | None = None
-    smallest_bag: int = 7
-    largest_bag: int = 11
+    smallest_mark: int = 7
+    largest_mark: int = 11
     alternate: bool = False
     dated: bool = False
     distractors: int = 0
@@ -153,20 +176,20 @@ class World:
         if set(self.operators) - set(SENTENCES) or not self.operators:
             raise LoriError(f"synthetic: operators must be of '{''.join(SENTENCES)}', got '{self.operators}'")
         if self.alternate and len({KINDS[operator] for operator in self.operators}) < 2:
-            raise LoriError(f"synthetic: alternate needs operators of two kinds (+-, */, %), got '{self.operators}'")
+            raise LoriError(f"synthetic: alternate needs operators of two kinds (+-, */, |), got '{self.operators}'")
         if self.dated and self.max_steps > len(MONTHS):
             raise LoriError(f"synthetic: dated needs max_steps of at most {len(MONTHS)}, got {self.max_steps}")
-        if self.smallest_bag > self.largest_bag:
+        if self.smallest_mark > self.largest_mark:
             raise LoriError(
-                f"synthetic: need smallest_bag <= largest_bag, got {self.smallest_bag} and {self.largest_bag}"
+                f"synthetic: need smallest_mark <= largest_mark, got {self.smallest_mark} and {self.largest_mark}"
             )
         ranges = {
             "limit": (5, VALUES - 1),
             "largest_operand": (2, VALUES - 1),
             "largest_factor": (2, VALUES - 1),
             "largest_start": (2, VALUES - 1),
-            "smallest_bag": (2, VALUES - 1),
-            "largest_bag": (2, VALUES - 1),
+            "smallest_mark": (2, VALUES - 1),
+            "largest_mark": (2, VALUES - 1),
             "distractors": (0, 10_000),
         }
         for name, (low, high) in ranges.items():
@@ -184,8 +207,9 @@ class World:
                 return list(range(1, min(self.largest_operand, value - 1) + 1))
             case "*":
                 return [n for n in factors if value * n <= self.limit]
-            case "%":
-                return [n for n in range(self.smallest_bag, min(self.largest_bag, value - 1) + 1) if value % n]
+            case "|":
+                marks = range(self.smallest_mark, self.largest_mark + 1)
+                return [n for n in marks if 1 <= abs(value - n) <= self.limit]
         return [n for n in factors if value % n == 0]
 
     @cached_property
@@ -237,18 +261,15 @@ def _words(rng: random.Random, skeleton: Skeleton, world: World, id: str) -> Pro
     thing = rng.choice(OBJECTS)
     other = rng.choice(_others(name))
     sentences = [START.format(who=name, n=start, object=thing)]
-    steps, value = [], start
     for index, (operator, operand) in enumerate(chain):
         month = MONTHS[index] if world.dated else ""
         sentences.append(rng.choice(_sentences(operator, operand, pronoun, month)))
-        result = apply(value, operator, operand)
-        steps.append(f"<<{value}{operator}{operand}={result}>>")
-        value = result
     for _ in range(world.distractors):
         text = rng.choice(DISTRACTORS).format(other=other, n=rng.randint(2, 24), object=thing)
         sentences.insert(rng.randint(1, len(sentences)), text)
     sentences.append(QUESTION)
-    return Problem(id, question=" ".join(sentences), steps=steps, answer=str(value))
+    answer = reduce(lambda value, operation: apply(value, *operation), chain, start)
+    return Problem(id, question=" ".join(sentences), steps=rationale(skeleton), answer=str(answer))
 
 
 def synthetic_stream(seed: int, split: Split | None = None, world: World | None = None) -> Iterator[Problem]:

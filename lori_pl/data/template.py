@@ -15,7 +15,7 @@ from lori_pl.data.problem import Problem
 from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT, cuts_at_spaces
 from lori_pl.errors import LoriError
 
-RationaleTokens = Literal["all", "no_delimiters", "step_results"]
+RationaleTokens = Literal["all", "no_delimiters", "step_results", "before_results"]
 # the word behind the last '=', or without one the last word; without closing brackets, commas and full stops
 _RESULT = re.compile(r"=\s*([^=\s<>]+?)[.,;:]*(?=[\s<>]|$)[^=]*$")
 _LAST_WORD = re.compile(r"((?:[0-9] )+[0-9]|[^\s<>()]+?)[\s.,;:<>()]*$")
@@ -143,7 +143,8 @@ class Encoder:
         Args:
             problems: The problems.
             tokens: ``all``; ``no_delimiters``, those with a letter or digit in them; ``step_results``, those of the
-                result of each step: the word behind its last ``=``, or its last word without one.
+                result of each step: the word behind its last ``=``, or its last word without one;
+                ``before_results``, the tokens before those, whose states predict them.
 
         Returns:
             Positions in each rationale, as :meth:`rationales` encodes it.
@@ -171,6 +172,8 @@ class Encoder:
             first, behind = self._results(problems, starts)
             chosen = first[np.searchsorted(behind, low, side="right")] < high
         rows = np.searchsorted(starts, low, side="right") - 1
+        if tokens == "before_results":
+            chosen = np.append(chosen, False)[1:] & (np.append(rows, -1)[1:] == rows)
         columns = (np.arange(len(rows)) - np.searchsorted(rows, rows))[chosen].tolist()
         ends = np.searchsorted(rows[chosen], np.arange(len(texts)), side="right").tolist()
         return [columns[a:b] for a, b in zip([0, *ends], ends, strict=False)]

@@ -119,6 +119,7 @@ def test_no_student_without_markers_has_any():
         ("all", ["<< 7 + 1 = 8 >> << 8 * 2 = 16 >>", "<< 2 - 1 = 1 >>", ""]),
         ("no_delimiters", ["7 1 8 8 2 16", "2 1 1", ""]),
         ("step_results", ["8 16", "1", ""]),
+        ("before_results", ["= =", "=", ""]),
     ],
 )
 def test_rationale_indices_point_at_the_rationale(tokens, expected):
@@ -132,7 +133,7 @@ def test_rationale_indices_point_at_the_rationale(tokens, expected):
     assert batch.rationale_mask.tolist() == [[i < n for i in range(max(counts))] for n in counts]
 
 
-@pytest.mark.parametrize("tokens", ["all", "no_delimiters", "step_results"])
+@pytest.mark.parametrize("tokens", ["all", "no_delimiters", "step_results", "before_results"])
 def test_an_empty_rationale_alone(tokens):
     batch = batch_of((2,), tokens)
     assert batch.explicit.rationale_index.shape == (1, 0)
@@ -206,7 +207,7 @@ def test_questions_pad_on_either_side():
 @given(
     seed=st.integers(0, 1000),
     rows=st.lists(st.integers(0, 7), min_size=1, max_size=6),
-    tokens=st.sampled_from(["all", "no_delimiters", "step_results"]),
+    tokens=st.sampled_from(["all", "no_delimiters", "step_results", "before_results"]),
 )
 def test_a_batch_is_its_rows(seed, rows, tokens):
     problems = synthetic_problems(8, seed, min_steps=1, max_steps=6)

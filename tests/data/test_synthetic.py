@@ -26,45 +26,69 @@ from lori_pl.data.synthetic import (
     START,
     World,
     apply,
+    rationale,
     skeleton_split,
 )
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 
-STEP = re.compile(r"<<(\d+)([-+*/%])(\d+)=(\d+)>>")
+STEP = re.compile(r"<<(\d+)([-+*/])(\d+)=(\d+)>>")
 
 
 def skeleton(problem):
-    first, *_ = parsed = [STEP.fullmatch(step).groups() for step in problem.steps]
-    return int(first[0]), tuple((operator, int(operand)) for _, operator, operand, _ in parsed)
+    """Read from the question's words alone."""
+    start, *rest = re.split(r"(?<= \.) ", problem.question)[:-1]
+    chain = []
+    for sentence in rest:
+        words = sentence.replace("It", "it").split()
+        verbs = {"grows": "*", "makes": "*", "shrinks": "/", "one": "/", "difference": "|"}
+        verbs |= dict.fromkeys(("buys", "finds", "gets"), "+") | dict.fromkeys(("loses", "sells", "gives"), "-")
+        (operator,) = {verbs[word] for word in words if word in verbs}
+        chain.append((operator, int(re.search(r"\d+", sentence).group())))
+    return int(re.search(r"\d+", start).group()), tuple(chain)
 
 
 @settings(deadline=None, max_examples=20)
 @given(
-    seed=st.integers(0, 1000), operators=st.sampled_from(["+-", "+-*", "+-*/", "-+/", "+*%"]), limit=st.integers(9, 99)
+    seed=st.integers(0, 1000), operators=st.sampled_from(["+-", "+-*", "+-*/", "-+/", "+*|", "+-*/|"]), limit=st.integers(9, 99)
 )
 def test_every_step_is_right_chained_and_in_range(seed, operators, limit):
     for problem in synthetic_problems(20, seed, operators=operators, limit=limit, min_steps=1, max_steps=7):
-        value = None
-        for step in problem.steps:
-            left, operator, operand, result = STEP.fullmatch(step).groups()
-            assert value in (None, left)
-            exact = {"+": 1, "-": -1}.get(operator)
-            worked = (
-                Fraction(left) + exact * int(operand)
-                if exact
-                else Fraction(left) * int(operand)
-                if operator == "*"
-                else Fraction(left) / int(operand)
-                if operator == "/"
-                else int(left) - int(operand) * math.floor(int(left) / int(operand))
-            )
+        start, chain = skeleton(problem)
+        value = start
+        assert len(problem.steps) == len(chain)
+        for step, (operator, operand) in zip(problem.steps, chain, strict=True):
+            left, sign, right, result = STEP.fullmatch(step).groups()
+            if operator == "|":
+                assert sign == "-"
+                assert (int(left), int(right)) == (max(value, operand), min(value, operand))
+            else:
+                assert (int(left), sign, int(right)) == (value, operator, operand)
+            worked = {
+                "+": Fraction(left) + int(right),
+                "-": Fraction(left) - int(right),
+                "*": Fraction(left) * int(right),
+                "/": Fraction(left) / int(right),
+            }[sign]
             assert worked == int(result)
             assert 1 <= int(result) <= limit
-            value = result
-        assert problem.answer == value
-        start, chain = skeleton(problem)
-        assert [int(n) for n in re.findall(r"\d+", problem.question)] == [start, *(operand for _, operand in chain)]
+            value = int(result)
+        assert problem.answer == str(value)
+
+
+def test_a_difference_has_its_larger_number_first_and_one_split_for_one_rationale():
+    assert rationale((7, (("|", 4),))) == rationale((4, (("|", 7),))) == ["<<7-4=3>>"]
+    assert rationale((2, (("+", 3), ("|", 9), ("*", 2)))) == ["<<2+3=5>>", "<<9-5=4>>", "<<4*2=8>>"]
+    for mark in range(2, 60):
+        ways = {skeleton_split((mark + 5, (("|", mark),))), skeleton_split((mark, (("|", mark + 5),)))}
+        assert len(ways) == 1
+    splits = {
+        split: {tuple(p.steps) for p in synthetic_problems(3000, 3, split, operators="+|", limit=12, max_steps=3)}
+        for split in ("train", "validation", "test")
+    }
+    assert not splits["train"] & splits["test"]
+    assert not splits["train"] & splits["validation"]
+    assert not splits["validation"] & splits["test"]
 
 
 def test_splits_are_disjoint_by_arithmetic_skeleton():
@@ -117,7 +141,10 @@ def plain_stream(seed, split, world):
             sentence = rng.choice(SENTENCES[operator]).format(who=pronoun, n=operand)
             sentences.append(f"In {month} {sentence[0].lower()}{sentence[1:]}" if world.dated else sentence)
             result = apply(value, operator, operand)
-            steps.append(f"<<{value}{operator}{operand}={result}>>")
+            left, sign, right = value, operator, operand
+            if operator == "|":
+                left, sign, right = max(value, operand), "-", min(value, operand)
+            steps.append(f"<<{left}{sign}{right}={result}>>")
             value = result
         for _ in range(world.distractors):
             text = rng.choice(DISTRACTORS).format(other=other, n=rng.randint(2, 24), object=thing)
@@ -135,7 +162,7 @@ def plain_stream(seed, split, world):
         {"operators": "+-*/", "min_steps": 3, "max_steps": 6, "limit": 30, "largest_operand": 9},
         {"operators": "++-", "min_steps": 1, "max_steps": 1, "limit": 5, "distractors": 2},
         {"operators": "+-*/", "alternate": True, "limit": 30, "largest_start": 20, "largest_factor": 3},
-        {"operators": "%*+", "alternate": True, "limit": 20, "largest_operand": 5, "dated": True},
+        {"operators": "|*+", "alternate": True, "limit": 20, "largest_operand": 5, "dated": True},
         {"operators": "/*-+", "limit": 99, "largest_operand": 99, "largest_factor": 99},
     ],
 )
@@ -152,7 +179,7 @@ def test_lengths_are_drawn_evenly():
 
 def test_one_token_a_word_number_and_symbol_and_nothing_unknown():
     tokenizer = load_tokenizer("synthetic", False)
-    for problem in synthetic_problems(300, 5, distractors=2, operators="+-*/%", dated=True):
+    for problem in synthetic_problems(300, 5, distractors=2, operators="+-*/|", dated=True):
         text = f"{problem.question} {' '.join(problem.steps)} #### {problem.answer}"
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
@@ -173,13 +200,13 @@ def test_distractors_change_no_answer():
 
 
 def kinds(chain):
-    return ["*/" if operator in "*/" else "%" if operator == "%" else "+-" for operator, _ in chain]
+    return ["*/" if operator in "*/" else "|" if operator == "|" else "+-" for operator, _ in chain]
 
 
 @settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 1000),
-    operators=st.sampled_from(["+-*/", "+*%", "+-%", "+-*/%"]),
+    operators=st.sampled_from(["+-*/", "+*|", "+-|", "+-*/|"]),
     limit=st.integers(20, 99),
     start=st.integers(2, 99),
 )
@@ -192,16 +219,16 @@ def test_steps_take_turns(seed, operators, limit, start):
 
 def test_all_operators_occur_in_turns_and_out_of_turn():
     for alternate in (True, False):
-        chains = [skeleton(p)[1] for p in synthetic_problems(300, 0, operators="+-*/%", alternate=alternate)]
-        assert {operator for chain in chains for operator, _ in chain} == set("+-*/%")
-        assert {kinds(chain)[0] for chain in chains} == {"+-", "*/", "%"}
+        chains = [skeleton(p)[1] for p in synthetic_problems(300, 0, operators="+-*/|", alternate=alternate)]
+        assert {operator for chain in chains for operator, _ in chain} == set("+-*/|")
+        assert {kinds(chain)[0] for chain in chains} == {"+-", "*/", "|"}
         assert any(a == b for chain in chains for a, b in pairwise(kinds(chain))) is not alternate
 
 
 def extremes(**world):
-    """Least and greatest start, operand, factor and bag of many problems."""
-    drawn = {"start": [], "+-": [], "*/": [], "%": []}
-    for problem in synthetic_problems(2000, 0, operators="+-*/%", **world):
+    """Least and greatest start, operand, factor and mark of many problems."""
+    drawn = {"start": [], "+-": [], "*/": [], "|": []}
+    for problem in synthetic_problems(2000, 0, operators="+-*/|", **world):
         start, chain = skeleton(problem)
         drawn["start"].append(start)
         for kind, (_, operand) in zip(kinds(chain), chain, strict=True):
@@ -211,8 +238,8 @@ def extremes(**world):
 
 @pytest.mark.parametrize("alternate", [False, True])
 def test_starts_operands_and_factors_fill_their_ranges(alternate):
-    common = {"alternate": alternate, "largest_operand": 6, "largest_factor": 3, "smallest_bag": 4, "largest_bag": 8}
-    ranges = {"+-": (1, 6), "*/": (2, 3), "%": (4, 8)}
+    common = {"alternate": alternate, "largest_operand": 6, "largest_factor": 3, "smallest_mark": 4, "largest_mark": 8}
+    ranges = {"+-": (1, 6), "*/": (2, 3), "|": (4, 8)}
     assert extremes(**common, largest_start=12) == {"start": (2, 12), **ranges}
     assert extremes(**common) == {"start": (2, 6), **ranges}
     assert extremes(**common, largest_start=50, limit=9)["start"] == (2, 9)
@@ -246,9 +273,9 @@ def test_load_problems_by_name_and_split():
         ("largest_start", {"largest_start": 100}),
         ("alternate", {"alternate": True, "operators": "+-"}),
         ("alternate", {"alternate": True, "operators": "/*"}),
-        ("smallest_bag", {"smallest_bag": 1}),
-        ("largest_bag", {"largest_bag": 100}),
-        ("smallest_bag", {"smallest_bag": 9, "largest_bag": 8}),
+        ("smallest_mark", {"smallest_mark": 1}),
+        ("largest_mark", {"largest_mark": 100}),
+        ("smallest_mark", {"smallest_mark": 9, "largest_mark": 8}),
         ("dated", {"dated": True, "max_steps": 13}),
         ("distractors", {"distractors": -1}),
         ("distractors", {"distractors": 10_001}),

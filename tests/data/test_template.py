@@ -184,6 +184,10 @@ def test_a_chat_template_writes_its_own_start_token():
         (["<<48/2=24>>", "<<24+1=25>>"], "no_delimiters", "48 2 24 24 1 25"),
         (["<<48/2=24>>", "<<24+1=25>>"], "step_results", "24 25"),
         (["<<24+24=24>>", "<<24+24=24>>"], "step_results", "24 24"),
+        (["<<48/2=24>>", "<<24+1=25>>"], "before_results", "= ="),
+        (["Then Ann has 4 more .", "It is 7"], "before_results", "4 is"),
+        (["7", "<<1+6=7>>"], "before_results", "="),
+        ([], "before_results", ""),
         (["Then Ann has 4 more .", "It is 7"], "step_results", "more 7"),
         (["Ann has 4 = 4 apples .", "many"], "step_results", "4 many"),
         ([], "all", ""),
@@ -263,7 +267,7 @@ def test_ids_are_those_of_the_whole_text(tokenizer, texts):
 def test_selections_are_those_token_by_token(tokenizer, chains, separator):
     template = Template(rationale="So = {rationale} 5 .", step_separator=separator)
     made = encoder(template, tokenizer)
-    expected = {"all": [], "no_delimiters": [], "step_results": []}
+    expected = {"all": [], "no_delimiters": [], "step_results": [], "before_results": []}
     for steps in chains:
         text, results, start = template.rationale_text(steps), [], len("So = ")
         for step in steps:
@@ -278,6 +282,7 @@ def test_selections_are_those_token_by_token(tokenizer, chains, separator):
         expected["step_results"].append(
             [i for i, (a, b) in spans if any(a < high and b > low for low, high in results)]
         )
+        expected["before_results"].append([i - 1 for i in expected["step_results"][-1] if i > 0])
     problems = [Problem("p", "q", steps, "1") for steps in chains]
     for tokens, places in expected.items():
         assert made.selected(problems, tokens) == places
@@ -304,7 +309,7 @@ def test_selections_are_ordered_places_in_the_rationale(seed, steps):
     everything = made.selected(problems, "all")
     assert everything == [list(range(length)) for length in lengths]
     assert lengths == [7 * steps] * 2
-    for tokens, expected in (("no_delimiters", 3 * steps), ("step_results", steps)):
+    for tokens, expected in (("no_delimiters", 3 * steps), ("step_results", steps), ("before_results", steps)):
         for row in made.selected(problems, tokens):
             assert len(row) == expected
             assert row == sorted(set(row))

@@ -23,14 +23,14 @@ class Synthetic(Source):
         seed: Seed of the problems, the same for all splits.
         min_steps: Shortest chain.
         max_steps: Longest chain; lengths are drawn evenly.
-        operators: The operators that occur, of `+-*/%`.
+        operators: The operators that occur, of `+-*/|`; `|` is the difference to a mark.
         limit: Largest value, at most 99.
         largest_operand: Largest operand of `+` and `-`.
         largest_factor: Largest operand of `*` and `/`.
         largest_start: Largest start value; `null` for `largest_operand`.
-        smallest_bag: Smallest operand of `%`, the remainder.
-        largest_bag: Largest operand of `%`.
-        alternate: No two steps of one kind (`+-`, `*/`, `%`) in a row.
+        smallest_mark: Smallest mark, the operand of `|`.
+        largest_mark: Largest mark.
+        alternate: No two steps of one kind (`+-`, `*/`, `|`) in a row.
         dated: Each step's sentence names its month (at most 12 steps).
         distractors: Sentences a problem with a number that plays no part.
     """
@@ -50,8 +50,8 @@ class Synthetic(Source):
         largest_operand: int = 49,
         largest_factor: int = 5,
         largest_start: int | None = None,
-        smallest_bag: int = 7,
-        largest_bag: int = 11,
+        smallest_mark: int = 7,
+        largest_mark: int = 11,
         alternate: bool = False,
         dated: bool = False,
         distractors: int = 0,
@@ -66,8 +66,8 @@ class Synthetic(Source):
             "largest_operand": largest_operand,
             "largest_factor": largest_factor,
             "largest_start": largest_start,
-            "smallest_bag": smallest_bag,
-            "largest_bag": largest_bag,
+            "smallest_mark": smallest_mark,
+            "largest_mark": largest_mark,
             "alternate": alternate,
             "dated": dated,
             "distractors": distractors,
