@@ -55,7 +55,8 @@ class PairedDataModule(pl.LightningDataModule):
         test_sources: Test sets by name; each is reported by one ``test``.
         template: How problems become text.
         rationale_tokens: Tokens that make the teacher's trajectory: ``all`` of the rationale, ``no_delimiters`` (those
-            with a letter or digit), or ``step_results`` (the result of each step).
+            with a letter or digit), ``step_results`` (the result of each step) or ``before_results`` (the tokens that
+            predict those results).
         batch_size: Problems a training batch, on each device.
         eval_batch_size: Problems an evaluation batch.
         max_length: Most tokens of question, rationale and answer together.

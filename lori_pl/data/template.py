@@ -33,6 +33,8 @@ class Template:
         answer: Text around ``{answer}``.
         chat: Whether the question is put through the tokenizer's chat template, as a user's turn.
         system: System message of the chat template, if any.
+        drop_last_step: Leave the last step, which gives the answer away, out of every rationale (as CODI does). The
+            teacher has to be trained so: its folder says it, and another setting is refused.
     """
 
     question: str = "{question}"
@@ -42,6 +44,7 @@ class Template:
     answer: str = "{answer}"
     chat: bool = False
     system: str | None = None
+    drop_last_step: bool = False
 
     def __post_init__(self) -> None:
         """Checks that each part holds its place-holder."""
@@ -70,8 +73,13 @@ class Template:
         turns.append({"role": "user", "content": text})
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
+    def kept(self, steps: Sequence[str]) -> Sequence[str]:
+        """Gives the steps that are written."""
+        return steps[:-1] if self.drop_last_step else steps
+
     def rationale_text(self, steps: Sequence[str]) -> str:
         """Renders a rationale; an empty one gives the empty string."""
+        steps = self.kept(steps)
         return self.rationale.replace("{rationale}", self.step_separator.join(steps)) if steps else ""
 
     def answer_text(self, answer: str) -> str:
@@ -202,7 +210,7 @@ class Encoder:
         places = []
         prefix = self.template.rationale.index("{rationale}")
         for problem, start in zip(problems, (starts + prefix).tolist(), strict=True):
-            for step in problem.steps:
+            for step in self.template.kept(problem.steps):
                 if found := _result(step):
                     places.append((start + found[0], start + found[1]))
                 start += len(step) + len(self.template.step_separator)

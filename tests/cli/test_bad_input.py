@@ -186,8 +186,8 @@ def test_a_teacher_without_rationales_or_of_another_template(world, capsys, lori
     assert world.fit("NoCoT", "direct", backbone={"name": teacher}) == 0
     arguments = lori_args | {"teacher": {"name": str(world.folder / "direct" / "student")}}
     fails(world, capsys, "reasons by 'none'", "explicit-CoT", method="LoRi", **arguments)
-    flags = ["--data.template.answer_prompt", "="]
-    fails(world, capsys, "teacher.name", "another data.template", method="LoRi", flags=flags, **lori_args)
+    for flags in (["--data.template.answer_prompt", "="], ["--data.template.drop_last_step", "true"]):
+        fails(world, capsys, "teacher.name", "another data.template", method="LoRi", flags=flags, **lori_args)
 
 
 def test_the_teachers_weights_need_the_teachers_tokenizer(world, capsys, lori_args):

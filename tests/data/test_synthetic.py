@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections import Counter
@@ -50,7 +49,9 @@ def skeleton(problem):
 
 @settings(deadline=None, max_examples=20)
 @given(
-    seed=st.integers(0, 1000), operators=st.sampled_from(["+-", "+-*", "+-*/", "-+/", "+*|", "+-*/|"]), limit=st.integers(9, 99)
+    seed=st.integers(0, 1000),
+    operators=st.sampled_from(["+-", "+-*", "+-*/", "-+/", "+*|", "+-*/|"]),
+    limit=st.integers(9, 99),
 )
 def test_every_step_is_right_chained_and_in_range(seed, operators, limit):
     for problem in synthetic_problems(20, seed, operators=operators, limit=limit, min_steps=1, max_steps=7):

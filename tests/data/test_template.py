@@ -199,6 +199,20 @@ def test_rationale_tokens_by_hand(steps, tokens, expected):
     assert " ".join(chosen(Problem("p", "Bob", steps, "1"), tokens)) == expected
 
 
+def test_a_rationale_without_its_last_step():
+    made = encoder(Template(drop_last_step=True))
+    problems = [
+        Problem("p", "q", ["<<48/2=24>>", "<<24+1=25>>", "<<25-5=20>>"], "20"),
+        Problem("p", "q", ["<<1+1=2>>"], "2"),
+        Problem("p", "q", [], "2"),
+    ]
+    ids = made.rationales(problems)
+    assert [SYNTHETIC.decode(row) for row in ids] == ["<< 48 / 2 = 24 >> << 24 + 1 = 25 >>", "", ""]
+    places = made.selected(problems, "step_results")
+    assert [SYNTHETIC.decode([ids[0][i] for i in places[0]]), *places[1:]] == ["24 25", [], []]
+    assert Template().kept(["a", "b"]) == ["a", "b"]
+
+
 def test_results_are_found_at_their_place_not_by_their_text():
     # the prefix of the template and the first step hold the second step's text
     template = Template(rationale="4 = 5 and {rationale} and 5", step_separator=" then ")
