@@ -22,6 +22,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
 from lori_pl.callbacks.finite_loss import FiniteLoss
+from lori_pl.callbacks.last_validation import LastValidation
 from lori_pl.callbacks.predictions import PredictionWriter
 from lori_pl.callbacks.progress import ProgressFile
 from lori_pl.callbacks.run_config import RunConfig
@@ -109,6 +110,12 @@ class LoriCLI(LightningCLI):
         parser.add_argument(
             "--predictions", type=str, default="predictions.jsonl", help="Where `predict` writes; must not exist."
         )
+        parser.add_argument(
+            "--latents",
+            type=int | None,
+            default=None,
+            help="Number of latents in validate, test and predict; null for that of the training.",
+        )
         parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False})
 
     def _parse_ckpt_path(self) -> None:
@@ -129,6 +136,8 @@ class LoriCLI(LightningCLI):
             raise LoriError(
                 "model.backbone has neither name nor tokenizer: set --model.backbone.name or --model.backbone.tokenizer"
             )
+        if self.subcommand == "fit" and options.get("latents") is not None:
+            raise LoriError("--latents is for validate, test and predict; a training takes --model.latents")
         trainer = options["trainer"]
         if trainer.get("default_root_dir") is None:
             trainer["default_root_dir"] = f"runs/{self.subcommand}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -203,7 +212,7 @@ class LoriCLI(LightningCLI):
             options = self.options.clone()
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
-            extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor()]
+            extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor(), LastValidation()]
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))
             if kwargs.get("logger", logger):
@@ -220,8 +229,9 @@ class LoriCLI(LightningCLI):
         return made
 
     def after_instantiate_classes(self) -> None:
-        """Hands a student's folder to the method."""
+        """Hands a student's folder, and the number of latents of this run, to the method."""
         self.model.folder = self.folder
+        self.model.latents_at_run = self.options.get("latents")
 
     def after_fit(self) -> None:
         """Tests the best checkpoint, shows the table and exports the student."""

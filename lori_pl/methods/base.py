@@ -20,7 +20,7 @@ from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Encoder, Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.metrics import AnswerAccuracy, TestSetMetrics
+from lori_pl.evaluation.metrics import AnswerAccuracy, MeanByProblem, TestSetMetrics
 from lori_pl.methods.checkpoints import check_made_by
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
@@ -63,7 +63,9 @@ class Method(pl.LightningModule):
         self.max_new_tokens = max_new_tokens
         self.reasoner: LatentReasoner | None = None
         self.folder: str | None = None
+        self.latents_at_run: int | None = None
         self.val_accuracy = AnswerAccuracy()
+        self.val_loss = MeanByProblem()
         self.test_metrics: dict[str, TestSetMetrics] = {}
         self.optimizer_settings: list[dict[str, Any]] = []
         self.resumed_settings: list[dict[str, Any]] = []
@@ -189,7 +191,11 @@ class Method(pl.LightningModule):
         return loss, {"task": loss}
 
     def task_loss(self, batch: PairedBatch) -> Tensor:
-        """Cross-entropy on the answer, after the thought."""
+        """Mean of :meth:`task_losses` over the batch."""
+        return self.task_losses(batch).mean()
+
+    def task_losses(self, batch: PairedBatch) -> Tensor:
+        """Cross-entropy on each problem's answer (B,), after the thought."""
         state, _ = self.student.think(batch.question, batch.question_mask)
         hidden, _ = self.student.finish(state, batch.answer, batch.answer_mask, batch.anchor)
         return answer_cross_entropy(self.student, hidden, batch)
@@ -233,14 +239,33 @@ class Method(pl.LightningModule):
         right = [same_answer(answer.text, expected) for answer, expected in zip(answers, gold, strict=True)]
         return torch.tensor(right, device=batch.index.device)
 
+    def set_latents(self) -> None:
+        """Sets the number of latents that this run asks for, once the student is loaded.
+
+        Raises:
+            LoriError: If it is negative, or more than the student can take.
+        """
+        if self.latents_at_run is not None:
+            self.student.thought.latents = self.student.thought.count(self.latents_at_run)
+
+    def on_validation_start(self) -> None:
+        """Sets the number of latents."""
+        self.set_latents()
+
+    def on_predict_start(self) -> None:
+        """Sets the number of latents."""
+        self.set_latents()
+
     def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
         """Generates answers; accuracy is that of real generation, the loss that of teacher forcing."""
         answers, _ = self.answer_batch(batch)
         self.val_accuracy.update(self.judge(answers, batch, self.data.splits["validation"]), batch.steps, batch.index)
-        self.log("val/loss", self.task_loss(batch), batch_size=len(batch.index), sync_dist=True)
+        self.val_loss.update(self.task_losses(batch), batch.index)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs accuracy overall and by number of steps."""
+        """Logs the loss, and accuracy overall and by number of steps."""
+        self.log("val/loss", self.val_loss.compute())
+        self.val_loss.reset()
         values = self.val_accuracy.compute()
         self.val_accuracy.reset()
         self.log("val/accuracy", values.pop("accuracy"), prog_bar=True)
@@ -248,7 +273,8 @@ class Method(pl.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in values.items()})
 
     def on_test_start(self) -> None:
-        """Makes one set of metrics a test set."""
+        """Sets the number of latents, and makes one set of metrics a test set."""
+        self.set_latents()
         self.test_metrics = {name: TestSetMetrics().to(self.device) for name in self.data.tests}
 
     def test_step(self, batch: PairedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -307,7 +333,7 @@ class Method(pl.LightningModule):
         prefix = kwargs.get("prefix", "")
         for key in list(state):
             name = key.removeprefix(prefix)
-            if name in frozen or name.startswith(("teacher.", "val_accuracy")):
+            if name in frozen or name.startswith(("teacher.", "val_")):
                 del state[key]
         return state
 

@@ -23,6 +23,6 @@ class ExplicitCoT(Method):
         """The rationale is what it learns."""
         return True
 
-    def task_loss(self, batch: PairedBatch) -> Tensor:
-        """Cross-entropy on rationale and answer."""
+    def task_losses(self, batch: PairedBatch) -> Tensor:
+        """Cross-entropy on rationale and answer of each problem (B,)."""
         return explicit_cross_entropy(self.student, batch.explicit)

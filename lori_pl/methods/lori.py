@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +96,7 @@ class LoRi(Method):
         self.terms = nn.ModuleList(weighted_terms([alignment, anchor, *(terms or [])], weights or {}))
         self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
         self.teacher: FrozenTeacher | None = None
-        self.check({"teacher": teacher, "student_init": student_init, "terms": self.needs})
+        self.check({"teacher": teacher, "student_init": student_init, "terms": self.active_terms})
         if not self.needs and teacher is not None:
             log.info("no term is active: this is latent_only, the latents with the task loss alone")
         if "trajectory" in self.needs and latents == 0:
@@ -103,9 +104,10 @@ class LoRi(Method):
 
     @classmethod
     def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
-        """Only where a term compares with the teacher."""
+        """Only where a term that weighs something compares with the teacher."""
         fields = config.get("init_args") or {}
-        return any(fields.get(name) for name in ("alignment", "anchor", "terms"))
+        terms = [fields.get("alignment"), fields.get("anchor"), *(fields.get("terms") or [])]
+        return any(term and weighs(term, fields.get("weights") or {}) for term in terms)
 
     @classmethod
     def check(cls, fields: Mapping[str, Any]) -> None:
@@ -250,7 +252,7 @@ class LoRi(Method):
         hidden, anchor = self.student.finish(
             state, batch.answer, batch.answer_mask, batch.anchor, record if "anchor" in self.needs else None
         )
-        total = task = answer_cross_entropy(self.student, hidden, batch)
+        total = task = answer_cross_entropy(self.student, hidden, batch).mean()
         parts = {"task": task}
         if self.active_terms:
             teacher = self.teacher_signals(batch) if self.needs else Signals()
@@ -278,6 +280,17 @@ class LoRi(Method):
                 statistics = term.teacher_statistics(teacher)
             values |= term.diagnostics(student, statistics)
         return values
+
+
+def weighs(term: Any, weights: Mapping[str, float]) -> bool:
+    """Whether a term, or what a parsed config says of it, has a weight that is not zero under these overrides."""
+    if not isinstance(term, Term):
+        arguments = dict(term.get("init_args") or {})
+        if not all(isinstance(value, str | int | float | None) for value in arguments.values()):
+            return True  # only the parser can build it
+        module, _, name = str(term["class_path"]).rpartition(".")
+        term = getattr(importlib.import_module(module), name)(**arguments)
+    return any(weights.get(name, weight) for name, weight in term.weights.items())
 
 
 def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[Term]:

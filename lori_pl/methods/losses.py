@@ -1,4 +1,4 @@
-"""Cross-entropy on answers and rationales: mean over a problem's tokens, then over problems."""
+"""Cross-entropy on answers and rationales of each problem: mean over its tokens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lori_pl.models.hidden import base_model
 from lori_pl.models.reasoner import LatentReasoner
 
 
-def problem_mean(loss: Tensor, mask: Tensor) -> Tensor:
-    """Averages token losses (B, T) over each problem's tokens in ``mask``, then over problems."""
+def token_mean(loss: Tensor, mask: Tensor) -> Tensor:
+    """Averages token losses (B, T) over each problem's tokens in ``mask``: (B,)."""
     weight = mask.to(loss.dtype)
-    return ((loss * weight).sum(1) / weight.sum(1).clamp_min(1)).mean()
+    return (loss * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: PairedBatch) -> Tensor:
@@ -23,15 +23,18 @@ def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: Paired
         reasoner: The student.
         hidden: (B, A - anchor - 1, D) states that predict the columns behind the anchor.
         batch: The batch.
+
+    Returns:
+        (B,).
     """
     target = batch.answer[:, batch.anchor + 1 :]
     logits = reasoner.logits(hidden).float()
     loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-    return problem_mean(loss, batch.target_mask[:, batch.anchor + 1 :])
+    return token_mean(loss, batch.target_mask[:, batch.anchor + 1 :])
 
 
 def explicit_cross_entropy(reasoner: LatentReasoner, batch: ExplicitBatch) -> Tensor:
-    """Cross-entropy on rationale, answer prompt, answer and end token; the head sees only those positions."""
+    """Cross-entropy on rationale, answer prompt, answer and end token (B,); the head sees only those positions."""
     hidden = base_model(reasoner.lm)(
         inputs_embeds=reasoner.embed(batch.ids),
         attention_mask=batch.mask.long(),
@@ -40,4 +43,7 @@ def explicit_cross_entropy(reasoner: LatentReasoner, batch: ExplicitBatch) -> Te
     ).last_hidden_state
     logits = reasoner.logits(hidden.flatten(0, 1)[batch.target_index - 1]).float()
     loss = F.cross_entropy(logits, batch.ids.flatten()[batch.target_index], reduction="none")
-    return (loss * batch.target_weight).sum()
+    problems, width = batch.ids.shape
+    # the weights are those of a mean over the batch
+    weighted = loss * batch.target_weight * problems
+    return weighted.new_zeros(problems).index_add(0, batch.target_index // width, weighted)

@@ -150,6 +150,21 @@ def test_documented_order_gives_the_documented_values(parse: Parse):
 
 
 @pytest.mark.parametrize(
+    ("flags", "needed"),
+    [
+        ([], True),
+        (["--model.weights", "{mean: 0, covariance: 0}"], True),
+        (["--model.weights", "{mean: 0, covariance: 0, anchor: 0}"], False),
+        (["--model.alignment", "null", "--model.anchor.w_anchor", "0"], False),
+    ],
+)
+def test_rationales_are_needed_where_a_term_weighs_something(parse, flags, needed):
+    lines = [f"{flag}={value}" for flag, value in zip(flags[::2], flags[1::2], strict=True)]
+    config = parse("method/lori.yaml", "model/tiny.yaml", "data/gsm8k.yaml", "--model.teacher.name=t", *lines)
+    assert config.data.needs_rationale is needed
+
+
+@pytest.mark.parametrize(
     ("content", "key", "value"),
     [
         ("model: {init_args: {optimizer: {init_args: {lr: 1.0e-5}}}}", "model.optimizer.lr", 1e-5),

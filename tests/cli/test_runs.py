@@ -191,6 +191,28 @@ def test_the_arguments_of_the_process_stay_for_further_processes(world, monkeypa
     assert not [warning for warning in recwarn if "args parameter" in str(warning.message)]
 
 
+@pytest.mark.parametrize("end", [["--trainer.max_steps", "5"], ["--trainer.max_steps=-1", "--trainer.max_epochs=1"]])
+def test_the_steps_behind_the_last_interval_are_validated_and_saved(world, end):
+    """Lightning alone validates and saves at whole intervals only."""
+    flags = ["--trainer.val_check_interval", "3", "--test_after_fit", "false"]
+    if "5" in end:
+        flags += ["--trainer.check_val_every_n_epoch", "null"]
+    assert world.fit("ExplicitCoT", "run", *flags, *end, backbone=BACKBONE) == 0
+    assert checkpoint(world.folder / "run")["global_step"] == (5 if "5" in end else 64 // 8)
+
+
+def test_the_number_of_latents_can_be_chosen_for_a_test(world, lori_args, capsys):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    for i, name in enumerate(("student", "checkpoints/last.ckpt")):
+        flags = ["--ckpt_path", str(world.folder / "run" / name), "--latents", "1"]
+        assert world.run("test", *flags, method="LoRi", root=f"test{i}", **lori_args) == 0
+        summary = json.loads((world.folder / f"test{i}" / "summary.json").read_text())
+        trained = json.loads((world.folder / "run" / "summary.json").read_text())
+        assert (summary["latents"], trained["latents"]) == (1, 3)
+    assert world.fit("LoRi", "other", "--latents", "1", **lori_args) == 2
+    assert "--model.latents" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("factors", ["shared", "learned"])
 def test_two_processes_equal_one_on_the_same_global_batch(world, lori_args, factors):

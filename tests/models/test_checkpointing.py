@@ -23,7 +23,7 @@ def latent_loss(reasoner):
     record = LayerSelection()
     state, trajectory = reasoner.think(batch.question, batch.question_mask, record=record)
     hidden, anchor = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor, record)
-    loss = answer_cross_entropy(reasoner, hidden, batch)
+    loss = answer_cross_entropy(reasoner, hidden, batch).mean()
     return loss + trajectory.pow(2).mean() + anchor.pow(2).mean()
 
 
@@ -70,7 +70,7 @@ def test_equal_loss_and_gradients_without_a_cache():
     checkpointed = copy.deepcopy(plain)
     checkpoint_layers(checkpointed.lm)
     batch = pairs(plain)
-    losses = [explicit_cross_entropy(reasoner, batch.explicit) for reasoner in (plain, checkpointed)]
+    losses = [explicit_cross_entropy(reasoner, batch.explicit).mean() for reasoner in (plain, checkpointed)]
     torch.testing.assert_close(*losses)
     expected, got = (gradients(r, loss) for r, loss in zip((plain, checkpointed), losses, strict=True))
     for name, gradient in expected.items():
@@ -149,7 +149,8 @@ def test_less_is_kept_without_a_cache():
     checkpoint_layers(checkpointed.lm)
     batch = pairs(plain)
     whole, less = (
-        kept_bytes(reasoner, lambda r: explicit_cross_entropy(r, batch.explicit)) for reasoner in (plain, checkpointed)
+        kept_bytes(reasoner, lambda r: explicit_cross_entropy(r, batch.explicit).mean())
+        for reasoner in (plain, checkpointed)
     )
     assert less < 0.35 * whole
 

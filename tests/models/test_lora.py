@@ -21,7 +21,7 @@ def loss_of(reasoner):
     batch = pairs(reasoner)
     state, _ = reasoner.think(batch.question, batch.question_mask)
     hidden, _ = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor)
-    return answer_cross_entropy(reasoner, hidden, batch)
+    return answer_cross_entropy(reasoner, hidden, batch).mean()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])

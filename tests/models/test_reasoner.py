@@ -10,7 +10,7 @@ from lori_pl import Answer, LatentReasoner
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
-from lori_pl.methods.losses import answer_cross_entropy
+from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
 from lori_pl.models.backbone import LoRA
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.hidden import LayerSelection
@@ -41,6 +41,33 @@ def test_batched_equals_alone_on_either_padding_side(kind, reasoning):
             assert batched.passes[row] == one.passes[0]
 
 
+def test_the_task_loss_of_each_problem_is_its_own():
+    reasoner = tiny_reasoner("llama")
+
+    def losses(batch):
+        state, _ = reasoner.think(batch.question, batch.question_mask)
+        hidden, _ = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor)
+        return answer_cross_entropy(reasoner, hidden, batch)
+
+    alone = torch.cat([losses(_row(pairs(reasoner), row)) for row in range(3)])
+    torch.testing.assert_close(losses(pairs(reasoner)), alone, atol=1e-5, rtol=1e-5)
+    assert alone.unique().numel() == 3
+
+
+def test_the_explicit_loss_of_each_problem_is_the_mean_over_its_rationale_and_answer():
+    reasoner = tiny_reasoner("llama", "words")
+    explicit = pairs(reasoner).explicit
+    logits = reasoner.lm(input_ids=explicit.ids, attention_mask=explicit.mask.long()).logits.log_softmax(-1)
+    expected = []
+    for row in range(3):
+        columns = [
+            i % explicit.ids.shape[1] for i in explicit.target_index.tolist() if i // explicit.ids.shape[1] == row
+        ]
+        tokens = [-logits[row, column - 1, explicit.ids[row, column]] for column in columns]
+        expected.append(torch.stack(tokens).mean())
+    torch.testing.assert_close(explicit_cross_entropy(reasoner, explicit), torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_forcing_and_its_gradients_do_not_depend_on_the_batch(kind):
     reasoner = tiny_reasoner(kind).train()
@@ -48,7 +75,7 @@ def test_teacher_forcing_and_its_gradients_do_not_depend_on_the_batch(kind):
     def loss_and_gradients(batch):
         state, _ = reasoner.think(batch.question, batch.question_mask)
         hidden, anchor = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor, LayerSelection())
-        loss = answer_cross_entropy(reasoner, hidden, batch)
+        loss = answer_cross_entropy(reasoner, hidden, batch).mean()
         gradients = torch.autograd.grad(loss, list(reasoner.parameters()), allow_unused=True)
         return loss, anchor, gradients
 
