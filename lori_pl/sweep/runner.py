@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lori_pl.errors import LoriError
+from lori_pl.evaluation.comparison import compare
 from lori_pl.evaluation.records import ResultTable, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep.cells import Cell, expand
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file, run_child
@@ -212,6 +213,15 @@ class Sweep:
                 texts = [Text(_short(number)) for number in (*numbers, *last)]
                 table.add_row(Text(row["method"]), row["seed"], accuracy, *texts)
         self._console.print(table)
+        self._print_comparisons()
+
+    def _print_comparisons(self) -> None:
+        outcomes = self.specification.results / "correct.npz"
+        for first, second in self.specification.compare if outcomes.exists() else ():
+            try:
+                self._print(str(compare(read_outcomes(outcomes), first, second)))
+            except LoriError as error:
+                self._print(f"{first} - {second}: {error}")
 
     def _print(self, line: str) -> None:
         # A label such as lori[rank=8] is no markup.

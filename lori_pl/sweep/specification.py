@@ -24,6 +24,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
                                         # sweep's, {config} the varied files' stems, {KEY} any varied or fixed value
     metrics: [accuracy_steps_3]         # what else to copy from the run's summary.json: from the method's entry or
                                         # else from the whole, with dots inwards (test_sets.svamp.accuracy)
+    compare:                            # pairs of labels whose difference in accuracy is printed at the end, with
+      - [lori, anchor_only]             # its intervals over seeds and over problems
 
 Only ``configs`` or a ``config`` axis is required. Flags are dotted keys of the command line with values of any type:
 numbers, booleans, null, lists and mappings are written as JSON, a string goes as it stands, so that a text parameter
@@ -51,7 +53,7 @@ CONFIG_AXIS = "config"
 SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib")
 """What a sweep's table has besides `RESULT_COLUMNS`."""
 
-_FIELDS = ("name", "output", "results", "configs", "fixed", "grid", "random", "seeds", "label", "metrics")
+_FIELDS = ("name", "output", "results", "configs", "fixed", "grid", "random", "seeds", "label", "metrics", "compare")
 _OF_THE_SWEEP = {
     "seed_everything": "list the seeds under 'seeds'",
     "trainer.default_root_dir": "every cell gets a folder of its own under 'output'",
@@ -92,6 +94,7 @@ class SweepSpecification:
     seeds: tuple[int, ...]
     label: str | None
     metrics: tuple[str, ...]
+    compare: tuple[tuple[str, str], ...]
 
     @property
     def axes(self) -> list[str]:
@@ -168,6 +171,7 @@ class _Reader:
             seeds=self.seeds(),
             label=self.text("label"),
             metrics=metrics,
+            compare=self.pairs("compare"),
         )
 
     def fail(self, field: str, cause: str) -> None:
@@ -184,6 +188,12 @@ class _Reader:
         if not _are_texts(value):
             self.fail(field, f"expected a list of texts, got {value!r}")
         return tuple(value)
+
+    def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
+        value = self.content.get(field) or []
+        if not isinstance(value, list) or not all(_are_texts(pair) and len(pair) == 2 for pair in value):
+            self.fail(field, f"expected a list of pairs of labels, such as [[lori, no_cot]], got {value!r}")
+        return tuple((first, second) for first, second in value)
 
     def mapping(self, field: str, content: Mapping[Any, Any]) -> dict[str, Any]:
         value = content.get(field.rpartition(".")[2])

@@ -217,6 +217,18 @@ def test_two_sweeps_never_work_in_one_folder(bench):
     assert len(bench.ran) == 1
 
 
+def test_differences_that_are_asked_for_are_printed(bench):
+    def leave(folder):
+        bits = [True, len(bench.ran) != 1]
+        write_outcomes(folder / "correct.npz", ["a", "b"], bits, "lori", 0)
+
+    bench.before = leave
+    bench.run(SWEEP, "label='r{model.rank}'", "compare=[[r8, r4], [r8, r16]]")
+    assert "r8 - r4: +25.0 points (95 % interval" in bench.printed
+    assert "t over 2 seeds); by seed, with the interval over problems: 0: +50.0 (" in bench.printed
+    assert "r8 - r16: 'r8' and 'r16' have no seed in common" in bench.printed
+
+
 def test_outcomes_of_the_runs_are_collected(bench):
     ids = {"ids": ["a", "b"]}
 

@@ -21,6 +21,7 @@ random:
 seeds: [3, 4]
 label: "{method}_{model.rank}"
 metrics: [accuracy_steps_3]
+compare: [[lori, no_cot]]
 """
 
 
@@ -43,13 +44,21 @@ def test_a_full_file_is_read_with_its_types(tmp_path):
         "model.core": ["joint", "per_layer_mode"],
     }
     assert (sweep.seeds, sweep.label, sweep.metrics) == ((3, 4), "{method}_{model.rank}", ("accuracy_steps_3",))
+    assert sweep.compare == (("lori", "no_cot"),)
     assert sweep.axes == ["model.rank", "config", "model.lr", "model.latents", "model.core"]
 
 
 def test_all_but_the_configs_has_a_default(tmp_path):
     sweep = _load(tmp_path, "configs: [a.yaml]")
     assert (sweep.name, str(sweep.output), sweep.seeds) == ("file", "runs/sweeps/file", (0,))
-    assert (sweep.fixed, sweep.grid, sweep.random, sweep.label, sweep.metrics) == ({}, {}, None, None, ())
+    assert (sweep.fixed, sweep.grid, sweep.random, sweep.label, sweep.metrics, sweep.compare) == (
+        {},
+        {},
+        None,
+        None,
+        (),
+        (),
+    )
 
 
 def test_overrides_replace_fields_and_dotted_entries_before_interpolation(tmp_path):
@@ -96,6 +105,8 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
         ("configs: [a]\nseeds: [true]", "field 'seeds': expected a list of whole numbers"),
         ("configs: [a]\nseeds: [1, 1]", "field 'seeds': a seed occurs twice"),
         ("configs: [a]\nmetrics: [status]", "field 'metrics': 'status' is a column of the sweep's own"),
+        ("configs: [a]\ncompare: [[a, b, c]]", r"field 'compare': expected a list of pairs of labels"),
+        ("configs: [a]\ncompare: [a, b]", r"field 'compare': expected a list of pairs of labels"),
         ("configs: [a]\nrandom: {sample: 3}", "field 'random.sample': unknown field"),
         ("configs: [a]\nrandom: {samples: 0}", "field 'random.samples': expected a positive whole number"),
         ("configs: [a]\nrandom: {samples: 1}", "field 'random.space': missing"),
