@@ -1,0 +1,115 @@
+"""Draws docs/images/results.png and prints the README's table of the full recipe, both from its recorded results.
+
+Run in the root of the repository: ``python experiments/figures/results.py [FOLDER] [FILE]``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from lori_pl.evaluation.comparison import compare
+from lori_pl.evaluation.records import ResultTable, read_outcomes
+
+FOLDER = Path("experiments/embedded")
+FILE = Path("docs/images/results.png")
+
+NAMES = {
+    "explicit_cot": ("explicit CoT", "#22303c"),
+    "no_cot": ("No-CoT", "#8a97a3"),
+    "pause": ("Pause", "#b9a18f"),
+    "latent_only": ("latents alone", "#2f6fb3"),
+    "rationale_only": ("rationale only", "#3d8c5f"),
+    "anchor_only": ("anchor only", "#8b5fb0"),
+    "lori": ("LoRi", "#c8641e"),
+}
+PAIRS = (("lori", "anchor_only"), ("lori", "latent_only"), ("lori", "no_cot"))
+STEP = "accuracy_steps_"
+
+
+def finished(folder: Path) -> dict[str, list[dict[str, str]]]:
+    rows = {(r["method"], r["seed"]): r for r in ResultTable(folder / "results.csv").rows() if r["status"] == "ok"}
+    return {name: [row for (method, _), row in rows.items() if method == name] for name in NAMES}
+
+
+def interval(values: Sequence[float]) -> str:
+    """The t interval of a mean over seeds, in percent."""
+    if len(values) < 2:
+        return "one seed"
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{100 * (np.mean(values) - half):.1f} to {100 * (np.mean(values) + half):.1f}"
+
+
+def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str:
+    heads = [
+        "method",
+        "accuracy (95 % interval over seeds)",
+        "each seed",
+        *[f"{s.removeprefix(STEP)} steps" for s in steps],
+    ]
+    lines = ["| " + " | ".join([*heads, "passes", "ms"]) + " |", "|" + "---|" * (len(heads) + 2)]
+    for name, rows in results.items():
+        if not rows:
+            continue
+        accuracies = [float(row["accuracy"]) for row in rows]
+        cells = [NAMES[name][0], f"{100 * np.mean(accuracies):.1f} ({interval(accuracies)})"]
+        cells.append(" ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies))
+        cells += [f"{100 * np.mean([float(row[step]) for row in rows]):.1f}" for step in steps]
+        cells += [f"{np.mean([float(row[column]) for row in rows]):.2f}" for column in ("passes", "milliseconds")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    by_length, by_passes = figure.subplots(1, 2)
+    lengths = [int(step.removeprefix(STEP)) for step in steps]
+    for name, rows in results.items():
+        if not rows:
+            continue
+        label, colour = NAMES[name]
+        points = np.array([[100 * float(row[step]) for step in steps] for row in rows])
+        by_length.plot(lengths, points.mean(0), color=colour, label=label, marker="o", markersize=4)
+        by_length.fill_between(lengths, points.min(0), points.max(0), color=colour, alpha=0.15, linewidth=0)
+        by_passes.scatter(
+            [float(row["passes"]) for row in rows],
+            [100 * float(row["accuracy"]) for row in rows],
+            color=colour,
+            label=label,
+            s=26,
+        )
+    by_length.set(xlabel="steps of the chain", ylabel="accuracy (%)", ylim=(0, 103), xticks=lengths)
+    by_passes.set(xlabel="sequential model passes an answer", ylim=(0, 103), xscale="log")
+    by_passes.set_xticks([2, 5, 10, 20, 35], ["2", "5", "10", "20", "35"])
+    by_passes.minorticks_off()
+    by_length.legend(fontsize=8, ncols=2, loc="lower left")
+    for axes in (by_length, by_passes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder = Path(arguments[0]) if arguments else FOLDER
+    file = Path(arguments[1]) if len(arguments) > 1 else FILE
+    results = finished(folder)
+    first = next(rows for rows in results.values() if rows)[0]
+    steps = sorted((key for key in first if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
+    print(table(results, steps))
+    print()
+    outcomes = read_outcomes(folder / "correct.npz")
+    for pair in PAIRS:
+        if all(results[name] for name in pair):
+            print(f"- {compare(outcomes, *pair)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draw(results, steps).savefig(file, dpi=130)
+    print(f"\n{file}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
