@@ -1,4 +1,4 @@
-"""Checks the quickstart's bars: says which are met, and exits with 1 if one is missed that is not still open."""
+"""Checks the quickstart's bars: says which are met, and exits with 1 if one is missed."""
 
 import json
 import sys
@@ -14,8 +14,6 @@ bars = {
     "LoRi above latent-only by more than the intervals": lori["low"] > latent["high"],
     "LoRi at 40 % of the teacher's passes or fewer": lori["passes"] <= 0.4 * teacher["passes"],
 }
-# The first is missed, the second met by a point (experiments/LOG.md): shown, and not yet a reason to fail.
-OPEN = {"LoRi above No-CoT by more than the intervals", "LoRi above latent-only by more than the intervals"}
 for bar, met in bars.items():
-    print(f"{'met   ' if met else 'MISSED'}  {bar}{'  (open)' if bar in OPEN else ''}")
-sys.exit(0 if all(met for bar, met in bars.items() if bar not in OPEN) else 1)
+    print(f"{'met   ' if met else 'MISSED'}  {bar}")
+sys.exit(0 if all(bars.values()) else 1)
