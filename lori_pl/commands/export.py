@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     if not Path(checkpoint).is_file():
         raise LoriError(f"--ckpt_path {checkpoint}: no such file")
     model = parse(["fit", *arguments], run=False).model
+    model.teacher_is_wanted = False
     saved = read_checkpoint(checkpoint)
     model.on_load_checkpoint(saved)
     model.configure_model()

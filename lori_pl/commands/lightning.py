@@ -131,11 +131,6 @@ class LoriCLI(LightningCLI):
         options = self.options
         if not (options.get("model") or {}).get("class_path"):
             raise LoriError(NO_METHOD)
-        method_class(options["model"]).check(_fields(options["model"]))
-        if not student_tokenizer(options["model"]):
-            raise LoriError(
-                "model.backbone has neither name nor tokenizer: set --model.backbone.name or --model.backbone.tokenizer"
-            )
         if self.subcommand == "fit" and options.get("latents") is not None:
             raise LoriError("--latents is for validate, test and predict; a training takes --model.latents")
         trainer = options["trainer"]
@@ -150,6 +145,16 @@ class LoriCLI(LightningCLI):
         if self.subcommand == "predict" and Path(options["predictions"]).exists():
             raise LoriError(f"{options['predictions']} exists already; give another --predictions file")
         self.folder = self._resolve_checkpoint(options)
+        if self.folder is None:
+            method_class(options["model"]).check(_fields(options["model"]))
+            if not student_tokenizer(options["model"]):
+                raise LoriError(
+                    "model.backbone has neither name nor tokenizer: set --model.backbone.name or "
+                    "--model.backbone.tokenizer"
+                )
+        else:  # it brings all that a test needs
+            options["data"]["tokenizer"] = self.folder
+            options["data"]["tokenizer_revision"] = options["data"]["teacher_tokenizer"] = None
         self._check_folder(options)
 
     def _resolve_checkpoint(self, options: Any) -> str | None:
@@ -232,6 +237,7 @@ class LoriCLI(LightningCLI):
         """Hands a student's folder, and the number of latents of this run, to the method."""
         self.model.folder = self.folder
         self.model.latents_at_run = self.options.get("latents")
+        self.model.teacher_is_wanted = self.subcommand == "fit"
 
     def after_fit(self) -> None:
         """Tests the best checkpoint, shows the table and exports the student."""

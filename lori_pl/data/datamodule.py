@@ -15,7 +15,8 @@ from lori_pl.data.loading import ResumableLoader, collate_pairs
 from lori_pl.data.pairing import EncodedProblems, PairedBatch
 from lori_pl.data.problem import Problem
 from lori_pl.data.questions import read_questions
-from lori_pl.data.sources import Source, Split, Synthetic
+from lori_pl.data.sources import RowSource, Source, Split, Synthetic
+from lori_pl.data.sources.base import OnBadRow
 from lori_pl.data.template import Encoder, RationaleTokens, Template
 from lori_pl.data.tokenizer import SYNTHETIC, load_tokenizer, same_tokens
 from lori_pl.errors import LoriError
@@ -60,6 +61,8 @@ class PairedDataModule(pl.LightningDataModule):
         batch_size: Problems a training batch, on each device.
         eval_batch_size: Problems an evaluation batch.
         max_length: Most tokens of question, rationale and answer together.
+        on_bad_row: What every source does with a malformed row: ``error``, or ``skip`` it and count it; ``None`` leaves
+            it to each source's own setting.
         on_too_long: A longer training problem is left out and counted, or an error. In evaluation only a question
             beyond the limit counts as too long. Nothing is ever cut.
         train_problems: Use only the first of the training problems; ``None`` for all.
@@ -69,7 +72,7 @@ class PairedDataModule(pl.LightningDataModule):
         seed: Seed of the training order.
         num_workers: Worker processes of a loader.
         predict_file: Questions for ``predict``: JSON lines with ``question`` (``id`` and ``answer`` optional), or plain
-            text, one a line; without it ``predict`` answers the first test set.
+            text, one a line, all of which are answered; without it ``predict`` answers the first test set.
         tokenizer: The student's tokenizer; the command line takes it from ``model.backbone``.
         tokenizer_revision: Its revision on the hub.
         teacher_tokenizer: The teacher's, where it differs; the command line takes it from the model.
@@ -87,6 +90,7 @@ class PairedDataModule(pl.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int = 256,
         max_length: int = 512,
+        on_bad_row: OnBadRow | None = None,
         on_too_long: Literal["drop", "error"] = "drop",
         train_problems: int | None = None,
         val_problems: int | None = 1024,
@@ -123,7 +127,10 @@ class PairedDataModule(pl.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.predict_file = predict_file
-        self.needs_rationale = needs_rationale
+        self.needs_rationale = self.source.needs_rationale = needs_rationale
+        for each in (self.source, *(test_sources or {}).values()):
+            if on_bad_row is not None and isinstance(each, RowSource):
+                each.on_bad_row = on_bad_row
         self.encoder = Encoder(load_tokenizer(tokenizer, markers, tokenizer_revision), self.template, markers)
         self.teacher_encoder = None
         if teacher_tokenizer not in (None, tokenizer):
@@ -147,7 +154,10 @@ class PairedDataModule(pl.LightningDataModule):
                 self.setup_tests()
                 self.splits["predict"] = next(iter(self.tests.values()))
             else:
-                self.splits["predict"] = self._prepare(read_questions(Path(self.predict_file)), "test", "predict", {})
+                questions = read_questions(Path(self.predict_file))
+                # whoever asks wants an answer to every question, so no limit of training or evaluation counts
+                encoded = EncodedProblems(questions, self.encoder)
+                self.splits["predict"] = PreparedSplit("predict", questions, encoded, None)
 
     def setup_tests(self) -> None:
         """Prepares every test set."""
@@ -161,14 +171,12 @@ class PairedDataModule(pl.LightningDataModule):
             LoriError: If no problem remains, or one is too long and ``on_too_long`` is ``error``.
         """
         loaded = source.load(split)
-        # in evaluation a problem without a rationale stays
-        dropped = loaded.missing_rationale if split == "train" else 0
-        counts = {"malformed rows": loaded.bad_rows, "without rationale": dropped}
+        counts = {"malformed rows": loaded.bad_rows, "without rationale": loaded.dropped}
         return self._prepare(loaded.problems, split, name or split, counts)
 
     def _prepare(self, problems: list[Problem], split: Split, label: str, counts: dict[str, int]) -> PreparedSplit:
         if split == "train" and self.needs_rationale:
-            kept = [problem for problem in problems if problem.steps]
+            kept = [problem for problem in problems if self.template.kept(problem.steps)]
             counts["without rationale"] += len(problems) - len(kept)
             problems = kept
         limit = self.limits[split]

@@ -2,8 +2,8 @@
 
 A problem is an *arithmetic skeleton* (a start value and a chain of operators with operands) put into words:
 
-    Ann has 4 apples . She buys 3 . It grows 2 times . How many are there ?
-    <<4+3=7>> <<7*2=14>> #### 14
+    Ann has 4 apples . In January she buys 3 . In February she keeps the difference to 9 . How many are there ?
+    <<4+3=7>> <<9-7=2>> #### 2
 
 Every value lies in 0..99 and is one token. The split of a problem is a function of its skeleton alone, so train,
 validation and test are disjoint by skeleton whatever their sizes, seeds and words.
@@ -132,7 +132,7 @@ def skeleton_split(skeleton: Skeleton) -> Split:
 
 @dataclass(frozen=True)
 class World:
-    """Which chains of arithmetic occur.
+    """Which chains of arithmetic occur; by default those of the embedded world, which the shipped teacher has learned.
 
     Small factors and a wide range of start values keep the last steps from giving the answer away; ``alternate``
     keeps stretches of ``+`` and ``-`` from being added up at once; differences (``|``) keep a chain from being
@@ -157,16 +157,16 @@ class World:
     """
 
     min_steps: int = 3
-    max_steps: int = 7
-    operators: str = "+-*"
-    limit: int = VALUES - 1
-    largest_operand: int = VALUES - 1
+    max_steps: int = 6
+    operators: str = "+|"
+    limit: int = 12
+    largest_operand: int = 4
     largest_factor: int = 5
-    largest_start: int | None = None
-    smallest_mark: int = 7
-    largest_mark: int = 11
-    alternate: bool = False
-    dated: bool = False
+    largest_start: int | None = 12
+    smallest_mark: int = 4
+    largest_mark: int = 9
+    alternate: bool = True
+    dated: bool = True
     distractors: int = 0
 
     def __post_init__(self) -> None:

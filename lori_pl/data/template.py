@@ -34,7 +34,8 @@ class Template:
         chat: Whether the question is put through the tokenizer's chat template, as a user's turn.
         system: System message of the chat template, if any.
         drop_last_step: Leave the last step, which gives the answer away, out of every rationale (as CODI does). The
-            teacher has to be trained so: its folder says it, and another setting is refused.
+            teacher has to be trained so: its folder says it, and another setting is refused. A training problem of one
+            step then has no rationale.
     """
 
     question: str = "{question}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from lori_pl.data.answers import same_answer
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.data.template import Encoder, Template
+from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.metrics import AnswerAccuracy, MeanByProblem, TestSetMetrics
-from lori_pl.methods.checkpoints import check_made_by
+from lori_pl.methods.checkpoints import check_made_by, check_template
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
@@ -64,6 +64,7 @@ class Method(pl.LightningModule):
         self.reasoner: LatentReasoner | None = None
         self.folder: str | None = None
         self.latents_at_run: int | None = None
+        self.teacher_is_wanted = True
         self.val_accuracy = AnswerAccuracy()
         self.val_loss = MeanByProblem()
         self.test_metrics: dict[str, TestSetMetrics] = {}
@@ -114,7 +115,7 @@ class Method(pl.LightningModule):
         if self.folder is not None:
             self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
-            self.check_encoder(self.reasoner.encoder, self.folder)
+            check_template(asdict(self.reasoner.template), self.template, self.folder)
             return
         chosen = self.tokenizer_backbone
         tokenizer = load_tokenizer(chosen.tokenizer_name, self.uses_markers(), chosen.revision)
@@ -135,24 +136,6 @@ class Method(pl.LightningModule):
             raise LoriError(
                 f"{place} holds a student that reasons by '{reasoning}', but {type(self).__name__} by "
                 f"'{self.reasoning}'; give the method that made it"
-            )
-
-    def check_encoder(self, encoder: Encoder, place: str) -> None:
-        """Refuses a student that was trained on other text, or other tokens, than the data gives.
-
-        Raises:
-            LoriError: If its template or its vocabulary is not the data's.
-        """
-        ours = self.data.encoder
-        parts = [part.name for part in fields(Template)]
-        if other := [p for p in parts if getattr(encoder.template, p) != getattr(ours.template, p)]:
-            raise LoriError(
-                f"{place} was trained with another data.template ({', '.join(other)}); give the data config of its run"
-            )
-        if encoder.tokenizer.get_vocab() != ours.tokenizer.get_vocab():
-            raise LoriError(
-                f"{place} has another tokenizer than the one that model.backbone (or model.teacher) names; give the "
-                "model config of its run"
             )
 
     def configure_optimizers(self) -> Any:
@@ -356,15 +339,27 @@ class Method(pl.LightningModule):
             raise LoriError(f"the checkpoint is of another model: {detail}; resume with its own config") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which method made the checkpoint, and with which optimiser."""
-        made = {"method": self.name, "reasoning": self.reasoning, "optimizer": self.optimizer_settings}
-        checkpoint["lori_pl"] = made
+        """Notes which method made the checkpoint, of what student, and with which optimiser."""
+        checkpoint["lori_pl"] = {
+            "method": self.name,
+            "reasoning": self.reasoning,
+            "latents": self.latents,
+            "template": asdict(self.template),
+            "optimizer": self.optimizer_settings,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another method.
+        """Refuses a checkpoint of another method, or of a student that thinks or reads otherwise.
 
         Raises:
-            LoriError: If another method, or no method of lori_pl, made it.
+            LoriError: If another method, or none of lori_pl, made it, or with another number of latents or template.
         """
         check_made_by(checkpoint, self.name)
-        self.resumed_settings = checkpoint["lori_pl"].get("optimizer", [])
+        made = checkpoint["lori_pl"]
+        if (latents := made.get("latents", self.latents)) != self.latents:
+            raise LoriError(
+                f"the checkpoint was made with model.latents {latents}, and this run has {self.latents}; give the "
+                "config of its run (and --latents for another number in a test)"
+            )
+        check_template(made.get("template", {}), self.template, "the checkpoint")
+        self.resumed_settings = made.get("optimizer", [])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 
 
@@ -21,6 +22,23 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
         raise LoriError(f"{path} is no readable checkpoint ({type(error).__name__}); give another one") from error
     return saved
+
+
+def check_template(saved: Mapping[str, Any], template: Template, place: str) -> None:
+    """Refuses what was trained on other text.
+
+    Args:
+        saved: The template's fields there, as far as they are known.
+        template: The template of this run.
+        place: What was trained, for the message.
+
+    Raises:
+        LoriError: Naming the fields that differ.
+    """
+    if other := [name for name, value in saved.items() if getattr(template, name, value) != value]:
+        raise LoriError(
+            f"{place} was trained with another data.template ({', '.join(other)}); give the data config of its run"
+        )
 
 
 def check_made_by(checkpoint: Mapping[str, Any], method: str) -> None:

@@ -21,9 +21,10 @@ from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
+from lori_pl.methods.checkpoints import check_template
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule
-from lori_pl.models.backbone import Backbone, frozen, load_causal_lm
+from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.saving import SETTINGS, read_settings
 from lori_pl.models.teacher import FrozenTeacher, explicit_signals
@@ -96,7 +97,6 @@ class LoRi(Method):
         self.terms = nn.ModuleList(weighted_terms([alignment, anchor, *(terms or [])], weights or {}))
         self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
         self.teacher: FrozenTeacher | None = None
-        self.check({"teacher": teacher, "student_init": student_init, "terms": self.active_terms})
         if not self.needs and teacher is not None:
             log.info("no term is active: this is latent_only, the latents with the task loss alone")
         if "trajectory" in self.needs and latents == 0:
@@ -163,22 +163,27 @@ class LoRi(Method):
         return load_causal_lm(start, tokenizer)
 
     def configure_model(self) -> None:
-        """Builds student, teacher (where a term needs it) and terms, once."""
+        """Builds student, teacher (where a term needs it and the run is no mere test) and terms, once.
+
+        Raises:
+            LoriError: If there is no teacher where one is needed, or it does not fit.
+        """
         if self.reasoner is not None:
             return
+        teacher = self.teacher_backbone
+        if self.folder is None:
+            self.check({"teacher": teacher, "student_init": self.student_init, "terms": self.active_terms})
         super().configure_model()
         if not self.needs or self.folder is not None:
             return
-        assert self.teacher_backbone is not None
-        self.check_teacher(Path(self.teacher_backbone.name or ""))
-        tokenizer = load_tokenizer(self.teacher_backbone.tokenizer_name, False, self.teacher_backbone.revision)
-        teacher = load_causal_lm(self.teacher_backbone, tokenizer)
-        self.teacher = FrozenTeacher(teacher, self.layers)
+        assert teacher is not None
+        config = load_config(teacher).get_text_config()
+        if self.teacher_is_wanted:
+            self.check_teacher(Path(teacher.name or ""))
+            lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
+            self.teacher = FrozenTeacher(lm, self.layers)
         student_shape = TrajectoryShape(len(self.student_layers.resolve(self.student.depth)), self.student.hidden_size)
-        depth = teacher.config.get_text_config().num_hidden_layers
-        teacher_shape = TrajectoryShape(
-            len(self.layers.resolve(depth)), int(teacher.get_input_embeddings().weight.shape[1])
-        )
+        teacher_shape = TrajectoryShape(len(self.layers.resolve(config.num_hidden_layers)), config.hidden_size)
         for term in self.active_terms:
             others = [other for other in self.active_terms if other is not term]
             term.prepare(student_shape, teacher_shape, others)
@@ -187,9 +192,15 @@ class LoRi(Method):
         """Refuses a saved reasoner whose states over these rationales would mean nothing.
 
         Raises:
-            LoriError: If the folder holds one that writes no rationale, or was trained with another template.
+            LoriError: If the folder holds one that writes no rationale, or was trained with another template; or if
+                it is no saved reasoner and rationales lack their last step, which such a model cannot have learned.
         """
         if not (folder / SETTINGS).is_file():
+            if self.template.drop_last_step:
+                raise LoriError(
+                    f"data.template.drop_last_step is true, but nothing says that the teacher {folder} was trained so; "
+                    "give the folder of an explicit-CoT run that was, or set it to false"
+                )
             return
         saved = read_settings(folder)
         if saved["reasoning"] != "words":
@@ -197,10 +208,7 @@ class LoRi(Method):
                 f"model.teacher.name {folder} holds a student that reasons by '{saved['reasoning']}', but a teacher "
                 "writes its rationale; give the folder of an explicit-CoT run"
             )
-        if saved["template"] != self.template:
-            raise LoriError(
-                f"model.teacher.name {folder} was trained with another data.template; give the data config of its run"
-            )
+        check_template(dataclasses.asdict(saved["template"]), self.template, f"model.teacher.name {folder}")
 
     def optimizer_parts(self) -> dict[str, nn.Module]:
         """Thought and terms get groups of their own."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +55,17 @@ def test_malformed_row_names_file_line_and_field(world, capsys):
     source = {"class_path": "lori_pl.data.sources.GSM8K", "init_args": {"path": str(world.folder)}}
     flags = ["--config", world.config("d", {"data": {"source": source}})]
     fails(world, capsys, r"train\.jsonl", "line 2", "question", "skip", flags=flags, backbone=BACKBONE)
+
+
+def test_malformed_rows_are_left_out_where_that_is_asked_for(world, capsys):
+    row = {"question": "Ann has 4 .", "rationale": "<<4+3=7>>", "answer": "7"}
+    for name in ("train", "validation", "test"):
+        (world.folder / f"{name}.jsonl").write_text("3\n" + "\n".join([json.dumps(row)] * 20))
+    source = {"class_path": "lori_pl.data.sources.JSONL", "init_args": {"path": str(world.folder)}}
+    flags = ["--config", world.config("d", {"data": {"source": source}})]
+    fails(world, capsys, r"train\.jsonl", "line 1", "--data.on_bad_row skip", flags=flags, backbone=BACKBONE)
+    assert world.run("preview", *flags, "--data.on_bad_row", "skip", method="ExplicitCoT", backbone=BACKBONE) == 0
+    assert "1 malformed rows" in capsys.readouterr().out
 
 
 def test_no_rationale_where_training_needs_one(world, capsys):
@@ -168,11 +181,9 @@ def test_fit_goes_on_from_checkpoints_only(world, capsys, teacher):
     fails(world, capsys, "student's folder", "backbone.name", flags=["--ckpt_path", teacher], backbone=BACKBONE)
 
 
-def test_a_student_of_other_text_or_tokens(world, capsys, teacher):
+def test_a_student_of_other_text(world, capsys, teacher):
     flags = ["--ckpt_path", teacher, "--data.template.answer_prompt", "="]
     fails(world, capsys, "another data.template", "answer_prompt", command="test", flags=flags, backbone=BACKBONE)
-    backbone = BACKBONE | {"tokenizer": larger_tokenizer(world)}
-    fails(world, capsys, "another tokenizer", command="test", flags=["--ckpt_path", teacher], backbone=backbone)
 
 
 def larger_tokenizer(world) -> str:
@@ -252,6 +263,26 @@ def test_a_damaged_checkpoint(world, capsys):
     (world.folder / "bad.ckpt").write_bytes(b"no checkpoint")
     flags = ["--ckpt_path", str(world.folder / "bad.ckpt")]
     fails(world, capsys, "no readable checkpoint", flags=flags, backbone=BACKBONE)
+
+
+def test_a_checkpoint_of_another_student(world, capsys, lori_args):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    made = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]
+    capsys.readouterr()
+    for flags, words in (
+        (["--model.latents", "2"], ("model.latents 3", "this run has 2")),
+        (["--data.template.answer_prompt", "="], ("another data.template", "answer_prompt")),
+    ):
+        fails(world, capsys, *words, method="LoRi", command="test", flags=[*made, *flags], root="t", **lori_args)
+
+
+def test_a_teacher_that_nothing_says_was_trained_without_last_steps(world, capsys, lori_args, teacher):
+    (Path(teacher) / "reasoner.json").rename(world.folder / "reasoner.json")
+    try:
+        flags = ["--data.template.drop_last_step", "true", "--data.source.min_steps", "2"]
+        fails(world, capsys, "nothing says that the teacher", "drop_last_step", method="LoRi", flags=flags, **lori_args)
+    finally:
+        (world.folder / "reasoner.json").rename(Path(teacher) / "reasoner.json")
 
 
 def test_predictions_are_not_overwritten(world, capsys, monkeypatch):

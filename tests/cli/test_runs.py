@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from config_files import CONFIGS
 from conftest import BACKBONE, BASE
 
 from lori_pl import LatentReasoner
@@ -21,6 +23,7 @@ from lori_pl.callbacks.throughput import Throughput
 from lori_pl.cli import main
 from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi, Method, NoCoT, Pause
+from lori_pl.models.teacher import FrozenTeacher
 from lori_pl.sweep.child import PROGRESS
 
 
@@ -199,6 +202,30 @@ def test_the_steps_behind_the_last_interval_are_validated_and_saved(world, end):
         flags += ["--trainer.check_val_every_n_epoch", "null"]
     assert world.fit("ExplicitCoT", "run", *flags, *end, backbone=BACKBONE) == 0
     assert checkpoint(world.folder / "run")["global_step"] == (5 if "5" in end else 64 // 8)
+
+
+def test_a_students_folder_is_enough_for_a_test(world, lori_args, teacher, tmp_path):
+    """Neither the teacher nor a model config: the folder brings weights, tokenizer and template."""
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    assert world.fit("LoRi", "run", **(lori_args | {"teacher": {"name": str(copy)}})) == 0
+    shutil.rmtree(copy)
+    flags = ["--ckpt_path", str(world.folder / "run" / "student"), "--trainer.default_root_dir", str(tmp_path / "test")]
+    base = world.config("base", BASE)
+    assert main(["test", "--config", base, "--config", str(CONFIGS / "method/lori.yaml"), *flags]) == 0
+    both = [read_outcomes(folder / "correct.npz") for folder in (world.folder / "run", tmp_path / "test")]
+    assert both[0].ids == both[1].ids
+    assert (both[0].bits["lori", 0] == both[1].bits["lori", 0]).all()
+
+
+def test_export_and_test_load_no_teacher(world, lori_args, monkeypatch):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    monkeypatch.setattr(FrozenTeacher, "__init__", lambda *_: pytest.fail("a teacher was loaded"))
+    flags = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]
+    assert world.run("test", *flags, method="LoRi", root="test", **lori_args) == 0
+    flags += ["--folder", str(world.folder / "exported")]
+    assert world.run("export", *flags, method="LoRi", **lori_args) == 0
+    assert LatentReasoner.from_pretrained(world.folder / "exported").thought.latents == 3
 
 
 def test_the_number_of_latents_can_be_chosen_for_a_test(world, lori_args, capsys):

@@ -134,7 +134,9 @@ def test_limits_names_and_counts():
 
 
 def test_several_test_sets_by_name():
-    module = data(test_sources={"short": Synthetic(test=4, max_steps=3), "long": Synthetic(test=5, min_steps=7)})
+    module = data(
+        test_sources={"short": Synthetic(test=4, max_steps=3), "long": Synthetic(test=5, min_steps=7, max_steps=7)}
+    )
     assert {name: len(split.problems) for name, split in module.tests.items()} == {"short": 4, "long": 5}
     assert [len(flat(loader)) for loader in module.test_dataloader()] == [4, 5]
     assert [{len(problem.steps) for problem in split.problems} for split in module.tests.values()] == [{3}, {7}]

@@ -39,7 +39,7 @@ def test_bad_row(tmp_path, row, words):
     good = json.dumps(JANET)
     file = tmp_path / "test.jsonl"
     file.write_text(f"{good}\n\n{row}\n{good}\n", encoding="utf-8")
-    message = error(lambda: GSM8K(str(tmp_path)).load("test"), file, "line 3", "set on_bad_row to skip", *words)
+    message = error(lambda: GSM8K(str(tmp_path)).load("test"), file, "line 3", "--data.on_bad_row skip", *words)
     assert len(message) < 500
     loaded = GSM8K(str(tmp_path), on_bad_row="skip").load("test")
     assert loaded.bad_rows == 1

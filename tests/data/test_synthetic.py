@@ -54,7 +54,9 @@ def skeleton(problem):
     limit=st.integers(9, 99),
 )
 def test_every_step_is_right_chained_and_in_range(seed, operators, limit):
-    for problem in synthetic_problems(20, seed, operators=operators, limit=limit, min_steps=1, max_steps=7):
+    for problem in synthetic_problems(
+        20, seed, operators=operators, limit=limit, min_steps=1, max_steps=7, alternate=False
+    ):
         start, chain = skeleton(problem)
         value = start
         assert len(problem.steps) == len(chain)
@@ -161,10 +163,11 @@ def plain_stream(seed, split, world):
     [
         {},
         {"operators": "+-*/", "min_steps": 3, "max_steps": 6, "limit": 30, "largest_operand": 9},
-        {"operators": "++-", "min_steps": 1, "max_steps": 1, "limit": 5, "distractors": 2},
+        {"operators": "++-", "min_steps": 1, "max_steps": 1, "limit": 5, "distractors": 2, "alternate": False},
         {"operators": "+-*/", "alternate": True, "limit": 30, "largest_start": 20, "largest_factor": 3},
         {"operators": "|*+", "alternate": True, "limit": 20, "largest_operand": 5, "dated": True},
-        {"operators": "/*-+", "limit": 99, "largest_operand": 99, "largest_factor": 99},
+        {"operators": "/*-+", "limit": 99, "largest_operand": 99, "largest_factor": 99, "alternate": False},
+        {"operators": "+-*", "limit": 99, "largest_operand": 99, "largest_start": None, "dated": False},
     ],
 )
 def test_the_problems_of_a_seed_stay_the_same(world, split):
@@ -239,11 +242,19 @@ def extremes(**world):
 
 @pytest.mark.parametrize("alternate", [False, True])
 def test_starts_operands_and_factors_fill_their_ranges(alternate):
-    common = {"alternate": alternate, "largest_operand": 6, "largest_factor": 3, "smallest_mark": 4, "largest_mark": 8}
+    common = {
+        "alternate": alternate,
+        "limit": 49,
+        "largest_start": None,
+        "largest_operand": 6,
+        "largest_factor": 3,
+        "smallest_mark": 4,
+        "largest_mark": 8,
+    }
     ranges = {"+-": (1, 6), "*/": (2, 3), "|": (4, 8)}
-    assert extremes(**common, largest_start=12) == {"start": (2, 12), **ranges}
+    assert extremes(**common | {"largest_start": 12}) == {"start": (2, 12), **ranges}
     assert extremes(**common) == {"start": (2, 6), **ranges}
-    assert extremes(**common, largest_start=50, limit=9)["start"] == (2, 9)
+    assert extremes(**common | {"largest_start": 50, "limit": 9})["start"] == (2, 9)
 
 
 def test_load_problems_by_name_and_split():
@@ -290,7 +301,7 @@ def test_a_world_out_of_range_is_one_line_that_names_the_field(field, world):
 
 def test_a_world_whose_chains_all_get_stuck_is_one_error():
     with pytest.raises(LoriError, match=r"no chain of 7 steps .* higher limit"):
-        synthetic_problems(1, 0, operators="*", limit=10, min_steps=7, max_steps=7)
+        synthetic_problems(1, 0, operators="*", limit=10, min_steps=7, max_steps=7, alternate=False)
 
 
 def test_dated_sentences_name_their_months_in_order():

@@ -24,14 +24,15 @@ class LoadedSplit:
     Args:
         problems: In the order of the files.
         bad_rows: Malformed rows that were skipped.
-        missing_rationale: Problems of the split without a rationale; in training dropped or given their
-            natural-language steps, in evaluation kept as they are.
+        missing_rationale: Problems of the split without a rationale.
+        dropped: How many of these were left out; the others are kept as they are, or have their natural-language steps.
         files: The files read; empty where the source needs none.
     """
 
     problems: list[Problem]
     bad_rows: int = 0
     missing_rationale: int = 0
+    dropped: int = 0
     files: list[Path] = field(default_factory=list)
 
 
@@ -54,6 +55,9 @@ class Source(abc.ABC):
     """Where problems come from. A source that is read row by row extends `RowSource` instead."""
 
     name: ClassVar[str]
+
+    needs_rationale: bool = True
+    """Whether training problems need a rationale; the data module says so by its method."""
 
     @abc.abstractmethod
     def load(self, split: Split) -> LoadedSplit:
@@ -79,7 +83,8 @@ class RowSource(Source):
         path: The folder that holds the files.
         on_bad_row: A malformed row is an `error`, or `skip` counts and leaves it out.
         on_missing_rationale: A training problem without a rationale: `drop` it (and count it), take its
-            `natural`-language steps, or `error`. Evaluation never needs a rationale.
+            `natural`-language steps, or `error`. Evaluation never needs a rationale, nor does a method that learns
+            from answers alone.
     """
 
     file_names: Mapping[Split, Sequence[str]] = {}
@@ -191,7 +196,7 @@ class RowSource(Source):
         """
         tables = self.tables(split)
         problems: list[Problem] = []
-        bad_rows = missing_rationale = 0
+        bad_rows = missing_rationale = dropped = 0
         for table in tables:
             for row in table.rows:
                 problem = self._parse(row, table)
@@ -202,8 +207,9 @@ class RowSource(Source):
                     continue
                 if not problem.steps:
                     missing_rationale += 1
-                    if split == "train":
+                    if split == "train" and self.needs_rationale:
                         if self.on_missing_rationale == "drop":
+                            dropped += 1
                             continue
                         problem = replace(problem, steps=self._natural_steps(row, table))
                 problems.append(problem)
@@ -213,7 +219,7 @@ class RowSource(Source):
                 f"{bad_rows} malformed rows skipped, {missing_rationale} problems without a rationale); "
                 "check the files and the options"
             )
-        return LoadedSplit(problems, bad_rows, missing_rationale, [Path(table.where) for table in tables])
+        return LoadedSplit(problems, bad_rows, missing_rationale, dropped, [Path(table.where) for table in tables])
 
     def _table(self, file: Path) -> Table:
         inside = self.path in file.parents
@@ -229,7 +235,8 @@ class RowSource(Source):
             if self.on_bad_row == "skip":
                 return None
             raise LoriError(
-                f"{table.where}, {row.place}, {one_line(fault)}; correct the row or set on_bad_row to skip"
+                f"{table.where}, {row.place}, {one_line(fault)}; correct the row, or leave such rows out "
+                "(--data.on_bad_row skip)"
             ) from None
 
     def _natural_steps(self, row: Row, table: Table) -> list[str]:

@@ -106,7 +106,7 @@ class Hub(RowSource):
             LoriError: The split cannot be loaded or is empty, or a row is malformed.
         """
         loaded = super().load(split)
-        return LoadedSplit(loaded.problems, loaded.bad_rows, loaded.missing_rationale)
+        return LoadedSplit(loaded.problems, loaded.bad_rows, loaded.missing_rationale, loaded.dropped)
 
     def read(self, file: str | Path) -> list[Problem]:
         """Refuses: a data set is read by split.

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from lori_pl.data.problem import Problem
 from lori_pl.data.sources.base import LoadedSplit, Source, Split
-from lori_pl.data.synthetic import synthetic_problems
+from lori_pl.data.synthetic import World, synthetic_problems
 from lori_pl.errors import LoriError
 
 
@@ -39,22 +39,22 @@ class Synthetic(Source):
 
     def __init__(
         self,
-        train: int = 100_000,
+        train: int = 80_000,
         validation: int = 1024,
         test: int = 4096,
         seed: int = 0,
-        min_steps: int = 3,
-        max_steps: int = 7,
-        operators: str = "+-*/",
-        limit: int = 49,
-        largest_operand: int = 49,
-        largest_factor: int = 5,
-        largest_start: int | None = None,
-        smallest_mark: int = 7,
-        largest_mark: int = 11,
-        alternate: bool = False,
-        dated: bool = False,
-        distractors: int = 0,
+        min_steps: int = World.min_steps,
+        max_steps: int = World.max_steps,
+        operators: str = World.operators,
+        limit: int = World.limit,
+        largest_operand: int = World.largest_operand,
+        largest_factor: int = World.largest_factor,
+        largest_start: int | None = World.largest_start,
+        smallest_mark: int = World.smallest_mark,
+        largest_mark: int = World.largest_mark,
+        alternate: bool = World.alternate,
+        dated: bool = World.dated,
+        distractors: int = World.distractors,
     ) -> None:
         self.sizes = {"train": train, "validation": validation, "test": test}
         self.seed = seed

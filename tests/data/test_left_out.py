@@ -1,0 +1,83 @@
+"""What the data module leaves out, and what it says of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.sources import GSM8K, JSONL, Synthetic
+from lori_pl.data.template import Template
+from lori_pl.errors import LoriError
+
+NONE = {"malformed rows": 0, "without rationale": 0, "too long": 0}
+
+
+def jsonl(folder, *rows):
+    for name in ("train", "validation", "test"):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+def counts(source, **options):
+    module = PairedDataModule(source, **options)
+    module.setup("fit")
+    split = module.splits["train"]
+    return len(split.problems), split.counts
+
+
+BARE = {"question": "Ann has 4 apples .", "answer": "4"}
+WHOLE = {"question": "Ann has 4 apples . She buys 3 .", "rationale": "<<4+3=7>>", "answer": "7"}
+TWO = {"question": "Ann has 4 . She buys 3 . She buys 1 .", "rationale": "<<4+3=7>> <<7+1=8>>", "answer": "8"}
+
+
+def test_a_problem_without_a_rationale_is_left_out_where_training_needs_one(tmp_path):
+    folder = str(jsonl(tmp_path, BARE, WHOLE, BARE))
+    assert counts(JSONL(folder)) == (1, NONE | {"without rationale": 2})
+    with pytest.raises(LoriError, match=r"train\.jsonl, line 1: no rationale"):
+        counts(JSONL(folder, on_missing_rationale="error"))
+
+
+@pytest.mark.parametrize("on_missing", ["drop", "error"])
+def test_answers_alone_are_enough_for_a_method_that_needs_no_rationale(tmp_path, on_missing):
+    source = JSONL(str(jsonl(tmp_path, BARE, WHOLE, BARE)), on_missing_rationale=on_missing)
+    assert counts(source, needs_rationale=False) == (3, NONE)
+
+
+def test_a_problem_with_its_natural_steps_is_not_left_out(tmp_path):
+    rows = [{"question": "a", "answer": "We add . #### 4"}, {"question": "b", "answer": "So <<1+1=2>>2 . #### 2"}]
+    jsonl(tmp_path, *rows)
+    # the source takes its validation problems from the training file by a hash, and these are none of them
+    source = GSM8K(str(tmp_path), on_missing_rationale="natural")
+    module = PairedDataModule(source)
+    split = module.prepare(source, "train")
+    assert (len(split.problems), split.counts) == (2, NONE)
+    source = GSM8K(str(tmp_path))
+    assert PairedDataModule(source).prepare(source, "train").counts == NONE | {"without rationale": 1}
+
+
+def test_malformed_rows_are_counted_in_every_source(tmp_path):
+    folder = str(jsonl(tmp_path, WHOLE, {"question": 3}, WHOLE))
+    with pytest.raises(LoriError, match=r"train\.jsonl, line 2, .*--data\.on_bad_row skip"):
+        counts(JSONL(folder))
+    module = PairedDataModule(JSONL(folder), test_sources={"own": JSONL(folder)}, on_bad_row="skip")
+    module.setup("fit")
+    for split in (*module.splits.values(), module.tests["own"]):
+        assert (len(split.problems), split.counts) == (2, NONE | {"malformed rows": 1})
+
+
+def test_a_rationale_of_one_step_is_none_without_its_last_step(tmp_path):
+    source = JSONL(str(jsonl(tmp_path, WHOLE, TWO)))
+    assert counts(source) == (2, NONE)
+    assert counts(source, template=Template(drop_last_step=True)) == (1, NONE | {"without rationale": 1})
+
+
+def test_every_question_of_a_file_is_answered(tmp_path):
+    """Limits of training and evaluation are not those of who asks."""
+    file = tmp_path / "questions.txt"
+    file.write_text("Ann has 4 apples . How many are there ?\n" * 9 + "Ann has 4 . " * 30 + "\n")
+    module = PairedDataModule(Synthetic(), test_problems=3, max_length=40, predict_file=str(file))
+    module.setup("predict")
+    assert len(module.splits["predict"].problems) == 10
+    assert sum(len(batch.index) for batch in module.predict_dataloader()) == 10
