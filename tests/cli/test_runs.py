@@ -6,14 +6,13 @@ import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BACKBONE, BASE
+from conftest import BACKBONE, BASE, assert_same, checkpoint
 
 from lori_pl import LatentReasoner
 from lori_pl.alignment import AnchorAlignment
@@ -22,10 +21,6 @@ from lori_pl.cli import main
 from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi, Method, NoCoT, Pause
 from lori_pl.sweep.child import PROGRESS
-
-
-def checkpoint(folder: Path, name: str = "last.ckpt") -> dict:
-    return torch.load(folder / "checkpoints" / name, weights_only=True)
 
 
 def weights_after(hook: str, method: type[Method], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
@@ -39,12 +34,6 @@ def weights_after(hook: str, method: type[Method], monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(method, hook, look)
     return seen
-
-
-def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == two.keys()
-    for key, value in one.items():
-        assert torch.equal(value, two[key]), key
 
 
 def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, lori_args, capsys):
