@@ -231,6 +231,21 @@ def test_the_saved_config_repeats_the_run(world, lori_args):
     assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("first", "second")))
 
 
+def test_the_printed_config_repeats_the_run(world, lori_args, capsys):
+    arguments = lori_args | {"backbone": {"lora": {"rank": 2, "targets": ["q_proj"]}}, "weights": {"mean": 0.1}}
+    arguments["max_new_tokens"] = "${data.batch_size}"
+    flags = ["--model.optimizer.class_path=torch.optim.AdamW", "--model.optimizer.init_args.lr=0.01"]
+    flags += ["--seed_everything=3", "--data.val_problems=null", "--model.schedule.warmup=0.5"]
+    assert world.fit("LoRi", "first", *flags, **arguments) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        world.run("fit", *flags, "--print_config", method="LoRi", **arguments)
+    file = world.folder / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert main(["fit", "--config", str(file), "--trainer.default_root_dir", str(world.folder / "second")]) == 0
+    assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("first", "second")))
+
+
 def test_eight_alone_accumulated_equal_a_batch_of_eight(world):
     flags = ["--trainer.max_steps", "2", "--data.bucket_by_length", "false", "--test_after_fit", "false"]
     flags += ["--trainer.val_check_interval", "1.0", "--trainer.gradient_clip_val", "null"]
