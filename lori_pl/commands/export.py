@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lori_pl.commands.lightning import parse, take_option
+from lori_pl.commands.lightning import OwnOptions, parse
 from lori_pl.errors import LoriError
 from lori_pl.methods.checkpoints import read_checkpoint
 from lori_pl.models.saving import save_reasoner
@@ -13,33 +13,38 @@ from lori_pl.models.saving import save_reasoner
 def main(arguments: list[str]) -> int:
     """Makes a student's folder from a checkpoint and the config of its run.
 
-    ``python -m lori_pl export --config runs/NAME/config.yaml --ckpt_path runs/NAME/checkpoints/best.ckpt --folder OUT``
-
     Args:
-        arguments: ``--ckpt_path``, ``--folder``, ``--apart`` (keep LoRA adapters apart), and what ``fit`` takes.
+        arguments: ``--ckpt_path``, ``--folder``, ``--apart``, and what ``fit`` takes.
 
     Raises:
         LoriError: If the checkpoint is missing, damaged or of another method, or the folder exists.
     """
-    arguments, checkpoint = take_option(arguments, "--ckpt_path")
-    arguments, folder = take_option(arguments, "--folder")
-    apart = "--apart" in arguments
-    arguments = [argument for argument in arguments if argument != "--apart"]
-    if "-h" in arguments or "--help" in arguments or checkpoint is None or folder is None:
-        print((main.__doc__ or "").split("Args:")[0].strip())
-        if "-h" in arguments or "--help" in arguments:
-            return 0
-        raise LoriError("export needs --ckpt_path FILE and --folder OUT, and the run's --config")
-    if Path(folder).exists():
+    options, rest = _parser().parse_known_args(arguments)
+    folder = Path(options.folder)
+    if folder.exists():
         raise LoriError(f"{folder} exists already; remove it or give another --folder")
-    if not Path(checkpoint).is_file():
-        raise LoriError(f"--ckpt_path {checkpoint}: no such file")
-    model = parse(["fit", *arguments], run=False).model
+    if not Path(options.ckpt_path).is_file():
+        raise LoriError(f"--ckpt_path {options.ckpt_path}: no such file")
+    model = parse(["fit", *rest], run=False).model
     model.teacher_is_wanted = False
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(options.ckpt_path)
     model.on_load_checkpoint(saved)
     model.configure_model()
     model.load_state_dict(saved["state_dict"])
-    save_reasoner(model.student.eval(), Path(folder), merge=not apart, base=model.backbone if apart else None)
+    save_reasoner(model.student.eval(), folder, merge=not options.apart, base=model.backbone)
     print(f"student: {folder}")
     return 0
+
+
+def _parser() -> OwnOptions:
+    parser = OwnOptions(
+        "export",
+        "Make a student's folder from a checkpoint and the config of its run: --config runs/NAME/config.yaml, which "
+        "the run has left, or the files and flags that it was started with.",
+    )
+    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="the checkpoint")
+    parser.add_argument("--folder", required=True, metavar="OUT", help="the folder to make; must not exist")
+    parser.add_argument(
+        "--apart", action="store_true", help="keep LoRA adapters apart from their base model, which is then only named"
+    )
+    return parser

@@ -7,11 +7,11 @@ import logging
 import os
 import sys
 import time
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
@@ -340,27 +340,17 @@ def parse(arguments: list[str], run: bool) -> LoriCLI:
         )
 
 
-def take_option(arguments: list[str], name: str) -> tuple[list[str], str | None]:
-    """Takes an option that LightningCLI does not know, with its value, out of the arguments.
+class OwnOptions(ArgumentParser):
+    """Parses the options that a command has besides those of ``fit``, which ``parse_known_args`` leaves over."""
 
-    Returns:
-        The other arguments, and the value; ``None`` where the option is not given.
+    def __init__(self, command: str, description: str) -> None:
+        epilog = "All other options are those of fit; `python -m lori_pl fit --help` lists them."
+        usage = f"python -m lori_pl {command} [options] [what fit takes]"
+        super().__init__(prog=command, usage=usage, description=description, epilog=epilog, allow_abbrev=False)
 
-    Raises:
-        LoriError: If it has no value.
-    """
-    rest, value, i = [], None, 0
-    while i < len(arguments):
-        if arguments[i] == name:
-            if i + 1 == len(arguments):
-                raise LoriError(f"{name} needs a value behind it")
-            value, i = arguments[i + 1], i + 2
-        elif arguments[i].startswith(f"{name}="):
-            value, i = arguments[i].partition("=")[2], i + 1
-        else:
-            rest.append(arguments[i])
-            i += 1
-    return rest, value
+    def error(self, message: str) -> NoReturn:
+        """Raises what the command line shows as one line."""
+        raise LoriError(f"{message}; see `python -m lori_pl {self.prog} --help`")
 
 
 def run(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lori_pl.commands.lightning import parse, take_option
+from lori_pl.commands.lightning import OwnOptions, parse
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch, paired_batch
 from lori_pl.errors import LoriError
@@ -18,20 +18,15 @@ BINS = 10
 def main(arguments: list[str]) -> int:
     """Shows one training pair with its tokens, masks and anchor, the lengths, and what was dropped.
 
-    ``python -m lori_pl preview --config ... [--row N]``; takes what ``fit`` takes. No model is loaded.
-
     Args:
-        arguments: The command line.
+        arguments: ``--row``, and what ``fit`` takes.
 
     Raises:
         LoriError: If the data is bad, or there is no such row.
     """
-    arguments, number = take_option(arguments, "--row")
-    try:
-        row = int(number or 0)
-    except ValueError:
-        raise LoriError(f"--row {number}: give a number, e.g. --row 3") from None
-    cli = parse(["fit", *arguments], run=False)
+    options, rest = _parser().parse_known_args(arguments)
+    row: int = options.row
+    cli = parse(["fit", *rest], run=False)
     data: PairedDataModule = cli.datamodule
     data.setup("fit")
     split = data.splits["train"]
@@ -42,6 +37,16 @@ def main(arguments: list[str]) -> int:
     for each in (*data.splits.values(), *data.tests.values()):
         show_lengths(console, each)
     return 0
+
+
+def _parser() -> OwnOptions:
+    parser = OwnOptions(
+        "preview",
+        "Show one training pair with its tokens, masks and anchor, the lengths, and what was dropped. Nothing is "
+        "trained, and no model is loaded.",
+    )
+    parser.add_argument("--row", type=int, default=0, metavar="N", help="the training pair, from 0 (default: 0)")
+    return parser
 
 
 def show_pair(console: Console, data: PairedDataModule, split: PreparedSplit, row: int, latents: int) -> None:

@@ -17,12 +17,21 @@ from lori_pl.sweep.specification import load_specification
 
 RECIPE = Path("experiments/quickstart.yaml")
 STUDENT = "student"
+USAGE = f"""usage: python -m lori_pl quickstart [-h] [FILE]
+
+Train No-CoT, latents alone and LoRi from the shipped teacher, compare them, and keep LoRi's student in the sweep's
+folder. Started again, it goes on where it stopped: a finished part is not done again.
+
+positional arguments:
+  FILE        a sweep file of the same kind (default: {RECIPE})
+
+options:
+  -h, --help  show this help message and exit
+"""
 
 
 def main(arguments: list[str]) -> int:
     """Trains No-CoT, latent-only and LoRi from the shipped teacher, compares them, and keeps LoRi's student.
-
-    ``python -m lori_pl quickstart [FILE]``; a finished part is not done again.
 
     Args:
         arguments: A sweep file of the same kind; by default ``experiments/quickstart.yaml``.
@@ -31,7 +40,7 @@ def main(arguments: list[str]) -> int:
         LoriError: If the file is missing, or a run failed.
     """
     if arguments and arguments[0] in ("-h", "--help"):
-        print((main.__doc__ or "").split("Args:")[0].strip())
+        print(USAGE)
         return 0
     recipe = Path(arguments[0]) if arguments else RECIPE
     if not recipe.is_file():

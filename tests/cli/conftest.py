@@ -1,4 +1,4 @@
-"""A tiny world, runs through the real command line in process, and its parser alone."""
+"""A tiny world, runs through the real command line in process and their checkpoints, and its parser alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from config_files import CONFIGS, EXPLICIT, TINY, Parse
 from jsonargparse import Namespace
@@ -48,6 +49,16 @@ LORI_TERMS: dict[str, Any] = {
     "latents": 3,
     "statistics_problems": 16,
 }
+
+
+def checkpoint(folder: Path, name: str = "last.ckpt") -> dict:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.equal(value, two[key]), key
 
 
 class ParsingOnly(LoriCLI):

@@ -239,8 +239,8 @@ def test_weights_that_are_no_numbers_are_not_saved():
 
 
 def test_row_of_a_preview(world, capsys):
-    fails(world, capsys, "--row first: give a number", command="preview", flags=["--row=first"], backbone=BACKBONE)
-    fails(world, capsys, "--row needs a value", command="preview", flags=["--row"], backbone=BACKBONE)
+    fails(world, capsys, "--row: invalid int value", command="preview", flags=["--row=first"], backbone=BACKBONE)
+    fails(world, capsys, "--row: expected one argument", command="preview", flags=["--row"], backbone=BACKBONE)
     fails(world, capsys, "has rows 0 to 63", command="preview", flags=["--row=64"], backbone=BACKBONE)
 
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from conftest import ParsingOnly
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
-from lori_pl.cli import own_commands
+from lori_pl.cli import main, own_commands
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.sources import SOURCES
 from lori_pl.data.template import Template
@@ -103,6 +104,23 @@ def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
     files = ["--config", "configs/method/lori.yaml", "--config", "configs/model/tiny.yaml"]
     with pytest.raises(LoriError), lightning_commands.one_line_errors():
         parser.parse_args(["fit", *files, "--model.alignment.rank_hiden", "8"])
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("export", ["--ckpt_path FILE ", "--folder OUT ", "--apart ", "lori_pl fit --help"]),
+        ("preview", ["--row N ", "lori_pl fit --help"]),
+        ("quickstart", ["[-h] [FILE]", "experiments/quickstart.yaml"]),
+        ("sweep", ["[--dry_run]", "--only N ", "--retry_failed ", "--override FIELD=VALUE "]),
+    ],
+)
+def test_help_lists_the_options(command, parts, capsys):
+    with suppress(SystemExit):  # as argparse ends it
+        assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: ")
+    assert [part for part in parts if part not in " ".join(shown.split())] == []
 
 
 def test_make_targets_exist():

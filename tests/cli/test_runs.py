@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import torch
 import yaml
 from config_files import CONFIGS
-from conftest import BACKBONE, BASE
+from conftest import BACKBONE, BASE, assert_same, checkpoint
 
 from lori_pl import LatentReasoner
 from lori_pl.alignment import AnchorAlignment
@@ -25,10 +24,6 @@ from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi, Method, NoCoT, Pause
 from lori_pl.models.teacher import FrozenTeacher
 from lori_pl.sweep.child import PROGRESS
-
-
-def checkpoint(folder: Path, name: str = "last.ckpt") -> dict:
-    return torch.load(folder / "checkpoints" / name, weights_only=True)
 
 
 def weights_after(hook: str, method: type[Method], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
@@ -42,12 +37,6 @@ def weights_after(hook: str, method: type[Method], monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(method, hook, look)
     return seen
-
-
-def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == two.keys()
-    for key, value in one.items():
-        assert torch.equal(value, two[key]), key
 
 
 def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, lori_args, capsys):
@@ -266,6 +255,21 @@ def test_the_saved_config_repeats_the_run(world, lori_args):
     saved = world.folder / "first" / "config.yaml"
     assert yaml.safe_load(saved.read_text())["data"]["val_problems"] is None
     assert main(["fit", "--config", str(saved), "--trainer.default_root_dir", str(world.folder / "second")]) == 0
+    assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("first", "second")))
+
+
+def test_the_printed_config_repeats_the_run(world, lori_args, capsys):
+    arguments = lori_args | {"backbone": {"lora": {"rank": 2, "targets": ["q_proj"]}}, "weights": {"mean": 0.1}}
+    arguments["max_new_tokens"] = "${data.batch_size}"
+    flags = ["--model.optimizer.class_path=torch.optim.AdamW", "--model.optimizer.init_args.lr=0.01"]
+    flags += ["--seed_everything=3", "--data.val_problems=null", "--model.schedule.warmup=0.5"]
+    assert world.fit("LoRi", "first", *flags, **arguments) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        world.run("fit", *flags, "--print_config", method="LoRi", **arguments)
+    file = world.folder / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert main(["fit", "--config", str(file), "--trainer.default_root_dir", str(world.folder / "second")]) == 0
     assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("first", "second")))
 
 

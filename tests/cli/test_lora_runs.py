@@ -1,0 +1,80 @@
+"""The README's path for a real model: LoRi with LoRA and trained marker rows, from a teacher's folder to an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import LORI_TERMS, World, assert_same, checkpoint
+
+import lori_pl
+from lori_pl import LatentReasoner
+from lori_pl.cli import main
+from lori_pl.data.synthetic import synthetic_problems
+from lori_pl.evaluation.records import read_outcomes
+
+FLAGS = ["--trainer.val_check_interval=3", "--model.schedule.decay=none", "--model.schedule.warmup=0"]
+FLAGS += ["--model.optimizer.class_path=torch.optim.AdamW", "--model.optimizer.init_args.lr=0.003"]
+FLAGS += ["--model.max_new_tokens=4", "--data.source.test=64"]
+# the shipped teacher: a student of a barely trained one would answer every question alike
+ARGUMENTS: dict[str, Any] = {
+    "backbone": {"lora": {"rank": 2, "alpha": 4.0, "dropout": 0.3}},
+    "teacher": {"name": str(Path(lori_pl.__file__).parent / "assets" / "teacher")},
+    **LORI_TERMS,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A whole run in the folder ``run``."""
+    world = World(tmp_path_factory.mktemp("lora"))
+    assert world.fit("LoRi", "run", *FLAGS, "--trainer.max_steps=11", **ARGUMENTS) == 0
+    return world
+
+
+def test_adapters_projector_and_marker_rows_train_and_nothing_else_is_kept(trained):
+    state = checkpoint(trained.folder / "run")["state_dict"]
+    kinds = ("reasoner.lm", "reasoner.thought.", "reasoner.markers", "terms.")
+    assert {next(kind for kind in kinds if key.startswith(kind)) for key in state} == set(kinds)
+    adapters = {key: value for key, value in state.items() if key.startswith("reasoner.lm")}
+    assert all(".lora_" in key for key in adapters)
+    assert all(value.any() for value in adapters.values())  # B starts at zero
+    assert not torch.equal(*state["reasoner.markers"])  # both start from the mean of the teacher's rows
+
+
+def test_resumed_in_mid_epoch_equals_uninterrupted(trained):
+    short = [*FLAGS, "--test_after_fit=false"]
+    assert trained.fit("LoRi", "parts", *short, "--trainer.max_steps=6", **ARGUMENTS) == 0
+    assert checkpoint(trained.folder / "parts")["global_step"] == 6
+    assert trained.fit("LoRi", "parts", *short, "--trainer.max_steps=11", "--ckpt_path=last", **ARGUMENTS) == 0
+    whole, parts = (checkpoint(trained.folder / name) for name in ("run", "parts"))
+    assert whole["global_step"] == parts["global_step"] == 11
+    assert_same(whole["state_dict"], parts["state_dict"])
+
+
+def test_checkpoint_and_students_folder_answer_each_problem_alike(trained):
+    run = trained.folder / "run"
+    for name, path in (("ckpt", run / "checkpoints" / "best.ckpt"), ("folder", run / "student")):
+        flags = [*FLAGS, f"--ckpt_path={path}"]
+        assert trained.run("test", *flags, method="LoRi", root=name, **ARGUMENTS) == 0
+    first, *others = (read_outcomes(trained.folder / name / "correct.npz") for name in ("run", "ckpt", "folder"))
+    assert 0 < first.bits["lori", 0].mean() < 1
+    for other in others:
+        assert other.ids == first.ids
+        assert (other.bits["lori", 0] == first.bits["lori", 0]).all()
+
+
+@pytest.mark.parametrize("flags", [[], ["--apart"]], ids=["merged", "apart"])
+def test_an_exported_checkpoint_answers_as_the_student(trained, tmp_path, flags):
+    run, out = trained.folder / "run", tmp_path / "out"
+    command = ["export", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]
+    assert main([*command, "--folder", str(out), *flags]) == 0
+    assert (out / "model.safetensors").exists() == (not flags)
+    student, exported = (LatentReasoner.from_pretrained(folder) for folder in (run / "student", out))
+    assert (student.markers is None, exported.markers is None) == (True, not flags)
+    questions = [problem.question for problem in synthetic_problems(64, 1, "test", min_steps=1, max_steps=2)]
+    answers = student.answer(questions, max_new_tokens=4)
+    assert len({answer.output for answer in answers}) > 1
+    assert exported.answer(questions, max_new_tokens=4) == answers
