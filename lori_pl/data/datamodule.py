@@ -68,8 +68,8 @@ class PairedDataModule(pl.LightningDataModule):
         bucket_by_length: Batch problems of like length together (less padding), in an order fixed by the seed.
         seed: Seed of the training order.
         num_workers: Worker processes of a loader.
-        predict_file: Questions for ``predict``: JSON lines with ``question`` (``id`` and ``answer`` optional), or plain
-            text, one a line; without it ``predict`` answers the first test set.
+        predict_file: Questions for ``predict``: JSON, lines or a list (``question``, optional ``id`` and ``answer``),
+            or plain text, one a line; without it ``predict`` answers the first test set.
         tokenizer: The student's tokenizer; the command line takes it from ``model.backbone``.
         tokenizer_revision: Its revision on the hub.
         teacher_tokenizer: The teacher's, where it differs; the command line takes it from the model.
