@@ -126,9 +126,10 @@ class PairedDataModule(pl.LightningDataModule):
         self.needs_rationale = needs_rationale
         self.encoder = Encoder(load_tokenizer(tokenizer, markers, tokenizer_revision), self.template, markers)
         self.teacher_encoder = None
-        if teacher_tokenizer not in (None, tokenizer):
-            theirs = load_tokenizer(str(teacher_tokenizer), False, teacher_tokenizer_revision)
-            if not same_tokens(theirs, self.encoder.tokenizer):
+        named = (teacher_tokenizer, teacher_tokenizer_revision)
+        if teacher_tokenizer is not None and named != (tokenizer, tokenizer_revision):
+            theirs = load_tokenizer(teacher_tokenizer, False, teacher_tokenizer_revision)
+            if not same_tokens(theirs, self.encoder.tokenizer, self.template.chat):
                 self.teacher_encoder = Encoder(theirs, self.template, False)
         self.splits: dict[str, PreparedSplit] = {}
         self.tests: dict[str, PreparedSplit] = {}
