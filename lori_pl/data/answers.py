@@ -3,6 +3,11 @@
 Extraction (`extract_answer`): what follows the last answer mark, else the last number, else the whole text. Comparison
 (`same_answer`): numbers as exact fractions, anything else as text.
 
+A text that begins with its only number is that number, whatever follows: ``72km``, ``$18/day``, ``**18**``, ``18
+dollars every day at the market``. It stays a text where the words may change the value or make a statement of it: words
+of number and choice (``3 million``, ``18 or nineteen``), operators (``5 + yards``), a single letter (``5k``, ``2x``,
+``3D``), or a verb (``3 is a lempus``).
+
 What counts as a number: an optional sign, an optional currency sign, digits with or without thousands commas, decimals,
 an exponent (``1e3``), a denominator (``1/2``), a per cent sign. Numbers beyond `MAX_DIGITS` digits or an exponent
 beyond `MAX_EXPONENT` are compared as text, so that ``1e999999999`` costs nothing.
@@ -38,10 +43,17 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _UNIT = re.compile(r"[^\W\d_][^\W\d_'./-]*(?:[ './-][^\W\d_]+){0,3}")
-_VALUE_WORD = re.compile(
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|hal(?:f|ves)|thirds?|quarters?|and|or|to|by|times|plus|minus|over|point|x)\b",
-    re.IGNORECASE,
+_NO_UNIT = re.compile(
+    r"""
+    \b(?:hundred|thousand|million|billion|trillion|[bmt]n|dozen|hal(?:f|ves)|thirds?|quarters?)\b
+    | \b(?:and|or|to|by|times|plus|minus|over|point|x)\b
+    | \b(?:am|are|be|can|did|do|does|had|has|have|is|was|were|will)(?:n['\u2019]t)?\b
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
+# a letter that may be a factor ("5k", "2x", "3D"), and operators
+_TERM = re.compile(r"^[^\W\d_](?![^\W\d_])|[=+*^<>\u00d7\u00f7\u00b1\u2212]| [-/] ")
+_EMPHASIS = re.compile(rf"^([-+\u2212{_CURRENCY}]*)([*_`]+)(.*?)(?:\2(?![0-9])|$)", re.DOTALL)
 _SPACED_DIGITS = re.compile(r"[0-9](?: [0-9])+")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 
@@ -56,9 +68,10 @@ class _Quantity(NamedTuple):
 def extract_answer(text: str, marks: Sequence[str] = (ANSWER_MARK,)) -> str:
     """Finds the answer in a solution.
 
-    After the last of the answer marks: the first line; if its first sentence is a number, that number (with its unit),
-    without commas, currency sign and closing period. Without any mark: the last number of the text, unless the text is
-    nothing but digits apart (``5 5 6 0``, reversed multiplication). Without any number: the text itself.
+    After the last of the answer marks: the first line; if its first sentence is a number, that number (with its unit,
+    if it is short), without commas, currency sign, emphasis and closing period. Without any mark: the last number of
+    the text, unless the text is nothing but digits apart (``5 5 6 0``, reversed multiplication). Without any number:
+    the text itself.
 
     Args:
         text: The solution, generated or gold.
@@ -72,7 +85,7 @@ def extract_answer(text: str, marks: Sequence[str] = (ANSWER_MARK,)) -> str:
         start, length = max(found)
         line = text[start + length :].strip().split("\n", 1)[0].strip()
         first_sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
-        return clean_answer(first_sentence if _quantity(first_sentence) else line)
+        return clean_answer(first_sentence if _leading(first_sentence) else line)
     if _SPACED_DIGITS.fullmatch(text.strip()):
         return text.strip()
     last = deque(_NUMBER.finditer(text), maxlen=1)
@@ -80,11 +93,12 @@ def extract_answer(text: str, marks: Sequence[str] = (ANSWER_MARK,)) -> str:
 
 
 def clean_answer(text: str) -> str:
-    """Strips commas, currency signs and the closing period from a text that is a number; leaves other texts as written.
+    """Strips what surrounds the number from a text that is a number; leaves other texts as written.
 
-    ``$1,080.`` becomes ``1080``, ``18 dollars.`` becomes ``18 dollars``, ``Tom is a lempus.`` stays.
+    ``$1,080.`` becomes ``1080``, ``18 dollars.`` becomes ``18 dollars``, ``**$18**/day`` becomes ``18``, ``Tom is a
+    lempus.`` stays.
     """
-    quantity = _quantity(text)
+    quantity = _leading(text)
     return text.strip() if quantity is None else quantity.text
 
 
@@ -113,7 +127,7 @@ def same_answer(a: str, b: str) -> bool:
     ``18``, but not ``18 apples``. Anything else is compared as text, without regard to case, white space and closing
     period; digits apart (``5 5 6 0``) are text.
     """
-    left, right = _quantity(a), _quantity(b)
+    left, right = _leading(a), _leading(b)
     if left is None or right is None:
         return _normalised(a) == _normalised(b)
     if left.unit and right.unit and left.unit.casefold() != right.unit.casefold():
@@ -139,13 +153,27 @@ def _quantity(text: str) -> _Quantity | None:
     unit = rest.strip()
     if unit and not (rest[0] == " " and _UNIT.fullmatch(unit)):
         return None
-    if _VALUE_WORD.search(unit):  # "3 and a half", "2 million"
+    if _NO_UNIT.search(unit):  # "3 and a half", "2 million", "3 is a lempus"
         return None
     value = _value(match)
     if value is None:
         return None
     number = _number_text(match)
     return _Quantity(value, match["percent"] is not None, unit, f"{number} {unit}" if unit else number)
+
+
+def _leading(text: str) -> _Quantity | None:
+    body = _EMPHASIS.sub(r"\1\3", text.strip()).strip()
+    if (quantity := _quantity(body)) is not None:
+        return quantity
+    match = _NUMBER.match(body)
+    if match is None:
+        return None
+    rest = body[match.end() :]
+    if _NO_UNIT.search(rest) or _TERM.search(rest) or any(map(str.isnumeric, rest)):
+        return None
+    value, number = _value(match), _number_text(match)
+    return None if value is None else _Quantity(value, match["percent"] is not None, "", number)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

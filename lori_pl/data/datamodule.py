@@ -71,8 +71,9 @@ class PairedDataModule(pl.LightningDataModule):
         bucket_by_length: Batch problems of like length together (less padding), in an order fixed by the seed.
         seed: Seed of the training order.
         num_workers: Worker processes of a loader.
-        predict_file: Questions for ``predict``: JSON lines with ``question`` (``id`` and ``answer`` optional), or plain
-            text, one a line, all of which are answered; without it ``predict`` answers the first test set.
+        predict_file: Questions for ``predict``, all of which are answered: JSON, lines or a list (``question``,
+            optional ``id`` and ``answer``), or plain text, one a line; without it ``predict`` answers the first test
+            set.
         tokenizer: The student's tokenizer; the command line takes it from ``model.backbone``.
         tokenizer_revision: Its revision on the hub.
         teacher_tokenizer: The teacher's, where it differs; the command line takes it from the model.
@@ -133,9 +134,10 @@ class PairedDataModule(pl.LightningDataModule):
                 each.on_bad_row = on_bad_row
         self.encoder = Encoder(load_tokenizer(tokenizer, markers, tokenizer_revision), self.template, markers)
         self.teacher_encoder = None
-        if teacher_tokenizer not in (None, tokenizer):
-            theirs = load_tokenizer(str(teacher_tokenizer), False, teacher_tokenizer_revision)
-            if not same_tokens(theirs, self.encoder.tokenizer):
+        named = (teacher_tokenizer, teacher_tokenizer_revision)
+        if teacher_tokenizer is not None and named != (tokenizer, tokenizer_revision):
+            theirs = load_tokenizer(teacher_tokenizer, False, teacher_tokenizer_revision)
+            if not same_tokens(theirs, self.encoder.tokenizer, self.template.chat):
                 self.teacher_encoder = Encoder(theirs, self.template, False)
         self.splits: dict[str, PreparedSplit] = {}
         self.tests: dict[str, PreparedSplit] = {}

@@ -71,6 +71,11 @@ class EncodedProblems:
         parts = self.questions.lengths + self.rationales.lengths + self.answers.lengths
         return np.asarray(parts + len(self.encoder.prompt))
 
+    def student_lengths(self, latents: int) -> np.ndarray:
+        """Positions of each student sequence: question, markers, latents, answer prompt and answer."""
+        fixed = len(self.encoder.bot) + latents + len(self.encoder.suffix)
+        return np.asarray(self.questions.lengths + self.answers.lengths + fixed)
+
 
 @dataclass
 class ExplicitBatch:

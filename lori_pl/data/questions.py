@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lori_pl.data.problem import Problem
-from lori_pl.errors import LoriError
+from lori_pl.data.sources.fields import BadRow, Row, answer_field, json_rows, text_field, text_rows
+from lori_pl.errors import LoriError, one_line
+
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
 def read_questions(path: Path) -> list[Problem]:
-    """Reads questions: JSON lines (``.jsonl``) with ``question``, optional ``id`` and ``answer``; or one a line.
+    """Reads questions: a JSON file (`JSON_SUFFIXES`, in any case), a record a line or one list; or text, one a line.
+
+    A record has a ``question`` and optionally an ``id`` and an ``answer``, read as the source `JSONL` reads it.
 
     Args:
         path: The file.
 
     Returns:
-        Problems without steps; the answer is empty where none is given, the id the line's number.
+        Problems without steps; the answer is empty where none is given, the id the number of the line or record.
 
     Raises:
-        LoriError: If the file is missing or empty, or a line has no question.
+        LoriError: If the file is missing, not UTF-8 or empty, or a record is malformed.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoriError(f"questions: cannot read {path} ({error}); give a UTF-8 text or JSON-lines file") from None
+    is_json = path.suffix.lower() in JSON_SUFFIXES
     problems = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            problems.append(Problem(str(number), line.strip(), [], ""))
-            continue
+    for row in json_rows(path) if is_json else text_rows(path):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LoriError(f"{path}, line {number}: not JSON ({error.msg}); write one object a line") from None
-        question = row.get("question") if isinstance(row, dict) else None
-        if not isinstance(question, str) or not question.strip():
-            raise LoriError(f"{path}, line {number}, field question: missing or empty; give the question as a string")
-        answer = "" if row.get("answer") is None else str(row["answer"])
-        problems.append(Problem(str(row.get("id", number)), question.strip(), [], answer))
+            problems.append(_problem(row) if is_json else Problem(str(row.position + 1), row.value.strip(), [], ""))
+        except BadRow as fault:
+            raise LoriError(f"{path}, {row.place}, {one_line(fault)}; correct the row") from None
     if not problems:
         raise LoriError(f"questions: {path} is empty; write one question a line")
     return problems
+
+
+def _problem(row: Row) -> Problem:
+    if isinstance(row.value, BadRow):
+        raise row.value
+    question = text_field(row.value, "question")
+    answer = "" if row.value.get("answer") in (None, "") else answer_field(row.value, "answer")
+    name = row.value.get("id")
+    return Problem(str(row.position + 1 if name is None else name), question, [], answer)

@@ -115,8 +115,14 @@ def cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     )
 
 
-def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers cut text alike: equal vocabularies apart from the markers, and equal rules."""
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, chat: bool = False) -> bool:
+    """Whether two tokenizers cut text alike: equal vocabularies apart from the markers, and equal rules.
+
+    Args:
+        one: A tokenizer.
+        other: Another.
+        chat: Whether they must also write a chat alike: equal chat templates, start and end tokens.
+    """
 
     def cut(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
         words = {w: i for w, i in tokenizer.get_vocab().items() if w not in (BEGIN_OF_THOUGHT, END_OF_THOUGHT)}
@@ -125,4 +131,7 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
         rules.append(backend.get("model", {}).get("merges"))
         return type(tokenizer).__name__ if not tokenizer.is_fast else "fast", words, rules
 
-    return cut(one) == cut(other)
+    def turns(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
+        return tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token
+
+    return cut(one) == cut(other) and (not chat or turns(one) == turns(other))

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 
 from lori_pl.data.answers import same_answer
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
@@ -25,6 +26,7 @@ from lori_pl.methods.checkpoints import check_made_by, check_template
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
+from lori_pl.models.generation import position_limit
 from lori_pl.models.reasoner import Answer, LatentReasoner, Reasoning
 from lori_pl.models.thought import LatentScale
 
@@ -154,6 +156,35 @@ class Method(pl.LightningModule):
         return {"thought": self.student.thought}
 
     # ---- training -------------------------------------------------------------------------------------------------
+
+    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
+        """What models read of a split, answers included: what it is, which model, and each problem's positions."""
+        latents = self.student.thought.latents
+        lengths = split.student.student_lengths(latents)
+        return [(f"question, {latents} latents, answer prompt and answer", self.student.lm, lengths)]
+
+    def on_fit_start(self) -> None:
+        """Makes sure that all sequences of training and validation fit the models that read them.
+
+        Raises:
+            LoriError: If one takes more positions than its model has.
+        """
+        faults = []
+        for name in ("train", "validation"):
+            split = self.data.splits[name]
+            # what data.max_length counts
+            counted = split.student.lengths() if name == "train" else split.student.questions.lengths
+            for what, lm, lengths in self.sequences(split):
+                limit = position_limit(lm)
+                if limit is not None and (beyond := lengths > limit).any():
+                    row = int(lengths.argmax())
+                    fault = f"{what} take {lengths[row]} positions, but the model has {limit}"
+                    shorter = int(counted[beyond].min()) - 1
+                    faults.append((shorter, f"{name} problem {split.problems[row].id}: {fault}"))
+        if faults:
+            raise LoriError(
+                f"{faults[0][1]}; lower --data.max_length to {min(faults)[0]} or take a model with more positions"
+            )
 
     def on_train_start(self) -> None:
         """Lets the flags of a resumed run win over the hyper-parameters that its checkpoint brought."""

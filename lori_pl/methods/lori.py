@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment, Signals, Term, TrajectoryShape
+from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
@@ -216,8 +219,19 @@ class LoRi(Method):
 
     # ---- statistics before training -------------------------------------------------------------------------------
 
+    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
+        """The student's, and the explicit ones that the teacher reads, and before training perhaps the student."""
+        found = super().sequences(split)
+        what = "question, rationale, answer prompt and answer"
+        if self.teacher is not None:
+            found.append((f"the teacher's {what}", self.teacher.lm, (split.teacher or split.student).lengths()))
+        if split.name == "train" and any(term.observes_student and not term.is_fitted for term in self.active_terms):
+            found.append((f"{what}, on which the student is measured,", self.student.lm, split.student.lengths()))
+        return found
+
     def on_fit_start(self) -> None:
         """Measures centre, scale and factors on training rationales, unless a checkpoint brought them."""
+        super().on_fit_start()
         fitting = [term for term in self.active_terms if not term.is_fitted]
         if not fitting:
             return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lori_pl.errors import LoriError
 
@@ -42,9 +43,9 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator | None
     return torch.multinomial(torch.softmax(relative / temperature, -1), 1, generator=generator)[:, 0]
 
 
-def position_limit(reasoner: LatentReasoner) -> int | None:
+def position_limit(lm: PreTrainedModel) -> int | None:
     """Number of positions that the model has, if it says."""
-    limit = getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if isinstance(limit, int) and limit > 0 else None
 
 
@@ -74,7 +75,7 @@ def generate(
         encoder.suffix if reasoner.reasoning != "words" else [], device=question.device, dtype=torch.long
     )
     limit = question_mask.new_full((batch,), max_new_tokens, dtype=torch.long)
-    if (positions := position_limit(reasoner)) is not None:
+    if (positions := position_limit(reasoner.lm)) is not None:
         lengths = question_mask.sum(1) + latents + len(prefix)
         # the last token generated is never read
         limit = limit.minimum(positions - lengths + 1)

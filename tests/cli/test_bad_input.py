@@ -16,6 +16,8 @@ from conftest import BACKBONE, SOURCE
 from lori_pl import LatentReasoner
 from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.cli import main
+from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods import ExplicitCoT
@@ -88,6 +90,21 @@ def test_too_long_problems(world, capsys):
     fails(world, capsys, "no problem left", "max_length", flags=["--data.max_length", "5"], backbone=BACKBONE)
     flags = ["--data.max_length", "12", "--data.on_too_long", "error"]
     fails(world, capsys, "more than data.max_length", "on_too_long to drop", flags=flags, backbone=BACKBONE)
+
+
+def test_more_positions_than_the_model_has(world, capsys, lori_args):
+    """Only what a method reads has to fit: Pause reads no rationale."""
+    data = PairedDataModule(Synthetic(**SOURCE["init_args"]))
+    data.setup("fit")
+    longest = int(data.splits["train"].student.lengths().max())
+    config = {"max_position_embeddings": longest - 1}
+    backbone = BACKBONE | {"config": BACKBONE["config"] | config}
+    numbers = f"take {longest} positions, but the model has {longest - 1}; lower --data.max_length to "
+    fails(world, capsys, rf"train problem \S+: question, rationale, .* {numbers}\d+ or", backbone=backbone)
+    teacher = {"teacher": lori_args["teacher"] | {"config": config}}
+    fails(world, capsys, f"the teacher's question, .* {numbers}", method="LoRi", **(lori_args | teacher))
+    fails(world, capsys, "question, 100 latents, .* the model has", method="Pause", latents=100, backbone=backbone)
+    assert world.fit("Pause", "fits", "--test_after_fit", "false", backbone=backbone) == 0
 
 
 def test_fewer_problems_than_a_batch(world, capsys):

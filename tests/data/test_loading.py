@@ -8,10 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from byte_tokenizer import byte_tokenizer
 
+from lori_pl.data import datamodule
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.loading import epoch_batches
 from lori_pl.data.sources import Synthetic
+from lori_pl.data.template import Template
+from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.errors import LoriError
 
 
@@ -182,6 +186,36 @@ def test_statistics_take_each_problem_once_on_two_processes():
         module.trainer = SimpleNamespace(world_size=2, global_rank=rank)
         seen += flat(module.statistics_dataloader(17))
     assert sorted(seen) == list(range(17))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_teacher_reads_its_own_chat_template(chat, monkeypatch):
+    tokenizers = {name: byte_tokenizer(chat=True, pad=True) for name in "ab"}
+    tokenizers["b"].chat_template = "[teacher]{{ messages[0]['content'] }}"
+    monkeypatch.setattr(datamodule, "load_tokenizer", lambda name, *_: tokenizers[name])
+    module = data(tokenizer="a", teacher_tokenizer="b", markers=False, template=Template(chat=chat))
+    batch = next(iter(module.val_dataloader()))
+    if not chat:  # then no tokenizer's template is read, and one encoding serves both
+        assert batch.teacher is batch.explicit
+        return
+    question = module.splits["validation"].problems[0].question
+    text = tokenizers["b"].decode(batch.teacher.ids[0])
+    assert text.startswith(f"[teacher]{question}")
+    assert tokenizers["a"].decode(batch.explicit.ids[0]).startswith(f"<s>[user]{question}")
+
+
+def test_revisions_of_one_tokenizer_are_compared(monkeypatch):
+    larger = synthetic_tokenizer()
+    larger.add_tokens(["zebra"])
+    revisions = {None: synthetic_tokenizer(), "old": synthetic_tokenizer(), "new": larger}
+    monkeypatch.setattr(datamodule, "load_tokenizer", lambda name, markers, revision: revisions[revision])
+
+    def of_teacher(revision):
+        options = {"tokenizer": "t", "teacher_tokenizer": "t", "teacher_tokenizer_revision": revision}
+        return PairedDataModule(**options, markers=False).teacher_encoder
+
+    assert of_teacher(None) is of_teacher("old") is None
+    assert of_teacher("new").tokenizer is larger
 
 
 @pytest.mark.parametrize("option", ["batch_size", "eval_batch_size", "max_length"])

@@ -343,3 +343,13 @@ def test_equal_vocabularies_with_other_merges_are_other_tokenizers():
     assert bpe(left).tokenize("abc") != bpe(right).tokenize("abc")
     assert same_tokens(bpe(left), bpe(left))
     assert not same_tokens(bpe(left), bpe(right))
+
+
+def test_in_a_chat_equal_vocabularies_with_other_turns_are_other_tokenizers():
+    one, other, ended = (byte_tokenizer(chat=True) for _ in range(3))
+    other.chat_template = one.chat_template.replace("[assistant]", "[model]")
+    ended.eos_token = "<pad>"
+    assert same_tokens(one, byte_tokenizer(chat=True), chat=True)
+    for different in (other, ended, BYTES):
+        assert same_tokens(one, different)
+        assert not same_tokens(one, different, chat=True)
