@@ -60,6 +60,11 @@ class AnchorAlignment(Term):
         self._projection: tuple[LowRankAlignment, ...] = ()  # in a tuple: not a sub-module, its keys stand once
         self._scale: TrajectoryScale | None = None
 
+    @property
+    def measured_with(self) -> dict[str, Any]:
+        """The space that the anchor states are compared in."""
+        return {"anchor_space": self.anchor_space}
+
     def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
         """Find the projection, check the shapes, and allocate; the order of the terms does not matter.
 

@@ -122,6 +122,12 @@ class LowRankAlignment(Term):
         self._is_prepared = False
         self._statistics: CoreStatistics | None = None
 
+    @property
+    def measured_with(self) -> dict[str, Any]:
+        """All but the weights and delta."""
+        names = ("rank_layers", "rank_hidden", "student_factors", "second_order", "core", "scope", "is_whitened")
+        return {name: getattr(self, name) for name in (*names, "layer_scale", "floor", "seed")}
+
     def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
         """Check shapes and ranks and allocate.
 

@@ -71,6 +71,11 @@ class Term(nn.Module, abc.ABC):
         """Whether `forward` may be called: the value of `fitted`, or no sweeps wanted; no device synchronisation."""
         return self._fitted_on_host or self.sweeps == 0
 
+    @property
+    def measured_with(self) -> dict[str, Any]:
+        """The arguments on which the buffers of a fitted term depend, as plain values; a resumed run must agree."""
+        return {}
+
     def mark_fitted(self) -> None:
         """Record that the last sweep has ended."""
         self.fitted.fill_(True)

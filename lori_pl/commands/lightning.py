@@ -240,7 +240,7 @@ class LoriCLI(LightningCLI):
         self.model.teacher_is_wanted = self.subcommand == "fit"
 
     def after_fit(self) -> None:
-        """Tests the best checkpoint, shows the table and exports the student."""
+        """Exports the student of the best checkpoint, tests it and shows the table."""
         if self.trainer.fast_dev_run or self.trainer.interrupted:
             return
         checkpoint = self.trainer.checkpoint_callback
@@ -253,10 +253,7 @@ class LoriCLI(LightningCLI):
         score = getattr(checkpoint, "best_model_score", None)
         if score is not None:
             progress["validation"] = round(float(score), 6)
-        if self.options["test_after_fit"]:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-            write_report(self.root, self.model, progress)
-        elif best is not None:
+        if best is not None:
             self.model.load_state_dict(read_checkpoint(best)["state_dict"])
         if self.trainer.is_global_zero:
             student = self.model.student.eval()
@@ -264,6 +261,9 @@ class LoriCLI(LightningCLI):
             replace_folder(self.root / STUDENT, lambda part: save_reasoner(student, part))
             log.info("student: %s", self.root / STUDENT)
             log.info("TensorBoard: tensorboard --logdir %s", self.root)
+        if self.options["test_after_fit"]:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            write_report(self.root, self.model, progress)
 
     def trainer_seconds(self) -> float:
         """Seconds of training, from the throughput callback."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import replace_folder
 from lori_pl.evaluation.report import SUMMARY, print_table, write_json
+from lori_pl.sweep.command import INTERRUPTED, signals_interrupt
 from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification
 
@@ -48,7 +49,11 @@ def main(arguments: list[str]) -> int:
             f"{recipe}: no such file; run the quickstart in the root of the repository, or name a sweep file"
         )
     sweep = Sweep(load_specification(recipe))
-    failed = sweep.run(retry_failed=True)
+    try:
+        with signals_interrupt():
+            failed = sweep.run(retry_failed=True)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     if failed:
         raise LoriError(f"{failed} runs failed; their log.txt lie under {sweep.output}")
     methods, folders = collect(sweep)
@@ -71,6 +76,8 @@ def collect(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Path]]:
     folders: dict[str, Path] = {}
     for cell in sweep.cells:
         folder = sweep.folder(cell)
+        if not (folder / SUMMARY).is_file():
+            raise LoriError(f"{folder} is gone, but {sweep.table.path} says that it is done; remove {sweep.output}")
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         for name, values in summary["methods"].items():
             methods[name] = {**values, "seconds": summary.get("seconds", 0.0)}

@@ -263,6 +263,39 @@ class LoRi(Method):
             trajectory, anchor = explicit_signals(self.student.lm, batch.explicit, self.student_layers)
         return Signals(trajectory, batch.explicit.rationale_mask, anchor)
 
+    @property
+    def measured_with(self) -> dict[str, Any]:
+        """What the buffers of the terms depend on, as plain values."""
+        values = {
+            "data.rationale_tokens": self.data.rationale_tokens,
+            "model.statistics_problems": self.statistics_problems,
+            **{f"model.layers.{k}": v for k, v in dataclasses.asdict(self.layers).items()},
+            **{f"model.student_layers.{k}": v for k, v in dataclasses.asdict(self.student_layers).items()},
+        }
+        for term in self.active_terms:
+            values |= {f"{type(term).__name__}.{name}": value for name, value in term.measured_with.items()}
+        return values
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also notes with what the alignment was measured."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lori_pl"]["measured"] = self.measured_with
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also refuses to train on with an alignment that was measured otherwise.
+
+        Raises:
+            LoriError: Naming what differs.
+        """
+        super().on_load_checkpoint(checkpoint)
+        now = self.measured_with if self.teacher_is_wanted else {}
+        for name, value in checkpoint["lori_pl"].get("measured", {}).items():
+            if name in now and now[name] != value:
+                raise LoriError(
+                    f"the checkpoint's alignment was measured with {name} {value}, and this run has {now[name]}: give "
+                    "the old value, or start a new run"
+                )
+
     # ---- training -------------------------------------------------------------------------------------------------
 
     def losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:

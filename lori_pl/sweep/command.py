@@ -13,7 +13,8 @@ from jsonargparse import ArgumentParser
 from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
+"""Exit status of a sweep that was interrupted, as a shell gives it for Ctrl-C."""
 
 
 def main(args: list[str]) -> int:
@@ -34,10 +35,10 @@ def main(args: list[str]) -> int:
         sweep.show_plan(options.only)
         return 0
     try:
-        with _signals_interrupt():
+        with signals_interrupt():
             return 1 if sweep.run(retry_failed=options.retry_failed, only=options.only) else 0
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def _parser() -> ArgumentParser:
@@ -63,7 +64,7 @@ def _parser() -> ArgumentParser:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[None]:
     """Treat SIGTERM and SIGHUP as a Ctrl-C, so that the run is ended with the sweep; what is ignored stays so."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

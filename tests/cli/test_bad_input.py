@@ -282,6 +282,21 @@ def test_a_damaged_checkpoint(world, capsys):
     fails(world, capsys, "no readable checkpoint", flags=flags, backbone=BACKBONE)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "name"),
+    [
+        ("data.rationale_tokens", "step_results", "data.rationale_tokens all"),
+        ("model.alignment.layer_scale", "none", "LowRankAlignment.layer_scale rms"),
+        ("model.layers.final_norm", "false", "model.layers.final_norm True"),
+    ],
+)
+def test_training_on_with_an_alignment_that_was_measured_otherwise(world, capsys, lori_args, flag, value, name):
+    assert world.fit("LoRi", "run", "--test_after_fit=false", **lori_args) == 0
+    capsys.readouterr()
+    flags = [f"--{flag}={value}", "--ckpt_path=last", "--trainer.max_steps=6"]
+    fails(world, capsys, f"measured with {name}, and this run has", method="LoRi", flags=flags, **lori_args)
+
+
 def test_a_checkpoint_of_another_student(world, capsys, lori_args):
     assert world.fit("LoRi", "run", **lori_args) == 0
     made = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]

@@ -207,6 +207,20 @@ def test_a_students_folder_is_enough_for_a_test(world, lori_args, teacher, tmp_p
     assert (both[0].bits["lori", 0] == both[1].bits["lori", 0]).all()
 
 
+def test_a_resumed_run_may_be_tested_on_other_problems(world):
+    assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
+    flags = ["--ckpt_path=last", "--trainer.max_steps=6", "--data.test_problems=5"]
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
+    assert len(read_outcomes(world.folder / "run" / "correct.npz").ids) == 5
+
+
+def test_the_student_is_there_before_a_test_can_fail(world, monkeypatch):
+    monkeypatch.setattr(ExplicitCoT, "on_test_start", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        world.fit("ExplicitCoT", "run", backbone=BACKBONE)
+    assert LatentReasoner.from_pretrained(world.folder / "run" / "student").reasoning == "words"
+
+
 def test_export_and_test_load_no_teacher(world, lori_args, monkeypatch):
     assert world.fit("LoRi", "run", **lori_args) == 0
     monkeypatch.setattr(FrozenTeacher, "__init__", lambda *_: pytest.fail("a teacher was loaded"))

@@ -86,7 +86,7 @@ def test_teacher_forcing_and_its_gradients_do_not_depend_on_the_batch(kind):
     for i, gradient in enumerate(whole):
         if gradient is not None:
             mean = torch.stack([gradients[i] for _, _, gradients in parts]).mean(0)
-            torch.testing.assert_close(gradient, mean, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(gradient, mean, atol=1e-4, rtol=1e-3)
 
 
 def _row(batch, row):

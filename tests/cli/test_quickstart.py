@@ -1,0 +1,72 @@
+"""The quickstart: what it compares, prints and leaves, in process and on a tiny recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import BACKBONE, BASE
+
+import lori_pl.sweep.runner as runner
+from lori_pl import LatentReasoner
+from lori_pl.cli import main
+from lori_pl.sweep.child import ChildResult
+
+
+@pytest.fixture
+def recipe(world, lori_args, monkeypatch, tmp_path) -> Path:
+    """A sweep file of two methods whose runs are carried out in process."""
+    monkeypatch.chdir(tmp_path)
+    grid = [[world.method("ExplicitCoT", backbone=BACKBONE)]]
+    shutil.copy(grid[0][0], "cot.yaml")
+    grid = [["cot.yaml"], [world.method("LoRi", **lori_args)]]
+    base = world.config("base", BASE)
+    content = {"output": "out", "label": "{method}", "configs": [base], "grid": {"config": grid}}
+    Path("recipe.yaml").write_text(yaml.safe_dump(content))
+
+    def run_child(command, log, keep_open=()):
+        log.write_text("")
+        return ChildResult(main(command[3:]), 1.0, 1.0)
+
+    monkeypatch.setattr(runner, "run_child", run_child)
+    return Path("recipe.yaml")
+
+
+def test_it_compares_the_methods_and_keeps_the_student(recipe, capsys, monkeypatch):
+    assert main(["quickstart", str(recipe)]) == 0
+    shown = capsys.readouterr().out
+    for part in ("always the most frequent answer", "out/student", "out/summary.json", "tensorboard --logdir out"):
+        assert part in shown
+    methods = json.loads(Path("out/summary.json").read_text())["methods"]
+    assert list(methods) == ["explicit_cot", "lori"]
+    for values in methods.values():
+        assert {"accuracy", "low", "high", "n", "passes", "milliseconds"} <= set(values)
+    assert LatentReasoner.from_pretrained("out/student").reasoning == "latent"
+
+    monkeypatch.setattr(runner, "run_child", lambda *_, **__: pytest.fail("what is done is done again"))
+    assert main(["quickstart", str(recipe)]) == 0
+    shutil.rmtree("out/cells")
+    assert main(["quickstart", str(recipe)]) == 2
+    assert "is gone" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_or_is_stopped_ends_it(recipe, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "run_child", lambda *_, **__: ChildResult(2, 1.0, 1.0))
+    assert main(["quickstart", str(recipe)]) == 2
+    assert "2 runs failed; their log.txt lie under out" in capsys.readouterr().err
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_child", stop)
+    assert main(["quickstart", str(recipe)]) == 130
+    assert not Path("out/summary.json").exists()
+
+
+def test_without_its_recipe_it_says_where_to_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["quickstart"]) == 2
+    assert "experiments/quickstart.yaml: no such file" in capsys.readouterr().err
