@@ -243,8 +243,7 @@ def test_the_number_of_latents_can_be_chosen_for_a_test(world, lori_args, capsys
     assert "--model.latents" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("factors", ["shared", "learned"])
+@pytest.mark.parametrize("factors", ["shared", pytest.param("learned", marks=pytest.mark.slow)])
 def test_two_processes_equal_one_on_the_same_global_batch(world, lori_args, factors):
     flags = ["--model.alignment.student_factors", factors, "--model.alignment.scope", "batch"]
     flags += ["--data.source.test", "17"]
