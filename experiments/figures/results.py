@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
-from lori_pl.evaluation.comparison import compare
+from lori_pl.evaluation.comparison import compare, seed_interval
 from lori_pl.evaluation.records import ResultTable, read_outcomes
 
 FOLDER = Path("experiments/embedded")
@@ -39,10 +38,8 @@ def finished(folder: Path) -> dict[str, list[dict[str, str]]]:
 
 def interval(values: Sequence[float]) -> str:
     """The t interval of a mean over seeds, in percent."""
-    if len(values) < 2:
-        return "one seed"
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{100 * (np.mean(values) - half):.1f} to {100 * (np.mean(values) + half):.1f}"
+    bounds = seed_interval(values)
+    return "one seed" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
 
 
 def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str:
@@ -98,10 +95,12 @@ def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0]) if arguments else FOLDER
     file = Path(arguments[1]) if len(arguments) > 1 else FILE
     results = finished(folder)
+    if not any(results.values()):
+        sys.exit(f"{folder / 'results.csv'} has no finished run of the full recipe: run experiments/embedded/full.yaml")
     first = next(rows for rows in results.values() if rows)[0]
     steps = sorted((key for key in first if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
     print(table(results, steps))
-    print()
+    print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}\n")
     outcomes = read_outcomes(folder / "correct.npz")
     for pair in PAIRS:
         if all(results[name] for name in pair):

@@ -10,8 +10,25 @@ import lightning.pytorch as pl
 class LastValidation(pl.Callback):
     """Validates after the last step where the interval does not: the steps behind the last interval count too.
 
-    Lightning validates once more when it is told to stop, so it is told at the last batch of all.
+    Lightning validates once more when it is told to stop, so it is told at the last batch of all. It does not listen
+    where ``check_val_every_n_epoch`` leaves an epoch out or ``min_steps`` is set. And what it saves so at the end of an
+    epoch it would go on from with one more batch of that epoch, unless it is made to believe that the validation was
+    due by the interval.
     """
+
+    def __init__(self) -> None:
+        self._interval: int | float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes the validation due whose checkpoint is gone on from."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop.restarting and loop.batch_progress.is_last_batch:
+            self._interval, trainer.val_check_batch = trainer.val_check_batch, 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gives the interval back."""
+        if self._interval is not None:
+            trainer.val_check_batch, self._interval = self._interval, None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     if not Path(options.ckpt_path).is_file():
         raise LoriError(f"--ckpt_path {options.ckpt_path}: no such file")
     model = parse(["fit", *rest], run=False).model
-    model.teacher_is_wanted = False
+    model.trains = False
     saved = read_checkpoint(options.ckpt_path)
     model.on_load_checkpoint(saved)
     model.configure_model()

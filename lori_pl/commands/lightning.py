@@ -237,13 +237,14 @@ class LoriCLI(LightningCLI):
         """Hands a student's folder, and the number of latents of this run, to the method."""
         self.model.folder = self.folder
         self.model.latents_at_run = self.options.get("latents")
-        self.model.teacher_is_wanted = self.subcommand == "fit"
+        self.model.trains = self.subcommand == "fit"
 
     def after_fit(self) -> None:
         """Exports the student of the best checkpoint, tests it and shows the table."""
         if self.trainer.fast_dev_run or self.trainer.interrupted:
             return
-        checkpoint = self.trainer.checkpoint_callback
+        kept = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+        checkpoint = kept[0] if kept else None
         best = getattr(checkpoint, "best_model_path", "") or None
         progress = {
             "seed": int(self.options["seed_everything"]),
@@ -262,7 +263,7 @@ class LoriCLI(LightningCLI):
             log.info("student: %s", self.root / STUDENT)
             log.info("TensorBoard: tensorboard --logdir %s", self.root)
         if self.options["test_after_fit"]:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             write_report(self.root, self.model, progress)
 
     def trainer_seconds(self) -> float:

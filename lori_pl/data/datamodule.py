@@ -179,6 +179,12 @@ class PairedDataModule(pl.LightningDataModule):
     def _prepare(self, problems: list[Problem], split: Split, label: str, counts: dict[str, int]) -> PreparedSplit:
         if split == "train" and self.needs_rationale:
             kept = [problem for problem in problems if self.template.kept(problem.steps)]
+            if len(kept) < len(problems) and getattr(self.source, "on_missing_rationale", "drop") == "error":
+                bare = next(problem for problem in problems if not self.template.kept(problem.steps))
+                raise LoriError(
+                    f"data: problem {bare.id} has no rationale without its last step (template.drop_last_step), and "
+                    "training needs one; set on_missing_rationale to drop"
+                )
             counts["without rationale"] += len(problems) - len(kept)
             problems = kept
         limit = self.limits[split]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ class Comparison:
             problems for one pair of models.
         mean: Mean difference over the seeds.
         bounds: Its t interval with the seed as the unit; ``None`` for a single seed.
+        level: Coverage of the intervals.
     """
 
     first: str
@@ -30,12 +32,13 @@ class Comparison:
     by_seed: dict[int, tuple[float, float, float]]
     mean: float
     bounds: tuple[float, float] | None
+    level: float
 
     def __str__(self) -> str:
         """One line in points, whatever the sign."""
         text = f"{self.first} - {self.second}: {100 * self.mean:+.1f} points"
         if self.bounds is not None:
-            text += f" (95 % interval {_points(self.bounds)}, t over {len(self.by_seed)} seeds)"
+            text += f" ({100 * self.level:g} % interval {_points(self.bounds)}, t over {len(self.by_seed)} seeds)"
         seeds = [f"{seed}: {100 * d:+.1f} ({_points((low, high))})" for seed, (d, low, high) in self.by_seed.items()]
         return f"{text}; by seed, with the interval over problems: {', '.join(seeds)}"
 
@@ -59,12 +62,16 @@ def compare(outcomes: Outcomes, first: str, second: str, level: float = 0.95) ->
     if not seeds:
         raise LoriError(f"'{first}' and '{second}' have no seed in common: run both with the same seeds")
     by_seed = {s: paired_difference(outcomes.bits[first, s], outcomes.bits[second, s], level) for s in seeds}
-    differences = np.array([difference for difference, _, _ in by_seed.values()])
-    bounds = None
-    if len(seeds) > 1:
-        half = stats.t.ppf((1 + level) / 2, len(seeds) - 1) * stats.sem(differences)
-        bounds = float(differences.mean() - half), float(differences.mean() + half)
-    return Comparison(first, second, by_seed, float(differences.mean()), bounds)
+    differences = [difference for difference, _, _ in by_seed.values()]
+    return Comparison(first, second, by_seed, float(np.mean(differences)), seed_interval(differences, level), level)
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """The t interval of a mean over seeds; ``None`` for a single value."""
+    if len(values) < 2:
+        return None
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def _points(bounds: tuple[float, float]) -> str:

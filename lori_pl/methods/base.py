@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,10 +26,12 @@ from lori_pl.evaluation.metrics import AnswerAccuracy, MeanByProblem, TestSetMet
 from lori_pl.methods.checkpoints import check_made_by, check_template
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
+from lori_pl.methods.positions import check_questions, check_sequences
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
-from lori_pl.models.generation import position_limit
 from lori_pl.models.reasoner import Answer, LatentReasoner, Reasoning
 from lori_pl.models.thought import LatentScale
+
+log = logging.getLogger(__name__)
 
 
 class Method(pl.LightningModule):
@@ -66,7 +69,7 @@ class Method(pl.LightningModule):
         self.reasoner: LatentReasoner | None = None
         self.folder: str | None = None
         self.latents_at_run: int | None = None
-        self.teacher_is_wanted = True
+        self.trains = True
         self.val_accuracy = AnswerAccuracy()
         self.val_loss = MeanByProblem()
         self.test_metrics: dict[str, TestSetMetrics] = {}
@@ -122,6 +125,12 @@ class Method(pl.LightningModule):
         chosen = self.tokenizer_backbone
         tokenizer = load_tokenizer(chosen.tokenizer_name, self.uses_markers(), chosen.revision)
         lm = prepare_training(self.load_backbone(tokenizer), self.backbone)
+        if self.trains and self.backbone.lora is None and lm.dtype in (torch.bfloat16, torch.float16):
+            log.warning(
+                "model.backbone.dtype is %s and all weights train: updates smaller than its resolution are lost; use "
+                "float32 with trainer.precision bf16-mixed, or backbone.lora",
+                str(lm.dtype).removeprefix("torch."),
+            )
         self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.reasoning, self.latents, self.latent_scale)
 
     def load_backbone(self, tokenizer: Any) -> Any:
@@ -164,27 +173,8 @@ class Method(pl.LightningModule):
         return [(f"question, {latents} latents, answer prompt and answer", self.student.lm, lengths)]
 
     def on_fit_start(self) -> None:
-        """Makes sure that all sequences of training and validation fit the models that read them.
-
-        Raises:
-            LoriError: If one takes more positions than its model has.
-        """
-        faults = []
-        for name in ("train", "validation"):
-            split = self.data.splits[name]
-            # what data.max_length counts
-            counted = split.student.lengths() if name == "train" else split.student.questions.lengths
-            for what, lm, lengths in self.sequences(split):
-                limit = position_limit(lm)
-                if limit is not None and (beyond := lengths > limit).any():
-                    row = int(lengths.argmax())
-                    fault = f"{what} take {lengths[row]} positions, but the model has {limit}"
-                    shorter = int(counted[beyond].min()) - 1
-                    faults.append((shorter, f"{name} problem {split.problems[row].id}: {fault}"))
-        if faults:
-            raise LoriError(
-                f"{faults[0][1]}; lower --data.max_length to {min(faults)[0]} or take a model with more positions"
-            )
+        """Makes sure that all sequences of training and validation fit the models that read them."""
+        check_sequences(self.data, self.sequences, "train", "validation")
 
     def on_train_start(self) -> None:
         """Lets the flags of a resumed run win over the hyper-parameters that its checkpoint brought."""
@@ -263,12 +253,17 @@ class Method(pl.LightningModule):
             self.student.thought.latents = self.student.thought.count(self.latents_at_run)
 
     def on_validation_start(self) -> None:
-        """Sets the number of latents."""
+        """Sets the number of latents, and makes sure that all sequences fit."""
         self.set_latents()
+        if not self.trains:
+            check_sequences(self.data, self.sequences, "validation")
 
     def on_predict_start(self) -> None:
-        """Sets the number of latents."""
+        """Sets the number of latents, and makes sure that each question leaves a position for an answer."""
         self.set_latents()
+        encoder = self.student.encoder
+        fixed = len(encoder.bot) + self.student.thought.latents + len(encoder.suffix)
+        check_questions(self.data.splits["predict"], self.student.lm, 0 if self.reasoning == "words" else fixed)
 
     def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
         """Generates answers; accuracy is that of real generation, the loss that of teacher forcing."""

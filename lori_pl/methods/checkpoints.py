@@ -21,6 +21,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
         raise LoriError(f"{path} is no readable checkpoint ({type(error).__name__}); give another one") from error
+    if not isinstance(saved, dict):
+        raise LoriError(f"{path} is no checkpoint, it holds a {type(saved).__name__}; give another one")
     return saved
 
 

@@ -181,7 +181,7 @@ class LoRi(Method):
             return
         assert teacher is not None
         config = load_config(teacher).get_text_config()
-        if self.teacher_is_wanted:
+        if self.trains:
             self.check_teacher(Path(teacher.name or ""))
             lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
             self.teacher = FrozenTeacher(lm, self.layers)
@@ -265,14 +265,18 @@ class LoRi(Method):
 
     @property
     def measured_with(self) -> dict[str, Any]:
-        """What the buffers of the terms depend on, as plain values."""
+        """What the buffers of the terms depend on, as plain values, teacher and problems apart."""
+        measuring = [term for term in self.active_terms if term.sweeps]
+        if not measuring:
+            return {}
         values = {
-            "data.rationale_tokens": self.data.rationale_tokens,
             "model.statistics_problems": self.statistics_problems,
             **{f"model.layers.{k}": v for k, v in dataclasses.asdict(self.layers).items()},
             **{f"model.student_layers.{k}": v for k, v in dataclasses.asdict(self.student_layers).items()},
         }
-        for term in self.active_terms:
+        if "trajectory" in self.needs:
+            values["data.rationale_tokens"] = self.data.rationale_tokens
+        for term in measuring:
             values |= {f"{type(term).__name__}.{name}": value for name, value in term.measured_with.items()}
         return values
 
@@ -288,7 +292,7 @@ class LoRi(Method):
             LoriError: Naming what differs.
         """
         super().on_load_checkpoint(checkpoint)
-        now = self.measured_with if self.teacher_is_wanted else {}
+        now = self.measured_with if self.trains else {}
         for name, value in checkpoint["lori_pl"].get("measured", {}).items():
             if name in now and now[name] != value:
                 raise LoriError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -31,8 +30,6 @@ from lori_pl.errors import LoriError, one_line
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.embeddings import grow_embeddings, head_logits, start_markers
 from lori_pl.models.hidden import base_model
-
-log = logging.getLogger(__name__)
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 # the attribute under which a model remembers the backbone that it was loaded from
@@ -297,7 +294,7 @@ def _without_quantizer(model: PreTrainedModel, attention: str | None) -> PreTrai
 
 
 def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
-    """Applies LoRA and gradient checkpointing; warns where weights in half precision train themselves.
+    """Applies LoRA and gradient checkpointing.
 
     Returns:
         The transformers model itself; with LoRA its linear layers hold adapters, and only those train.
@@ -327,12 +324,6 @@ def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedMo
                 "out (the markers' rows train without)"
             )
         vars(model)[SOURCE] = replace(vars(model).get(SOURCE, backbone), lora=lora)
-    elif model.dtype in (torch.bfloat16, torch.float16):
-        log.warning(
-            "backbone.dtype is %s and all weights train: updates smaller than its resolution are lost; use float32 "
-            "with trainer.precision bf16-mixed, or backbone.lora",
-            str(model.dtype).removeprefix("torch."),
-        )
     if backbone.gradient_checkpointing:
         checkpoint_layers(model)
     return model

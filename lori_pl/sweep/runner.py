@@ -25,7 +25,7 @@ from rich.text import Text
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
-from lori_pl.evaluation.records import ResultTable, git_commit, read_outcomes, write_outcomes
+from lori_pl.evaluation.records import Outcomes, ResultTable, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep.cells import Cell, expand
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file, run_child
 from lori_pl.sweep.progress import progress_line
@@ -216,10 +216,16 @@ class Sweep:
         self._print_comparisons()
 
     def _print_comparisons(self) -> None:
-        outcomes = self.specification.results / "correct.npz"
-        for first, second in self.specification.compare if outcomes.exists() else ():
+        path = self.specification.results / "correct.npz"
+        if not self.specification.compare or not path.exists():
+            return
+        outcomes = read_outcomes(path)
+        # the file may hold those of cells that the sweep no longer has
+        done = {(row["method"], int(row["seed"])) for row in self.results().values() if row["status"] == "ok"}
+        outcomes = Outcomes(outcomes.ids, {key: bits for key, bits in outcomes.bits.items() if key in done})
+        for first, second in self.specification.compare:
             try:
-                self._print(str(compare(read_outcomes(outcomes), first, second)))
+                self._print(str(compare(outcomes, first, second)))
             except LoriError as error:
                 self._print(f"{first} - {second}: {error}")
 

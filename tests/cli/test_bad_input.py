@@ -297,6 +297,37 @@ def test_training_on_with_an_alignment_that_was_measured_otherwise(world, capsys
     fails(world, capsys, f"measured with {name}, and this run has", method="LoRi", flags=flags, **lori_args)
 
 
+def test_no_rationale_is_measured_without_an_alignment(world, lori_args):
+    """So other rationale tokens are no reason to refuse."""
+    arguments = lori_args | {"alignment": None}
+    assert world.fit("LoRi", "run", "--test_after_fit=false", **arguments) == 0
+    flags = ["--data.rationale_tokens=step_results", "--ckpt_path=last", "--trainer.max_steps=6"]
+    assert world.fit("LoRi", "run", "--test_after_fit=false", *flags, **arguments) == 0
+
+
+def test_a_question_beyond_the_models_positions_is_named_before_any_is_answered(world, capsys, monkeypatch):
+    assert world.fit("NoCoT", "run", "--test_after_fit=false", backbone=BACKBONE) == 0
+    monkeypatch.setattr(LatentReasoner, "generate", lambda *_, **__: pytest.fail("one was answered"))
+    (world.folder / "q.txt").write_text("Ann has 4 .\n" + "Ann has 4 . " * 40 + "\n")
+    flags = ["--ckpt_path", str(world.folder / "run" / "student"), "--data.predict_file", str(world.folder / "q.txt")]
+    capsys.readouterr()
+    fails(
+        world,
+        capsys,
+        "question 2 takes 161 positions, and the model has 128",
+        command="predict",
+        method="NoCoT",
+        flags=flags,
+        backbone=BACKBONE,
+    )
+
+
+def test_a_file_that_is_no_checkpoint(world, capsys):
+    torch.save([1, 2], world.folder / "list.pt")
+    flags = ["--ckpt_path", str(world.folder / "list.pt")]
+    fails(world, capsys, "is no checkpoint, it holds a list", command="test", flags=flags, backbone=BACKBONE)
+
+
 def test_a_checkpoint_of_another_student(world, capsys, lori_args):
     assert world.fit("LoRi", "run", **lori_args) == 0
     made = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]

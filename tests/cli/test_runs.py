@@ -207,6 +207,32 @@ def test_a_students_folder_is_enough_for_a_test(world, lori_args, teacher, tmp_p
     assert (both[0].bits["lori", 0] == both[1].bits["lori", 0]).all()
 
 
+@pytest.mark.parametrize("steps", [8, 6])
+def test_resumed_behind_its_last_validation_equals_uninterrupted(world, steps):
+    """Also from the last step of an epoch, of which Lightning alone would train one more batch."""
+    flags = ["--trainer.val_check_interval", "5", "--test_after_fit", "false", "--model.schedule.decay", "none"]
+    flags += ["--model.schedule.warmup", "0"]
+    assert world.fit("ExplicitCoT", "whole", *flags, "--trainer.max_steps", "13", backbone=BACKBONE) == 0
+    assert world.fit("ExplicitCoT", "parts", *flags, "--trainer.max_steps", str(steps), backbone=BACKBONE) == 0
+    assert checkpoint(world.folder / "parts")["global_step"] == steps
+    more = ["--trainer.max_steps", "13", "--ckpt_path", "last"]
+    assert world.fit("ExplicitCoT", "parts", *flags, *more, backbone=BACKBONE) == 0
+    whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
+    assert whole["global_step"] == parts["global_step"] == 13
+    assert_same(whole["state_dict"], parts["state_dict"])
+
+
+@pytest.mark.parametrize(("lora", "warns"), [(None, True), ({"rank": 2}, False)])
+def test_training_all_weights_in_half_precision_is_warned_of(world, caplog, lora, warns):
+    backbone = BACKBONE | {"dtype": "bfloat16", "lora": lora}
+    flags = ["--trainer.max_steps=1", "--test_after_fit=false"]
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=backbone) == 0
+    assert ("bf16-mixed" in caplog.text) is warns
+    caplog.clear()
+    LatentReasoner.from_pretrained(world.folder / "run" / "student", dtype="bfloat16")
+    assert "bf16-mixed" not in caplog.text
+
+
 def test_a_resumed_run_may_be_tested_on_other_problems(world):
     assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
     flags = ["--ckpt_path=last", "--trainer.max_steps=6", "--data.test_problems=5"]

@@ -71,6 +71,10 @@ def test_a_rationale_of_one_step_is_none_without_its_last_step(tmp_path):
     source = JSONL(str(jsonl(tmp_path, WHOLE, TWO)))
     assert counts(source) == (2, NONE)
     assert counts(source, template=Template(drop_last_step=True)) == (1, NONE | {"without rationale": 1})
+    strict = JSONL(str(tmp_path), on_missing_rationale="error")
+    assert counts(strict) == (2, NONE)
+    with pytest.raises(LoriError, match=r"jsonl/train/0 has no rationale without its last step"):
+        counts(strict, template=Template(drop_last_step=True))
 
 
 def test_every_question_of_a_file_is_answered(tmp_path):

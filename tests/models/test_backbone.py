@@ -16,13 +16,11 @@ from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError, one_line
 from lori_pl.models.backbone import (
     Backbone,
-    LoRA,
     frozen,
     grow_embeddings,
     head_logits,
     load_causal_lm,
     load_config,
-    prepare_training,
 )
 
 IDS = torch.tensor([[5, 9, 30, 12]])
@@ -108,13 +106,6 @@ def test_a_model_is_in_train_mode_and_holds_every_id(tmp_path):
     LatentReasoner(lm, load_tokenizer("synthetic", True), Template()).save_pretrained(tmp_path / "student")
     assert load_causal_lm(Backbone(name=str(tmp_path / "student")), load_tokenizer("synthetic", True)).training
     assert lm.get_input_embeddings().num_embeddings == len(load_tokenizer("synthetic", True))
-
-
-@pytest.mark.parametrize(("dtype", "lora", "warns"), [("bfloat16", None, True), ("bfloat16", LoRA(2), False)])
-def test_training_all_weights_in_half_precision_is_warned_of(caplog, dtype, lora, warns):
-    backbone = Backbone(tokenizer="synthetic", config=CONFIGS["llama"], dtype=dtype, lora=lora)
-    prepare_training(load_causal_lm(backbone, load_tokenizer("synthetic", True)), backbone)
-    assert ("bf16-mixed" in caplog.text) is warns
 
 
 def test_dropout_sets_every_rate():
