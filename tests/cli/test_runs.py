@@ -93,76 +93,6 @@ def test_the_teacher_is_unchanged_by_a_fit_and_absent_from_checkpoint_and_optimi
     assert not [key for key in checkpoint(world.folder / "run")["state_dict"] if key.startswith("teacher.")]
 
 
-@pytest.mark.parametrize("method", ["ExplicitCoT", "LoRi"])
-def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
-    """Also the dropout that it draws: LoRA's is on in every recipe for a real model."""
-    dropout = {"dropout": 0.3}
-    arguments = lori_args | {"backbone": dropout} if method == "LoRi" else {"backbone": BACKBONE | dropout}
-    flags = ["--trainer.val_check_interval", "3", "--model.schedule.decay", "none", "--test_after_fit", "false"]
-    flags += ["--model.schedule.warmup", "0"]  # a share would depend on the number of steps
-    assert world.fit(method, "whole", *flags, "--trainer.max_steps", "11", **arguments) == 0
-    assert world.fit(method, "parts", *flags, "--trainer.max_steps", "6", **arguments) == 0
-    assert checkpoint(world.folder / "parts")["global_step"] == 6
-    resume = ["--ckpt_path", "last", "--trainer.max_steps", "11"]
-    assert world.fit(method, "parts", *flags, *resume, **arguments) == 0
-    whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
-    assert whole["global_step"] == parts["global_step"] == 11
-    assert_same(whole["state_dict"], parts["state_dict"])
-
-
-def test_a_flag_wins_over_the_checkpoint_on_resume(world, lori_args, monkeypatch):
-    assert world.fit("LoRi", "run", **lori_args) == 0
-    file = world.folder / "run" / "checkpoints" / "last.ckpt"
-    # what a method of one's own that calls save_hyperparameters() leaves there, and LightningCLI takes up
-    kept = {"hyper_parameters": {"_class_path": "lori_pl.methods.LoRi", "max_new_tokens": 7}}
-    torch.save(checkpoint(world.folder / "run") | kept, file)
-    seen = []
-    original = LoRi.on_fit_start
-
-    def look(self):
-        original(self)
-        seen.append((self.max_new_tokens, {name: w for term in self.active_terms for name, w in term.weights.items()}))
-
-    monkeypatch.setattr(LoRi, "on_fit_start", look)
-    flags = ["--ckpt_path", str(file), "--trainer.max_steps", "6"]
-    flags += ["--model.anchor.w_anchor", "0.25", "--model.max_new_tokens", "9"]
-    assert world.fit("LoRi", "run", *flags, **lori_args) == 0
-    ((most, weights),) = seen
-    assert most == 9
-    assert weights["anchor"] == 0.25
-
-
-def test_the_optimisers_flags_win_on_resume(world, monkeypatch):
-    def flags(rate, decay, steps):
-        names = {"class_path": "torch.optim.AdamW", "init_args.lr": rate, "init_args.weight_decay": decay}
-        optimizer = [f"--model.optimizer.{name}={value}" for name, value in names.items()]
-        return [
-            *optimizer,
-            "--model.schedule.decay=linear",
-            "--model.schedule.warmup=0",
-            f"--trainer.max_steps={steps}",
-        ]
-
-    assert world.fit("ExplicitCoT", "run", *flags(1e-3, 0.1, 4), "--test_after_fit=false", backbone=BACKBONE) == 0
-    seen = []
-
-    def look(self, batch, batch_idx):
-        groups = self.optimizers().param_groups
-        seen.append({group["name"]: (group["lr"], group["weight_decay"], group["betas"]) for group in groups})
-        return original(self, batch, batch_idx)
-
-    original = ExplicitCoT.training_step
-    monkeypatch.setattr(ExplicitCoT, "training_step", look)
-    resume = [*flags(5e-4, 0.3, 6), "--ckpt_path=last", "--test_after_fit=false"]
-    assert world.fit("ExplicitCoT", "run", *resume, backbone=BACKBONE) == 0
-    expected = [5e-4 * (1 - step / 6) for step in (4, 5)]
-    for values, rate in zip(seen, expected, strict=True):
-        assert values["backbone/decay"] == (pytest.approx(rate), 0.3, (0.9, 0.999))
-        assert values["backbone/no_decay"] == (pytest.approx(rate), 0.0, (0.9, 0.999))
-    saved = yaml.safe_load((world.folder / "run" / "config.yaml").read_text())
-    assert saved["ckpt_path"] is None  # the file repeats the run from its start
-
-
 def test_gradient_norms_are_those_of_the_step_that_is_logged(world):
     norms = {}
     for every in ("1", "2"):
@@ -183,16 +113,6 @@ def test_the_arguments_of_the_process_stay_for_further_processes(world, monkeypa
     assert not [warning for warning in recwarn if "args parameter" in str(warning.message)]
 
 
-@pytest.mark.parametrize("end", [["--trainer.max_steps", "5"], ["--trainer.max_steps=-1", "--trainer.max_epochs=1"]])
-def test_the_steps_behind_the_last_interval_are_validated_and_saved(world, end):
-    """Lightning alone validates and saves at whole intervals only."""
-    flags = ["--trainer.val_check_interval", "3", "--test_after_fit", "false"]
-    if "5" in end:
-        flags += ["--trainer.check_val_every_n_epoch", "null"]
-    assert world.fit("ExplicitCoT", "run", *flags, *end, backbone=BACKBONE) == 0
-    assert checkpoint(world.folder / "run")["global_step"] == (5 if "5" in end else 64 // 8)
-
-
 def test_a_students_folder_is_enough_for_a_test(world, lori_args, teacher, tmp_path):
     """Neither the teacher nor a model config: the folder brings weights, tokenizer and template."""
     copy = tmp_path / "teacher"
@@ -207,21 +127,6 @@ def test_a_students_folder_is_enough_for_a_test(world, lori_args, teacher, tmp_p
     assert (both[0].bits["lori", 0] == both[1].bits["lori", 0]).all()
 
 
-@pytest.mark.parametrize("steps", [8, 6])
-def test_resumed_behind_its_last_validation_equals_uninterrupted(world, steps):
-    """Also from the last step of an epoch, of which Lightning alone would train one more batch."""
-    flags = ["--trainer.val_check_interval", "5", "--test_after_fit", "false", "--model.schedule.decay", "none"]
-    flags += ["--model.schedule.warmup", "0"]
-    assert world.fit("ExplicitCoT", "whole", *flags, "--trainer.max_steps", "13", backbone=BACKBONE) == 0
-    assert world.fit("ExplicitCoT", "parts", *flags, "--trainer.max_steps", str(steps), backbone=BACKBONE) == 0
-    assert checkpoint(world.folder / "parts")["global_step"] == steps
-    more = ["--trainer.max_steps", "13", "--ckpt_path", "last"]
-    assert world.fit("ExplicitCoT", "parts", *flags, *more, backbone=BACKBONE) == 0
-    whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
-    assert whole["global_step"] == parts["global_step"] == 13
-    assert_same(whole["state_dict"], parts["state_dict"])
-
-
 @pytest.mark.parametrize(("lora", "warns"), [(None, True), ({"rank": 2}, False)])
 def test_training_all_weights_in_half_precision_is_warned_of(world, caplog, lora, warns):
     backbone = BACKBONE | {"dtype": "bfloat16", "lora": lora}
@@ -231,13 +136,6 @@ def test_training_all_weights_in_half_precision_is_warned_of(world, caplog, lora
     caplog.clear()
     LatentReasoner.from_pretrained(world.folder / "run" / "student", dtype="bfloat16")
     assert "bf16-mixed" not in caplog.text
-
-
-def test_a_resumed_run_may_be_tested_on_other_problems(world):
-    assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
-    flags = ["--ckpt_path=last", "--trainer.max_steps=6", "--data.test_problems=5"]
-    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
-    assert len(read_outcomes(world.folder / "run" / "correct.npz").ids) == 5
 
 
 def test_the_student_is_there_before_a_test_can_fail(world, monkeypatch):
