@@ -1,6 +1,6 @@
 """Draws docs/images/results.png and prints the README's table of the full recipe, both from its recorded results.
 
-Run in the root of the repository: ``python experiments/figures/results.py [FOLDER] [FILE]``.
+Run in the root of the repository: ``python experiments/figures/results.py [SWEEP] [FILE]``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from lori_pl.evaluation.comparison import compare, seed_interval
-from lori_pl.evaluation.records import ResultTable, read_outcomes
+from lori_pl.evaluation.comparison import seed_interval
+from lori_pl.sweep.runner import Sweep
+from lori_pl.sweep.specification import load_specification
 
-FOLDER = Path("experiments/embedded")
+SWEEP = Path("experiments/embedded/full.yaml")
 FILE = Path("docs/images/results.png")
 
 NAMES = {
@@ -27,13 +28,13 @@ NAMES = {
     "anchor_only": ("anchor only", "#8b5fb0"),
     "lori": ("LoRi", "#c8641e"),
 }
-PAIRS = (("lori", "anchor_only"), ("lori", "latent_only"), ("lori", "no_cot"))
 STEP = "accuracy_steps_"
 
 
-def finished(folder: Path) -> dict[str, list[dict[str, str]]]:
-    rows = {(r["method"], r["seed"]): r for r in ResultTable(folder / "results.csv").rows() if r["status"] == "ok"}
-    return {name: [row for (method, _), row in rows.items() if method == name] for name in NAMES}
+def finished(sweep: Sweep) -> dict[str, list[dict[str, str]]]:
+    """The rows of the finished runs by method, in the order of NAMES."""
+    rows = [row for row in sweep.results().values() if row["status"] == "ok"]
+    return {name: [row for row in rows if row["method"] == name] for name in NAMES}
 
 
 def interval(values: Sequence[float]) -> str:
@@ -92,19 +93,17 @@ def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figu
 
 
 def main(arguments: Sequence[str]) -> None:
-    folder = Path(arguments[0]) if arguments else FOLDER
+    sweep = Sweep(load_specification(arguments[0] if arguments else SWEEP))
     file = Path(arguments[1]) if len(arguments) > 1 else FILE
-    results = finished(folder)
+    results = finished(sweep)
     if not any(results.values()):
-        sys.exit(f"{folder / 'results.csv'} has no finished run of the full recipe: run experiments/embedded/full.yaml")
+        sys.exit(f"{sweep.table.path} has no finished run of the sweep '{sweep.specification.name}': run it first")
     first = next(rows for rows in results.values() if rows)[0]
     steps = sorted((key for key in first if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
     print(table(results, steps))
     print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}\n")
-    outcomes = read_outcomes(folder / "correct.npz")
-    for pair in PAIRS:
-        if all(results[name] for name in pair):
-            print(f"- {compare(outcomes, *pair)}")
+    for line in sweep.comparisons():
+        print(f"- {line}")
     file.parent.mkdir(parents=True, exist_ok=True)
     draw(results, steps).savefig(file, dpi=130)
     print(f"\n{file}")

@@ -57,11 +57,18 @@ class Schedule:
         """Gives the factor as a function of the step.
 
         Raises:
-            LoriError: If the number of steps is unknown and the rate decays.
+            LoriError: If the number of steps is unknown, and the rate decays or warms up over a share of them.
         """
-        if self.decay != "none" and not math.isfinite(total):
+        if math.isfinite(total):
+            return lambda step: self.factor(step, int(total))
+        if self.decay != "none":
             raise LoriError("the schedule decays to zero but training has no end: set trainer.max_steps or max_epochs")
-        return lambda step: self.factor(step, int(total) if math.isfinite(total) else 1)
+        if isinstance(self.warmup, float) and self.warmup:
+            raise LoriError(
+                f"schedule.warmup is {self.warmup}, a share of all steps, but training has no end: give a number of "
+                "steps, or set trainer.max_steps or max_epochs"
+            )
+        return lambda step: self.factor(step, 1)
 
 
 def parameter_groups(module: nn.Module, parts: dict[str, nn.Module], weight_decay: float) -> list[dict[str, Any]]:

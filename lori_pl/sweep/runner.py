@@ -213,21 +213,25 @@ class Sweep:
                 texts = [Text(_short(number)) for number in (*numbers, *last)]
                 table.add_row(Text(row["method"]), row["seed"], accuracy, *texts)
         self._console.print(table)
-        self._print_comparisons()
+        for line in self.comparisons():
+            self._print(line)
 
-    def _print_comparisons(self) -> None:
+    def comparisons(self) -> list[str]:
+        """A line for each pair of the file's ``compare``: the difference of what was recorded with its intervals."""
         path = self.specification.results / "correct.npz"
         if not self.specification.compare or not path.exists():
-            return
+            return []
         outcomes = read_outcomes(path)
         # the file may hold those of cells that the sweep no longer has
         done = {(row["method"], int(row["seed"])) for row in self.results().values() if row["status"] == "ok"}
         outcomes = Outcomes(outcomes.ids, {key: bits for key, bits in outcomes.bits.items() if key in done})
+        lines = []
         for first, second in self.specification.compare:
             try:
-                self._print(str(compare(outcomes, first, second)))
+                lines.append(str(compare(outcomes, first, second)))
             except LoriError as error:
-                self._print(f"{first} - {second}: {error}")
+                lines.append(f"{first} - {second}: {error}")
+        return lines
 
     def _print(self, line: str) -> None:
         # A label such as lori[rank=8] is no markup.

@@ -82,6 +82,12 @@ def test_a_decay_needs_an_end(decay):
     assert [Schedule(1, "none")(math.inf)(step) for step in (0, 1, 10**6)] == [0.5, 1.0, 1.0]
 
 
+def test_a_warm_up_over_a_share_needs_an_end():
+    with pytest.raises(LoriError, match=r"schedule.warmup is 0.1, a share .* give a number of steps"):
+        Schedule(0.1, "none")(math.inf)
+    assert Schedule(0.0, "none")(math.inf)(0) == 1.0
+
+
 # ---- groups ----------------------------------------------------------------------------------------------------------
 
 
