@@ -44,6 +44,7 @@ class AnchorAlignment(Term):
     needs = frozenset({"anchor"})
 
     deviation: Tensor
+    centre: Tensor
 
     def __init__(
         self, w_anchor: float = 1.0, anchor_space: Literal["full", "low_rank"] = "full", delta: float = 1.0
@@ -88,6 +89,7 @@ class AnchorAlignment(Term):
                 )
         self._shapes = (student, teacher)
         self.register_buffer("deviation", torch.ones(teacher.layers))
+        self.register_buffer("centre", torch.zeros(teacher.layers, teacher.hidden))
 
     def begin_sweep(self, sweep: int) -> None:
         """Start measuring sigma in the last sweep; earlier ones do nothing."""
@@ -112,6 +114,7 @@ class AnchorAlignment(Term):
             return
         self._scale.merge_ranks()
         self.deviation = self._scale.scale.to(self.deviation)
+        self.centre = self._scale.mean.to(self.centre)
         copy_from_first_rank(self)
         self.mark_fitted()
         self._scale = None
@@ -120,6 +123,14 @@ class AnchorAlignment(Term):
     def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
         """`anchor` (B, L, D), or (B, r_L, r_D) under `low_rank`."""
         return {"anchor": self._target_anchor(teacher)}
+
+    def pack(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Centred, in units of sigma."""
+        return {"anchor": (statistics["anchor"] - self.centre) / self.deviation.unsqueeze(-1)}
+
+    def unpack(self, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `teacher_statistics` gave them, to rounding."""
+        return {"anchor": packed["anchor"].to(self.centre) * self.deviation.unsqueeze(-1) + self.centre}
 
     def forward(self, student: Signals, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The loss `anchor`.
@@ -160,6 +171,7 @@ class AnchorAlignment(Term):
             _, teacher = self._require_shapes()
             if self._projection:  # as many rows as the core has, which the other term's fit may have decided
                 self.deviation = self.deviation.new_ones(deviation.shape)
+                self.centre = self.centre.new_zeros(state_dict[f"{prefix}centre"].shape)
             elif deviation.shape != self.deviation.shape:
                 raise LoriError(
                     f"AnchorAlignment: the checkpoint was fitted to {len(deviation)} layers, the teacher has "

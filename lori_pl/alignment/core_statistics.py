@@ -70,14 +70,17 @@ class CoreStatistics:
         self.sums["student_norm"] += student.square().sum()
         self.sums["teacher_norm"] += teacher.square().sum()
 
-    def merge_ranks(self) -> None:
+    def merge_ranks(self, require_tokens: bool = True) -> None:
         """Merge over all ranks of torch.distributed.
 
+        Args:
+            require_tokens: Whether the teacher's cores were to be observed.
+
         Raises:
-            LoriError: If no rank has seen a token.
+            LoriError: If they were, and no rank has seen a token.
         """
         self.sums = {name: sum_across_ranks(tensor) for name, tensor in self.sums.items()}
-        if not self.sums["tokens"] > 0:
+        if require_tokens and not self.sums["tokens"] > 0:
             raise LoriError("alignment: no rationale token was observed; give training problems that have a rationale")
 
     @property

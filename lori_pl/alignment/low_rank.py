@@ -22,6 +22,7 @@ from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.alignment.tucker import LayerScale
 from lori_pl.errors import LoriError
 
+_STUDENT_STATE = ("fitted", "subspace.own.", "subspace.start_correlation")
 _EPSILON = 0.1  # of the squared norm of the mean block: caps what a problem of little variation weighs
 
 
@@ -120,6 +121,7 @@ class LowRankAlignment(Term):
         self.seed = seed
         self.observes_student = student_factors != "shared"
         self._is_prepared = False
+        self._teacher_is_loaded = False
         self._statistics: CoreStatistics | None = None
 
     @property
@@ -127,6 +129,25 @@ class LowRankAlignment(Term):
         """All but the weights and delta."""
         names = ("rank_layers", "rank_hidden", "student_factors", "second_order", "core", "scope", "is_whitened")
         return {name: getattr(self, name) for name in (*names, "layer_scale", "floor", "seed")}
+
+    @property
+    def teacher_measured_with(self) -> dict[str, Any]:
+        """The same without what concerns the student's factors alone; where they are the teacher's too, they count."""
+        values = {name: value for name, value in self.measured_with.items() if name not in ("student_factors", "seed")}
+        target = {"identity": "identity", "random": f"random, seed {self.seed}"}
+        return values | {"target_factors": target.get(self.student_factors, "hosvd")}
+
+    def teacher_state(self) -> dict[str, Tensor]:
+        """Centre, scale, factors, spectra and the losses' scales."""
+        state = self.state_dict()
+        return {name: state[name] for name in state if not name.startswith(_STUDENT_STATE)}
+
+    def load_teacher_state(self, state: Mapping[str, Tensor]) -> None:
+        """As in `Term`; the student's own side, where it has one, is still to be measured."""
+        super().load_teacher_state(state)
+        if self.observes_student:
+            self._teacher_is_loaded = True
+            self.subspace.keep_teacher()
 
     def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
         """Check shapes and ranks and allocate.
@@ -162,21 +183,26 @@ class LowRankAlignment(Term):
         Raises:
             LoriError: If trajectories are missing or not of the prepared shape.
         """
-        trajectories = [(_trajectory(teacher), _mask(teacher))]
-        if self.observes_student:
-            trajectories.append((_trajectory(student), _mask(student)))
         if sweep < 2:
+            trajectories = [] if self._teacher_is_loaded else [(_trajectory(teacher), _mask(teacher))]
+            if self.observes_student:
+                trajectories.append((_trajectory(student), _mask(student)))
             self.subspace.observe(sweep, trajectories)
             return
         assert self._statistics is not None
-        hidden, mask = trajectories[0]
-        core = self.subspace.target_core(hidden)
-        moments = trajectory_moments(self._blocks(core), mask, self.second_order)
-        self._statistics.observe(core, mask, moments)
+        if self._teacher_is_loaded:
+            assert teacher.statistics is not None
+            mean, has_tokens = teacher.statistics["mean"], teacher.statistics["weight"] > 0
+        else:
+            hidden, mask = _trajectory(teacher), _mask(teacher)
+            core = self.subspace.target_core(hidden)
+            moments = trajectory_moments(self._blocks(core), mask, self.second_order)
+            self._statistics.observe(core, mask, moments)
+            mean, has_tokens = moments.mean, mask.any(1)
         if self.subspace.is_paired:
-            own_hidden, own_mask = trajectories[1]
+            own_hidden, own_mask = _trajectory(student), _mask(student)
             own = trajectory_moments(self._blocks(self.subspace.student_core(own_hidden)), own_mask, "none")
-            self._statistics.observe_pair(own.mean, moments.mean, mask.any(1) & own_mask.any(1))
+            self._statistics.observe_pair(own.mean, mean, has_tokens & own_mask.any(1))
 
     @torch.no_grad()
     def end_sweep(self, sweep: int) -> None:
@@ -187,16 +213,20 @@ class LowRankAlignment(Term):
         """
         if sweep < 2:
             self.subspace.end_sweep(sweep)
-            self._allocate()
+            if not self._teacher_is_loaded:
+                self._allocate()
             return
         assert self._statistics is not None
-        self._statistics.merge_ranks()
+        self._statistics.merge_ranks(require_tokens=not self._teacher_is_loaded)
         self._set_statistics(self._statistics)
         copy_from_first_rank(self)
         self.mark_fitted()
         self._statistics = None
 
     def _set_statistics(self, statistics: CoreStatistics) -> None:
+        if self._teacher_is_loaded:
+            self.subspace.finish(None, statistics.cross, statistics.cross_norm)
+            return
         self.deviation.copy_(statistics.deviation(self.floor))
         if self.second_order != "none":
             second = statistics.second(pooled=self.scope == "batch")
@@ -219,6 +249,35 @@ class LowRankAlignment(Term):
         if moments.second is not None:
             statistics["second"] = moments.second
         return statistics
+
+    def pack(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """In standard deviations of the core's entries; of the symmetric `second` the upper triangle, row by row."""
+        deviation = self.deviation.view(self._block_shape)
+        packed = {**statistics, "mean": statistics["mean"] / deviation}
+        if "second" in statistics:
+            second = statistics["second"] / (deviation.unsqueeze(-1) * deviation.unsqueeze(-2))
+            rows, columns = self._triangle(second.device)
+            packed["second"] = second[..., rows, columns]
+        return packed
+
+    def unpack(self, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `teacher_statistics` gave them, to rounding."""
+        deviation = self.deviation.view(self._block_shape)
+        statistics = {name: tensor.to(deviation) for name, tensor in packed.items()}
+        statistics["mean"] = statistics["mean"] * deviation
+        if "second" in packed:
+            rows, columns = self._triangle(deviation.device)
+            values = statistics["second"] * (deviation[..., rows] * deviation[..., columns])
+            second = values.new_empty(*values.shape[:-1], deviation.shape[-1], deviation.shape[-1])
+            second[..., rows, columns] = values
+            second[..., columns, rows] = values
+            statistics["second"] = second
+        return statistics
+
+    def _triangle(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        size = self._block_shape[1]
+        rows, columns = torch.triu_indices(size, size, device=device)
+        return rows, columns
 
     def forward(self, student: Signals, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses `mean` and, unless `second_order` is none, `covariance`.

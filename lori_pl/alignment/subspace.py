@@ -90,6 +90,7 @@ class TensorSubspace(nn.Module):
             self.register_buffer("start_correlation", torch.zeros(()))
         self._scales: list[TrajectoryScale] = []
         self._tuckers: list[TuckerFactors] = []
+        self._measures_teacher = True
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -100,6 +101,11 @@ class TensorSubspace(nn.Module):
     def sides(self) -> list[Projection]:
         """The teacher's projection and, where the student has one, its own."""
         return [self.target] if self.own is None else [self.target, self.own]
+
+    @property
+    def measured(self) -> list[Projection]:
+        """Those of the `sides` that are still to be measured."""
+        return self.sides if self._measures_teacher else self.sides[1:]
 
     @property
     def is_paired(self) -> bool:
@@ -120,14 +126,13 @@ class TensorSubspace(nn.Module):
         """Start measuring centres and scales (0) or Gram matrices (1)."""
         if sweep == 0:
             device = self.energy.device
-            self._scales = [
-                TrajectoryScale(side.shape.layers, side.shape.hidden, self.layer_scale, device) for side in self.sides
-            ]
+            shapes = [side.shape for side in self.measured]
+            self._scales = [TrajectoryScale(s.layers, s.hidden, self.layer_scale, device) for s in shapes]
         else:
             self._tuckers = [TuckerFactors(scale) for scale in self._scales]
 
     def observe(self, sweep: int, trajectories: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Take in trajectories (B, L, T, D) and masks (B, T) of each of the `sides`."""
+        """Take in trajectories (B, L, T, D) and masks (B, T) of each side that is `measured`."""
         accumulators: Sequence[TrajectoryScale | TuckerFactors] = self._scales if sweep == 0 else self._tuckers
         for accumulator, (hidden, mask) in zip(accumulators, trajectories, strict=True):
             accumulator.update(hidden, mask)
@@ -135,13 +140,15 @@ class TensorSubspace(nn.Module):
     def end_sweep(self, sweep: int) -> None:
         """Merge the ranks of torch.distributed and set centres and scales (0) or factors (1)."""
         if sweep == 0:
-            for side, scale in zip(self.sides, self._scales, strict=True):
+            for side, scale in zip(self.measured, self._scales, strict=True):
                 scale.merge_ranks()
                 side.set_scale(scale.mean, scale.scale * self._size_ratio(side))
         else:
             for tucker in self._tuckers:
                 tucker.merge_ranks()
-            self._set_factors()
+            if self._measures_teacher:
+                self._set_teacher_factors()
+            self._set_own_factors()
 
     def _size_ratio(self, side: Projection) -> float:
         """What makes the energy of a token, summed over layers and entries, the same on both sides of unequal size."""
@@ -150,7 +157,7 @@ class TensorSubspace(nn.Module):
         return ((side.shape.layers * side.shape.hidden) / (self.teacher.layers * self.teacher.hidden)) ** 0.5
 
     @torch.no_grad()
-    def _set_factors(self) -> None:
+    def _set_teacher_factors(self) -> None:
         factors = self._tuckers[0].factors(self.rank_layers, self.rank_hidden)
         # a share of energy can ask for more than the student's side has
         factors = factors.truncated(self.student.layers, self.student.hidden)
@@ -172,26 +179,31 @@ class TensorSubspace(nn.Module):
             self.target.set_factors(*random_factors(self.teacher, ranks, self.seed))
         elif self.student_factors != "identity":
             self.target.set_factors(factors.layer, factors.hidden)
+
+    @torch.no_grad()
+    def _set_own_factors(self) -> None:
         if self.own is None or self.student_factors == "identity":
             return
         if self.student_factors == "random":
-            self.own.set_factors(*random_factors(self.student, ranks, self.seed + self.is_paired))
+            self.own.set_factors(*random_factors(self.student, self.ranks, self.seed + self.is_paired))
         else:
-            own = self._tuckers[1].factors(*ranks)
+            own = self._tuckers[-1].factors(*self.ranks)
             self.own.set_factors(own.layer, own.hidden)
 
     @torch.no_grad()
-    def finish(self, core_energy: Tensor, cross: Tensor | None, norm: Tensor | None) -> None:
+    def finish(self, core_energy: Tensor | None, cross: Tensor | None, norm: Tensor | None) -> None:
         r"""Record the energy kept and rotate the student's own factors onto the teacher's axes; drop the sums.
 
         Args:
-            core_energy: Sum of squares of the teacher's cores over the tokens that the factors were fitted on.
+            core_energy: Sum of squares of the teacher's cores over the tokens that the factors were fitted on; None
+                where the teacher's side was loaded.
             cross: (r_L, r_D, r_L, r_D) cross moment of paired mean cores, `sum_i G'_i[a, b] G_i[c, d]`; where paired.
             norm: `sqrt(sum_i |G'_i|^2 sum_i |G_i|^2)`, scalar; where paired.
         """
         # NaN-free for trajectories that never vary: then nothing is lost either
-        whole = self._tuckers[0].energy
-        self.energy[2] = core_energy / whole if whole > 0 else 1.0
+        if core_energy is not None:
+            whole = self._tuckers[0].energy
+            self.energy[2] = core_energy / whole if whole > 0 else 1.0
         self._scales, self._tuckers = [], []
         if self.own is None or cross is None or norm is None:
             return
@@ -202,6 +214,10 @@ class TensorSubspace(nn.Module):
         self.own.set_factors(layer @ layer_rotation, hidden @ hidden_rotation)
         overlap = torch.einsum("abcd,ac,bd->", cross, layer_rotation, hidden_rotation)
         self.start_correlation.copy_(overlap / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+
+    def keep_teacher(self) -> None:
+        """Leave the teacher's side as it was loaded: sweeps measure the student's alone."""
+        self._measures_teacher = False
 
     def set_ranks(self, ranks: tuple[int, int]) -> None:
         """Give the factors these ranks; where they change, values are undefined until set or loaded."""

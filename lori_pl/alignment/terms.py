@@ -30,11 +30,14 @@ class Signals:
         trajectory: (B, L, T, D), the selected layers at each rationale token or latent step.
         mask: (B, T), true where a token counts; None counts all.
         anchor: (B, L, D), the selected layers at the token that predicts the answer's first token.
+        statistics: Of a teacher whose states are not at hand: what a cache holds of it for this term, as
+            `Term.teacher_statistics` gives it.
     """
 
     trajectory: Tensor | None = None
     mask: Tensor | None = None
     anchor: Tensor | None = None
+    statistics: Mapping[str, Tensor] | None = None
 
 
 class Term(nn.Module, abc.ABC):
@@ -44,6 +47,9 @@ class Term(nn.Module, abc.ABC):
     `begin_sweep(sweep)`, `observe(sweep, ...)` for every training batch, `end_sweep(sweep)` (on every rank); then in
     training `teacher_statistics`, or the same tensors from a cache, and `forward`. Floating-point state stays in at
     least fp32 when the module it belongs to is cast to half precision.
+
+    With a cache the teacher's side was fitted elsewhere: `load_teacher_state` comes before the sweeps. In a term that
+    `observes_student` these then measure the student alone; `observe` gets `Signals(statistics=...)` as the teacher.
 
     Attributes:
         needs: What it reads of `Signals`: a subset of {'trajectory', 'anchor'}.
@@ -76,6 +82,26 @@ class Term(nn.Module, abc.ABC):
         """The arguments on which the buffers of a fitted term depend, as plain values; a resumed run must agree."""
         return {}
 
+    @property
+    def teacher_measured_with(self) -> dict[str, Any]:
+        """That part of `measured_with` on which `teacher_state` and the statistics depend."""
+        return self.measured_with
+
+    def teacher_state(self) -> dict[str, Tensor]:
+        """The fitted buffers that come from the teacher alone: what a cache keeps beside the statistics."""
+        buffers = {name for name, _ in self.named_buffers()} - {"fitted"}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in buffers}
+
+    def load_teacher_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `teacher_state` gave; the term is fitted then, unless it `observes_student`.
+
+        Raises:
+            LoriError: If the state is of other shapes than this term was prepared for.
+        """
+        self.load_state_dict(dict(state), strict=False)
+        if not self.observes_student:
+            self.mark_fitted()
+
     def mark_fitted(self) -> None:
         """Record that the last sweep has ended."""
         self.fitted.fill_(True)
@@ -106,6 +132,14 @@ class Term(nn.Module, abc.ABC):
     @abc.abstractmethod
     def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
         """What `forward` needs of the teacher, one row a problem, without gradients: what a cache stores."""
+
+    def pack(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The statistics as a cache stores them: nothing twice, and in units in which half precision holds them."""
+        return dict(statistics)
+
+    def unpack(self, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The statistics again, in fp32, from what `pack` made."""
+        return {name: tensor.float() for name, tensor in packed.items()}
 
     @abc.abstractmethod
     def forward(self, student: Signals, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def test_low_rank_uses_the_other_terms_projection_without_owning_it():
     teacher, student = sides(), sides(shape=student_shape, seed=2)
     fit(list(terms), student_shape, SHAPE, teacher, student)
     assert list(anchor.parameters()) == []
-    assert set(anchor.state_dict()) == {"fitted", "deviation"}
+    assert set(anchor.state_dict()) == {"fitted", "deviation", "centre"}
     core = low_rank.subspace.target_core(teacher.anchor.unsqueeze(2)).squeeze(2)
     sigma = (core - core.mean(0)).square().mean((0, 2)).sqrt()
     assert torch.allclose(anchor.deviation, sigma, rtol=1e-5)
