@@ -20,6 +20,7 @@ USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for
   predict    answer test problems or a file of questions into JSON lines
   preview    show one training pair with its tokens, masks and anchor, lengths, and what was dropped
   export     make a student's folder from a checkpoint
+  cache      run the teacher once and keep its statistics, so that fit never loads it
   sweep      run a file of experiments, resumably
 """
 
@@ -87,9 +88,14 @@ def own_commands() -> dict[str, Callable[[list[str]], int]]:
 
         return run(rest)
 
+    def cache(rest: list[str]) -> int:
+        from lori_pl.commands.cache import main as run
+
+        return run(rest)
+
     def quickstart(rest: list[str]) -> int:
         from lori_pl.commands.quickstart import main as run
 
         return run(rest)
 
-    return {"quickstart": quickstart, "sweep": sweep, "preview": preview, "export": export}
+    return {"quickstart": quickstart, "sweep": sweep, "preview": preview, "export": export, "cache": cache}

@@ -142,6 +142,12 @@ class LowRankAlignment(Term):
         state = self.state_dict()
         return {name: state[name] for name in state if not name.startswith(_STUDENT_STATE)}
 
+    def measure_teacher_alone(self) -> None:
+        """As in `Term`."""
+        self._require_prepared()
+        super().measure_teacher_alone()
+        self.subspace.leave_own()
+
     def load_teacher_state(self, state: Mapping[str, Tensor]) -> None:
         """As in `Term`; the student's own side, where it has one, is still to be measured."""
         super().load_teacher_state(state)
@@ -172,8 +178,9 @@ class LowRankAlignment(Term):
         if sweep < 2:
             self.subspace.begin_sweep(sweep)
         else:
+            paired = self.subspace.is_paired and self.observes_student
             self._statistics = CoreStatistics(
-                self.subspace.ranks, self._block_shape, self.second_order, self.subspace.is_paired, self.fitted.device
+                self.subspace.ranks, self._block_shape, self.second_order, paired, self.fitted.device
             )
 
     @torch.no_grad()
@@ -199,7 +206,7 @@ class LowRankAlignment(Term):
             moments = trajectory_moments(self._blocks(core), mask, self.second_order)
             self._statistics.observe(core, mask, moments)
             mean, has_tokens = moments.mean, mask.any(1)
-        if self.subspace.is_paired:
+        if self.subspace.is_paired and self.observes_student:
             own_hidden, own_mask = _trajectory(student), _mask(student)
             own = trajectory_moments(self._blocks(self.subspace.student_core(own_hidden)), own_mask, "none")
             self._statistics.observe_pair(own.mean, mean, has_tokens & own_mask.any(1))

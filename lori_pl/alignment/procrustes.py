@@ -23,12 +23,16 @@ def mode_procrustes(cross: Tensor) -> tuple[Tensor, Tensor]:
         cross: (r_L, r_D, r_L, r_D), `sum_i G'_i[a, b] G_i[c, d]`, fp64.
 
     Returns:
-        R_L (r_L, r_L) and R_D (r_D, r_D).
+        R_L (r_L, r_L) and R_D (r_D, r_D); of the two pairs that differ by a sign of both and do the same, the one in
+        which R_L's largest entry (the first of equals) is positive.
     """
     identity = torch.eye(cross.shape[1], dtype=cross.dtype, device=cross.device)
     ends = [_alternate(cross, start) for start in (identity, _spectral_start(cross))]
     _, layer_rotation, hidden_rotation = max(ends, key=lambda end: end[0])
-    return layer_rotation, hidden_rotation
+    size = layer_rotation.abs().flatten()
+    largest = layer_rotation.flatten()[(size > (1 - 1e-6) * size.amax()).to(torch.uint8).argmax()]
+    sign = torch.where(largest < 0, -1.0, 1.0)
+    return sign * layer_rotation, sign * hidden_rotation
 
 
 def _alternate(cross: Tensor, hidden_rotation: Tensor) -> tuple[float, Tensor, Tensor]:

@@ -90,7 +90,7 @@ class TensorSubspace(nn.Module):
             self.register_buffer("start_correlation", torch.zeros(()))
         self._scales: list[TrajectoryScale] = []
         self._tuckers: list[TuckerFactors] = []
-        self._measures_teacher = True
+        self._measures_teacher = self._measures_own = True
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -105,7 +105,7 @@ class TensorSubspace(nn.Module):
     @property
     def measured(self) -> list[Projection]:
         """Those of the `sides` that are still to be measured."""
-        return self.sides if self._measures_teacher else self.sides[1:]
+        return self.sides[0 if self._measures_teacher else 1 : None if self._measures_own else 1]
 
     @property
     def is_paired(self) -> bool:
@@ -182,7 +182,7 @@ class TensorSubspace(nn.Module):
 
     @torch.no_grad()
     def _set_own_factors(self) -> None:
-        if self.own is None or self.student_factors == "identity":
+        if self.own is None or not self._measures_own or self.student_factors == "identity":
             return
         if self.student_factors == "random":
             self.own.set_factors(*random_factors(self.student, self.ranks, self.seed + self.is_paired))
@@ -218,6 +218,10 @@ class TensorSubspace(nn.Module):
     def keep_teacher(self) -> None:
         """Leave the teacher's side as it was loaded: sweeps measure the student's alone."""
         self._measures_teacher = False
+
+    def leave_own(self) -> None:
+        """Leave the student's side out of the sweeps."""
+        self._measures_own = False
 
     def set_ranks(self, ranks: tuple[int, int]) -> None:
         """Give the factors these ranks; where they change, values are undefined until set or loaded."""

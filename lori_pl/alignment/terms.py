@@ -92,6 +92,10 @@ class Term(nn.Module, abc.ABC):
         buffers = {name for name, _ in self.named_buffers()} - {"fitted"}
         return {name: tensor for name, tensor in self.state_dict().items() if name in buffers}
 
+    def measure_teacher_alone(self) -> None:
+        """Leave the student's side out of the sweeps: for who wants the `teacher_state` only. Comes after `prepare`."""
+        self.observes_student = False
+
     def load_teacher_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `teacher_state` gave; the term is fitted then, unless it `observes_student`.
 

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         raise LoriError(f"{folder} exists already; remove it or give another --folder")
     if not Path(options.ckpt_path).is_file():
         raise LoriError(f"--ckpt_path {options.ckpt_path}: no such file")
-    model = parse(["fit", *rest], run=False).model
+    model = parse(["fit", *rest]).model
     model.trains = False
     saved = read_checkpoint(options.ckpt_path)
     model.on_load_checkpoint(saved)

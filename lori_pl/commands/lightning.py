@@ -77,6 +77,11 @@ def student_tokenizer(model: Mapping[str, Any] | None) -> str:
     return _tokenizer(_fields(model).get("backbone")) or teacher_tokenizer(model) or ""
 
 
+def teacher_cache(model: Mapping[str, Any] | None) -> str | None:
+    """The cache of the teacher's statistics in a parsed model config, if it has one."""
+    return _fields(model).get("cache")
+
+
 def teacher_revision(model: Mapping[str, Any] | None) -> str | None:
     """The revision of the teacher's tokenizer."""
     return _fields(_fields(model).get("teacher")).get("revision")
@@ -102,6 +107,7 @@ class LoriCLI(LightningCLI):
         parser.link_arguments("model", "data.teacher_tokenizer", compute_fn=teacher_tokenizer)
         parser.link_arguments("model", "data.tokenizer_revision", compute_fn=student_revision)
         parser.link_arguments("model", "data.teacher_tokenizer_revision", compute_fn=teacher_revision)
+        parser.link_arguments("model", "data.teacher_cache", compute_fn=teacher_cache)
         parser.link_arguments("model", "data.markers", compute_fn=uses_markers)
         parser.link_arguments("model", "data.needs_rationale", compute_fn=requires_rationale)
         parser.link_arguments("data.template", "model.init_args.template")
@@ -137,6 +143,10 @@ class LoriCLI(LightningCLI):
         if trainer.get("default_root_dir") is None:
             trainer["default_root_dir"] = f"runs/{self.subcommand}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.root = Path(str(trainer["default_root_dir"]))
+        interval = trainer.get("val_check_interval")
+        if isinstance(interval, int) and not isinstance(interval, bool):
+            # every so many batches, whatever an epoch has; Lightning would refuse more than those of one
+            trainer["check_val_every_n_epoch"] = None
         if self.subcommand == "test":
             options["verbose"] = False  # ours is the table
             if (self.root / CONFIG).exists():  # the folder of the run that is tested
@@ -238,6 +248,8 @@ class LoriCLI(LightningCLI):
         self.model.folder = self.folder
         self.model.latents_at_run = self.options.get("latents")
         self.model.trains = self.subcommand == "fit"
+        if self.model.trains and self.trainer is not None:
+            self.model.check_run(self.datamodule, self.trainer)
 
     def after_fit(self) -> None:
         """Exports the student of the best checkpoint, tests it and shows the table."""
@@ -319,17 +331,32 @@ class ParsedCLI(LoriCLI):
         """Runs nothing."""
 
 
-def parse(arguments: list[str], run: bool) -> LoriCLI:
+class PlainTrainerCLI(ParsedCLI):
+    """Makes a Trainer too, without the callbacks and the logger of a training; runs nothing."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Makes it of the devices, strategy and precision that the config gives."""
+        trainer = self.config_init[self.subcommand]["trainer"]
+        plain = {"callbacks": None, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        for name, value in plain.items():
+            trainer[name] = value
+        return LightningCLI.instantiate_trainer(self, **kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Checks nothing: no training follows."""
+
+
+def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
     """Parses a command line.
 
     Args:
-        arguments: A sub-command and its options; with ``run`` it is carried out.
-        run: Otherwise only model and data are made.
+        arguments: A sub-command and its options.
+        kind: `LoriCLI` carries it out, `ParsedCLI` only makes model and data.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
     with one_line_errors():
-        return (LoriCLI if run else ParsedCLI)(
+        return kind(
             Method,
             PairedDataModule,
             subclass_mode_model=True,
@@ -356,5 +383,5 @@ class OwnOptions(ArgumentParser):
 
 def run(arguments: list[str]) -> int:
     """Runs ``fit``, ``validate``, ``test`` or ``predict``."""
-    parse(arguments, run=True)
+    parse(arguments, LoriCLI)
     return 0

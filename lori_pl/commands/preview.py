@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     """
     options, rest = _parser().parse_known_args(arguments)
     row: int = options.row
-    cli = parse(["fit", *rest], run=False)
+    cli = parse(["fit", *rest])
     data: PairedDataModule = cli.datamodule
     data.setup("fit")
     split = data.splits["train"]

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader
 
+from lori_pl.cache.store import CachedRows, TeacherCache
 from lori_pl.data.loading import ResumableLoader, collate_pairs
 from lori_pl.data.pairing import EncodedProblems, PairedBatch
 from lori_pl.data.problem import Problem
@@ -34,6 +35,7 @@ class PreparedSplit:
         student: They in the student's tokenizer.
         teacher: They in the teacher's tokenizer, where it differs.
         counts: What was left out, by reason.
+        cached: The teacher's statistics of the problems, where a cache gives them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PreparedSplit:
     student: EncodedProblems
     teacher: EncodedProblems | None
     counts: dict[str, int] = field(default_factory=dict)
+    cached: CachedRows | None = None
 
     @property
     def steps(self) -> np.ndarray:
@@ -78,6 +81,7 @@ class PairedDataModule(pl.LightningDataModule):
         tokenizer_revision: Its revision on the hub.
         teacher_tokenizer: The teacher's, where it differs; the command line takes it from the model.
         teacher_tokenizer_revision: Its revision on the hub.
+        teacher_cache: Folder of the teacher's statistics; the command line takes it from ``model.cache``.
         markers: Whether ``<bot>`` and ``<eot>`` surround the student's thought; set from the model's method.
         needs_rationale: Whether training needs rationales; set from the model's method.
     """
@@ -104,6 +108,7 @@ class PairedDataModule(pl.LightningDataModule):
         tokenizer_revision: str | None = None,
         teacher_tokenizer: str | None = None,
         teacher_tokenizer_revision: str | None = None,
+        teacher_cache: str | None = None,
         markers: bool = True,
         needs_rationale: bool = True,
     ) -> None:
@@ -128,6 +133,7 @@ class PairedDataModule(pl.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.predict_file = predict_file
+        self.teacher_cache = teacher_cache
         self.needs_rationale = self.source.needs_rationale = needs_rationale
         for each in (self.source, *(test_sources or {}).values()):
             if on_bad_row is not None and isinstance(each, RowSource):
@@ -144,8 +150,8 @@ class PairedDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Loads, encodes and counts the splits of a stage, once."""
-        if stage == "fit" and "train" not in self.splits:
-            self.splits["train"] = self.prepare(self.source, "train")
+        if stage == "fit":
+            self.setup_train()
         if stage in ("fit", "validate") and "validation" not in self.splits:
             self.splits["validation"] = self.prepare(self.source, "validation")
         if stage in ("fit", "test") and not self.tests:
@@ -160,6 +166,22 @@ class PairedDataModule(pl.LightningDataModule):
                 # whoever asks wants an answer to every question, so no limit of training or evaluation counts
                 encoded = EncodedProblems(questions, self.encoder)
                 self.splits["predict"] = PreparedSplit("predict", questions, encoded, None)
+
+    def setup_train(self) -> None:
+        """Prepares the training problems, once."""
+        if "train" not in self.splits:
+            self.splits["train"] = self.prepare(self.source, "train")
+            if self.teacher_cache is not None:
+                self._open_cache(self.teacher_cache, self.splits["train"])
+
+    def _open_cache(self, folder: str, split: PreparedSplit) -> None:
+        cache = TeacherCache(folder)
+        # one process of a machine is enough
+        if self.trainer is None or self.trainer.local_rank == 0:
+            cache.verify()
+        encoded = split.teacher or split.student
+        split.cached = CachedRows(cache, cache.locate(encoded.keys(), [problem.id for problem in split.problems]))
+        log.info("the teacher's statistics: %s", folder)
 
     def setup_tests(self) -> None:
         """Prepares every test set."""

@@ -21,7 +21,7 @@ BATCHES_A_WINDOW = 32
 
 def collate_pairs(split: PreparedSplit) -> Callable[[Sequence[int]], PairedBatch]:
     """Gives the function that turns row numbers of ``split`` into a batch."""
-    return partial(paired_batch, steps=split.steps, student=split.student, teacher=split.teacher)
+    return partial(paired_batch, steps=split.steps, student=split.student, teacher=split.teacher, cached=split.cached)
 
 
 def epoch_batches(

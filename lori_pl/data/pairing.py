@@ -8,6 +8,7 @@ the latents stand between the two. All index tensors are made here, once a batch
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lori_pl.cache.store import CachedRows
 from lori_pl.data.problem import Problem
 from lori_pl.data.template import Encoder, RationaleTokens
 
@@ -66,6 +68,23 @@ class EncodedProblems:
         chosen.selected = None if self.selected is None else self.selected.select(rows)
         return chosen
 
+    def keys(self) -> np.ndarray:
+        """(n, 16) uint8: a digest of what a teacher has read of each problem when its answer begins.
+
+        That is question, rationale and answer prompt, with the positions of the tokens that make the trajectory.
+        """
+        prompt = np.asarray(self.encoder.prompt, dtype=np.int32)
+        keys = np.empty((len(self.questions), 16), dtype=np.uint8)
+        for i in range(len(keys)):
+            parts = [self.questions[i], self.rationales[i], prompt]
+            if self.selected is not None:
+                parts.append(self.selected[i])
+            digest = hashlib.blake2b(np.array([len(part) for part in parts], dtype=np.int32).tobytes(), digest_size=16)
+            for part in parts:
+                digest.update(part.tobytes())
+            keys[i] = np.frombuffer(digest.digest(), dtype=np.uint8)
+        return keys
+
     def lengths(self) -> np.ndarray:
         """Tokens of each explicit sequence."""
         parts = self.questions.lengths + self.rationales.lengths + self.answers.lengths
@@ -116,6 +135,7 @@ class PairedBatch:
         anchor: Column of ``answer`` that predicts the answer's first token, the same for all rows.
         explicit: The problem in words, in the student's tokenizer.
         teacher: The same in the teacher's tokenizer; the same object as ``explicit`` where the two agree.
+        statistics: What a cache holds of the teacher, tensors (B, ...) by ``TERM/NAME``; ``None`` without one.
     """
 
     index: Tensor
@@ -128,6 +148,7 @@ class PairedBatch:
     anchor: int
     explicit: ExplicitBatch
     teacher: ExplicitBatch
+    statistics: dict[str, Tensor] | None = None
 
 
 def pad(rows: Sequence[Ids], value: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -178,7 +199,11 @@ def explicit_batch(rows: Sequence[int], data: EncodedProblems) -> ExplicitBatch:
 
 
 def paired_batch(
-    rows: Sequence[int], steps: np.ndarray, student: EncodedProblems, teacher: EncodedProblems | None
+    rows: Sequence[int],
+    steps: np.ndarray,
+    student: EncodedProblems,
+    teacher: EncodedProblems | None,
+    cached: CachedRows | None = None,
 ) -> PairedBatch:
     """Collates ``rows`` into a batch of pairs.
 
@@ -187,6 +212,7 @@ def paired_batch(
         steps: Number of rationale steps of every row of the data set.
         student: The data in the student's tokenizer.
         teacher: The data in the teacher's, where it differs.
+        cached: The teacher's statistics of every row, where there is a cache.
     """
     encoder = student.encoder
     question, question_mask = pad_questions([student.questions[i] for i in rows], encoder)
@@ -204,4 +230,5 @@ def paired_batch(
         anchor=len(suffix) - 1,
         explicit=explicit,
         teacher=explicit if teacher is None else explicit_batch(rows, teacher),
+        statistics=None if cached is None else cached.read(rows),
     )

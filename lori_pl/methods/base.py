@@ -96,6 +96,13 @@ class Method(pl.LightningModule):
             LoriError: If they do not fit together.
         """
 
+    def check_run(self, data: PairedDataModule, trainer: pl.Trainer) -> None:
+        """Checks what model, data and trainer must agree on, before anything is loaded.
+
+        Raises:
+            LoriError: If they do not.
+        """
+
     @property
     def tokenizer_backbone(self) -> Backbone:
         """The backbone whose tokenizer is the student's."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment, Signals, Term, TrajectoryShape
-from lori_pl.data.datamodule import PreparedSplit
+from lori_pl.cache.store import TeacherCache, of_term
+from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
@@ -27,8 +28,10 @@ from lori_pl.methods.base import Method
 from lori_pl.methods.checkpoints import check_template
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule
+from lori_pl.methods.terms import named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.identity import teacher_identity
 from lori_pl.models.saving import SETTINGS, read_settings
 from lori_pl.models.teacher import FrozenTeacher, explicit_signals
 from lori_pl.models.thought import LatentScale
@@ -45,7 +48,8 @@ class LoRi(Method):
     Args:
         backbone: The student's language model.
         teacher: The teacher: an explicit-CoT model; its folder as written by ``fit`` or ``export``, or any causal LM.
-            ``None`` only where no term needs one and ``student_init`` is ``base``.
+            ``None`` only where ``student_init`` is ``base`` and no term needs one, or a ``cache`` stands for it.
+        cache: Folder of the teacher's statistics, made by the command ``cache``; the teacher is then never run.
         student_init: Start from the ``teacher``'s weights, or from the ``base`` that ``backbone.name`` gives.
         latents: Number of latents K.
         latent_scale: Initial gain of the projector's LayerNorm: the ``embedding`` matrix's RMS entry, or ``unit``.
@@ -70,6 +74,7 @@ class LoRi(Method):
         self,
         backbone: Backbone,
         teacher: Backbone | None = None,
+        cache: str | None = None,
         student_init: Literal["teacher", "base"] = "teacher",
         latents: int = 5,
         latent_scale: LatentScale = "embedding",
@@ -100,6 +105,10 @@ class LoRi(Method):
         self.terms = nn.ModuleList(weighted_terms([alignment, anchor, *(terms or [])], weights or {}))
         self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
         self.teacher: FrozenTeacher | None = None
+        self.cache = cache
+        self._cache_is_checked = False
+        if not self.needs and cache is not None:
+            raise LoriError("model.cache is set, but no term that weighs something needs a teacher: set it to null")
         if not self.needs and teacher is not None:
             log.info("no term is active: this is latent_only, the latents with the task loss alone")
         if "trajectory" in self.needs and latents == 0:
@@ -119,7 +128,8 @@ class LoRi(Method):
         Raises:
             LoriError: If there is none.
         """
-        needed = fields.get("student_init") == "teacher" or cls.requires_rationale({"init_args": fields})
+        aligned = cls.requires_rationale({"init_args": fields}) and not fields.get("cache")
+        needed = fields.get("student_init") == "teacher" or aligned
         if needed and not fields.get("teacher"):
             raise LoriError(
                 "model.teacher is not set, but the terms or student_init=teacher need one: give the folder of an "
@@ -148,6 +158,11 @@ class LoRi(Method):
         """The terms, typed."""
         return [term for term in self.terms if isinstance(term, Term)]
 
+    @property
+    def named_terms(self) -> dict[str, Term]:
+        """The terms by the names that a cache knows them by."""
+        return named_terms(self.active_terms)
+
     # ---- bring-up -------------------------------------------------------------------------------------------------
 
     def load_backbone(self, tokenizer: Any) -> Any:
@@ -175,21 +190,45 @@ class LoRi(Method):
             return
         teacher = self.teacher_backbone
         if self.folder is None:
-            self.check({"teacher": teacher, "student_init": self.student_init, "terms": self.active_terms})
+            fields = {"teacher": teacher, "student_init": self.student_init, "terms": self.active_terms}
+            self.check({**fields, "cache": self.cache})
         super().configure_model()
         if not self.needs or self.folder is not None:
             return
+        if self.trains and self.cache is None:
+            self.teacher = self.load_teacher()
+        layers = len(self.student_layers.resolve(self.student.depth))
+        self.prepare_terms(TrajectoryShape(layers, self.student.hidden_size))
+
+    def load_teacher(self) -> FrozenTeacher:
+        """Loads the teacher.
+
+        Raises:
+            LoriError: If its folder holds something else than a teacher for these rationales.
+        """
+        teacher = self.teacher_backbone
         assert teacher is not None
-        config = load_config(teacher).get_text_config()
-        if self.trains:
-            self.check_teacher(Path(teacher.name or ""))
-            lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
-            self.teacher = FrozenTeacher(lm, self.layers)
-        student_shape = TrajectoryShape(len(self.student_layers.resolve(self.student.depth)), self.student.hidden_size)
-        teacher_shape = TrajectoryShape(len(self.layers.resolve(config.num_hidden_layers)), config.hidden_size)
+        self.check_teacher(Path(teacher.name or ""))
+        lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
+        return FrozenTeacher(lm, self.layers)
+
+    def teacher_shape(self) -> TrajectoryShape:
+        """Layers and hidden size of the teacher's trajectories, from its config or else from the cache."""
+        if self.teacher_backbone is None:
+            return TrajectoryShape(**TeacherCache(self.cache or "").manifest.shape)
+        return shape_of(self.teacher_backbone, self.layers)
+
+    def student_shape(self) -> TrajectoryShape:
+        """Layers and hidden size of the student's, from the config that it will be loaded with."""
+        starts = self.teacher_backbone if self.student_init == "teacher" else self.backbone
+        assert starts is not None
+        return shape_of(starts, self.student_layers)
+
+    def prepare_terms(self, student: TrajectoryShape) -> None:
+        """Gives the terms the shapes of both sides."""
+        teacher = self.teacher_shape()
         for term in self.active_terms:
-            others = [other for other in self.active_terms if other is not term]
-            term.prepare(student_shape, teacher_shape, others)
+            term.prepare(student, teacher, [other for other in self.active_terms if other is not term])
 
     def check_teacher(self, folder: Path) -> None:
         """Refuses a saved reasoner whose states over these rationales would mean nothing.
@@ -217,6 +256,53 @@ class LoRi(Method):
         """Thought and terms get groups of their own."""
         return {**super().optimizer_parts(), "alignment": self.terms}
 
+    # ---- the cache ------------------------------------------------------------------------------------------------
+
+    def cache_identity(self, data: PairedDataModule, precision: str) -> dict[str, Any]:
+        """What the teacher's statistics depend on in this run, as plain values."""
+        identity: dict[str, Any] = {}
+        if (teacher := self.teacher_backbone) is not None:
+            tokenizer = load_tokenizer(teacher.tokenizer_name, False, teacher.revision)
+            identity["teacher"] = teacher_identity(teacher, tokenizer, self.layers, precision)
+        identity["data"] = {"template": dataclasses.asdict(self.template), "rationale_tokens": data.rationale_tokens}
+        identity["statistics"] = {"problems": self.statistics_problems}
+        identity["terms"] = {name: term.teacher_measured_with for name, term in self.named_terms.items()}
+        return identity
+
+    def check_run(self, data: PairedDataModule, trainer: pl.Trainer) -> None:
+        """Makes sure, once, that the cache was built with what this run has.
+
+        Raises:
+            LoriError: If there is no cache in the folder, or naming what differs, with both values.
+        """
+        if self.cache is not None and not self._cache_is_checked:
+            TeacherCache(self.cache).check(self.cache_identity(data, trainer.precision))
+            self._cache_is_checked = True
+
+    def setup(self, stage: str) -> None:
+        """Checks the cache of a training."""
+        if stage == "fit":
+            self.check_run(self.data, self.trainer)
+
+    def load_cached_terms(self) -> None:
+        """Takes the teacher's side of every term from the cache.
+
+        Raises:
+            LoriError: If a checkpoint brought another.
+        """
+        store = TeacherCache(str(self.cache))
+        for name, term in self.named_terms.items():
+            cached = store.state(name)
+            if not term.is_fitted:
+                term.load_teacher_state(cached)
+                continue
+            held = term.teacher_state()
+            if not all(torch.equal(held[key].cpu(), value) for key, value in cached.items()):
+                raise LoriError(
+                    f"the checkpoint was trained with another {name} than that of the cache {self.cache}; give the "
+                    "cache that its run had"
+                )
+
     # ---- statistics before training -------------------------------------------------------------------------------
 
     def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
@@ -232,6 +318,8 @@ class LoRi(Method):
     def on_fit_start(self) -> None:
         """Measures centre, scale and factors on training rationales, unless a checkpoint brought them."""
         super().on_fit_start()
+        if self.cache is not None:
+            self.load_cached_terms()
         fitting = [term for term in self.active_terms if not term.is_fitted]
         if not fitting:
             return
@@ -241,21 +329,33 @@ class LoRi(Method):
             at_work = [term for term in fitting if sweep < term.sweeps]
             for term in at_work:
                 term.begin_sweep(sweep)
-            label = f"measuring the teacher's rationales, pass {sweep + 1}"
+            label = f"measuring the rationales, pass {sweep + 1}"
             for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
                 batch = self.trainer.strategy.batch_to_device(batch)
                 teacher = self.teacher_signals(batch)
                 student = self.initial_student_signals(batch) if wants_student else None
-                for term in at_work:
-                    term.observe(sweep, teacher, student)
+                for name, term in self.named_terms.items():
+                    if term in at_work:
+                        signals = teacher or Signals(statistics=self.teacher_statistics(name, term, batch, None))
+                        term.observe(sweep, signals, student)
             for term in at_work:
                 term.end_sweep(sweep)
 
-    def teacher_signals(self, batch: PairedBatch) -> Signals:
-        """The teacher's trajectory at the chosen rationale tokens, and its anchor states."""
-        assert self.teacher is not None
+    def teacher_signals(self, batch: PairedBatch) -> Signals | None:
+        """The teacher's trajectory at the chosen rationale tokens, and its anchor states; ``None`` with a cache."""
+        if self.teacher is None:
+            return None
         trajectory, anchor = self.teacher(batch.teacher)
         return Signals(trajectory, batch.teacher.rationale_mask, anchor)
+
+    def teacher_statistics(
+        self, name: str, term: Term, batch: PairedBatch, teacher: Signals | None
+    ) -> dict[str, Tensor]:
+        """What a term needs of the teacher: from its states, or from the cache."""
+        if teacher is not None:
+            return term.teacher_statistics(teacher)
+        assert batch.statistics is not None
+        return term.unpack(of_term(batch.statistics, name))
 
     def initial_student_signals(self, batch: PairedBatch) -> Signals:
         """The untrained student's own states over the same rationales, in its own tokens."""
@@ -314,11 +414,11 @@ class LoRi(Method):
         total = task = answer_cross_entropy(self.student, hidden, batch).mean()
         parts = {"task": task}
         if self.active_terms:
-            teacher = self.teacher_signals(batch) if self.needs else Signals()
+            teacher = self.teacher_signals(batch)
             student = Signals(trajectory, None, anchor)
             with parametrize.cached():
-                for term in self.active_terms:
-                    for name, loss in term(student, term.teacher_statistics(teacher)).items():
+                for key, term in self.named_terms.items():
+                    for name, loss in term(student, self.teacher_statistics(key, term, batch, teacher)).items():
                         if name not in term.weights:
                             raise LoriError(f"{type(term).__name__} gives a loss '{name}' that its weights do not name")
                         parts[name] = loss
@@ -334,46 +434,15 @@ class LoRi(Method):
             state, trajectory = self.student.think(batch.question, batch.question_mask, record=self.student_layers)
             _, anchor = self.student.finish(state, batch.answer, batch.answer_mask, batch.anchor, self.student_layers)
             student, teacher = Signals(trajectory, None, anchor), self.teacher_signals(batch)
-        for term in self.active_terms:
-            if student is not None:
-                statistics = term.teacher_statistics(teacher)
+            known = teacher is not None or batch.statistics is not None
+        for name, term in self.named_terms.items():
+            if batch is not None and student is not None and known:
+                statistics = self.teacher_statistics(name, term, batch, teacher)
             values |= term.diagnostics(student, statistics)
         return values
 
 
-def weighs(term: Any, weights: Mapping[str, float]) -> bool:
-    """Whether a term, or what a parsed config says of it, has a weight that is not zero under these overrides."""
-    if not isinstance(term, Term):
-        arguments = dict(term.get("init_args") or {})
-        if not all(isinstance(value, str | int | float | None) for value in arguments.values()):
-            return True  # only the parser can build it
-        module, _, name = str(term["class_path"]).rpartition(".")
-        term = getattr(importlib.import_module(module), name)(**arguments)
-    return any(weights.get(name, weight) for name, weight in term.weights.items())
-
-
-def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[Term]:
-    """Applies weights by loss name and drops terms that weigh nothing.
-
-    Raises:
-        LoriError: If a term needs nothing, or what there is not; if two terms give losses of one name; or if a weight
-            names no loss.
-    """
-    owners: dict[str, Term] = {}
-    for term in filter(None, terms):
-        if not term.needs or term.needs - {"trajectory", "anchor"}:
-            raise LoriError(
-                f"{type(term).__name__}: needs is {sorted(term.needs)}; let it name 'trajectory', 'anchor' or both"
-            )
-        for name in term.weights:
-            if name in owners or name in ("task", "loss"):
-                raise LoriError(f"model.terms: two terms give a loss named '{name}'; leave one out or rename its loss")
-            owners[name] = term
-    if unknown := sorted(set(weights) - set(owners)):
-        raise LoriError(f"model.weights names {unknown}, but the terms give {sorted(owners)}")
-    for name, weight in weights.items():
-        owners[name].weights[name] = float(weight)
-    return [term for term in filter(None, terms) if any(weight != 0 for weight in term.weights.values())]
-
-
-__all__ = ["LoRi", "weighted_terms"]
+def shape_of(backbone: Backbone, selection: LayerSelection) -> TrajectoryShape:
+    """Layers and hidden size of the trajectories of a model that is not loaded."""
+    config = load_config(backbone).get_text_config()
+    return TrajectoryShape(len(selection.resolve(config.num_hidden_layers)), config.hidden_size)

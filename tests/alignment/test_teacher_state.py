@@ -86,6 +86,21 @@ def test_the_teachers_state_holds_nothing_of_the_student():
     assert {"deviation", "epsilon", "subspace.target.mean"} < set(terms["low_rank"].teacher_state())
 
 
+@pytest.mark.parametrize("student_factors", FACTORS)
+def test_the_teachers_side_is_the_same_measured_alone(student_factors):
+    shape = TEACHER if student_factors in ("shared", "identity") else STUDENT
+    teacher = signals(TEACHER, 0)
+    both = live(student_factors, shape, teacher, signals(shape, 1))
+    alone = prepared(student_factors, shape)
+    for term in alone.values():
+        term.measure_teacher_alone()
+    sweep(alone, lambda term: teacher, None)
+    for name, term in alone.items():
+        assert term.is_fitted
+        for key, value in both[name].teacher_state().items():
+            assert torch.equal(value, term.teacher_state()[key]), key
+
+
 @pytest.mark.parametrize("arguments", KINDS, ids=["default", "energy", "joint_raw", "mean_only", "whitened_batch"])
 @pytest.mark.parametrize("anchor_space", ["low_rank", "full"])
 def test_packed_and_unpacked_the_statistics_are_the_same(arguments, anchor_space):

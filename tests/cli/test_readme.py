@@ -69,7 +69,7 @@ def parser() -> Iterator[Any]:
         patch.setattr(lightning_commands, "LoriCLI", ParsingOnly)
         patch.setattr(sys, "argv", ["lori_pl"])
         files = ["--config", "configs/method/explicit_cot.yaml", "--config", "configs/model/tiny.yaml"]
-        yield lightning_commands.parse(["fit", *files], run=True).parser
+        yield lightning_commands.parse(["fit", *files], lightning_commands.LoriCLI).parser
 
 
 def without(arguments: list[str], *options: str) -> list[str]:

@@ -1,0 +1,295 @@
+"""Building a cache with the Trainer's predict loop: the terms' teacher side first, then one pass over all rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lori_pl.alignment import Signals, Term
+from lori_pl.cache.manifest import PLAN, Manifest, ShardEntry
+from lori_pl.cache.shards import file_checksum, is_sound, map_shard, shard_path, write_file, write_shard
+from lori_pl.cache.store import KEY
+from lori_pl.data.pairing import EncodedProblems, ExplicitBatch, explicit_batch
+from lori_pl.errors import LoriError
+from lori_pl.models.teacher import FrozenTeacher
+
+log = logging.getLogger(__name__)
+
+STATE = "terms.safetensors"
+
+
+@dataclass
+class RowBatch:
+    """Rows of a data set as the teacher reads them: their numbers (B,), and the sequences."""
+
+    index: Tensor
+    explicit: ExplicitBatch
+
+
+def row_loader(batches: Sequence[np.ndarray], encoded: EncodedProblems, workers: int) -> DataLoader[RowBatch]:
+    """Gives the rows of each batch, collated, in order."""
+    # an item is a batch: Lightning replaces a batch sampler of one's own in its predict loop
+    return DataLoader(
+        list(batches),  # type: ignore[arg-type]
+        batch_size=1,
+        collate_fn=partial(_collate, encoded=encoded),
+        num_workers=workers,
+    )
+
+
+def _collate(items: list[np.ndarray], encoded: EncodedProblems) -> RowBatch:
+    rows = items[0].tolist()
+    return RowBatch(torch.as_tensor(rows), explicit_batch(rows, encoded))
+
+
+class TeacherPass(pl.LightningModule):
+    """What both passes share: the frozen teacher, and the terms that take in what it gives.
+
+    Args:
+        teacher: The teacher.
+        terms: The terms by name, prepared.
+        encoded: The rows in the teacher's tokens.
+        batch_size: Rows a batch.
+        workers: Worker processes of a loader.
+    """
+
+    label = ""
+
+    def __init__(
+        self, teacher: FrozenTeacher, terms: Mapping[str, Term], encoded: EncodedProblems, batch_size: int, workers: int
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.terms = nn.ModuleDict(terms)
+        self.encoded = encoded
+        self.batch_size = batch_size
+        self.workers = workers
+        self.to_do = 0
+        self.written = 0
+
+    def signals(self, batch: RowBatch) -> Signals:
+        """The teacher's trajectory and anchor states."""
+        trajectory, anchor = self.teacher(batch.explicit)
+        return Signals(trajectory, batch.explicit.rationale_mask, anchor)
+
+    def named(self) -> dict[str, Term]:
+        """The terms, typed."""
+        return {name: term for name, term in self.terms.items() if isinstance(term, Term)}
+
+    def batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Cuts rows into batches of like length."""
+        rows = rows[np.argsort(self.encoded.lengths()[rows], kind="stable")]
+        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+
+class MeasureTeacher(TeacherPass):
+    """Fits the teacher's side of every term, sweep by sweep, as training without a cache does.
+
+    Args:
+        rows: The rows to measure.
+        others: As in `TeacherPass`.
+    """
+
+    label = "measuring"
+
+    def __init__(self, *others: Any, rows: np.ndarray) -> None:
+        super().__init__(*others)
+        self.rows = rows
+        self.sweep = -1
+
+    @property
+    def sweeps(self) -> int:
+        """Number of passes over the rows."""
+        return max((term.sweeps for term in self.named().values()), default=0)
+
+    def predict_dataloader(self) -> list[DataLoader[RowBatch]]:
+        """The process's part of the rows, once a sweep."""
+        rows = self.rows[np.argsort(self.encoded.lengths()[self.rows], kind="stable")]
+        rows = rows[self.trainer.global_rank :: self.trainer.world_size]
+        self.to_do = len(rows) * self.sweeps
+        return [row_loader(self.batches(rows), self.encoded, self.workers) for _ in range(self.sweeps)]
+
+    def predict_step(self, batch: RowBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
+        """Shows a batch to the terms that are at work in this sweep."""
+        self.advance(dataloader_idx)
+        signals = self.signals(batch)
+        for term in self.named().values():
+            if self.sweep < term.sweeps:
+                term.observe(self.sweep, signals, None)
+        return len(batch.index)
+
+    def on_predict_epoch_end(self) -> None:
+        """Ends the last sweep."""
+        self.advance(self.sweeps)
+
+    def advance(self, sweep: int) -> None:
+        """Ends sweeps and begins others until ``sweep`` is the one at work."""
+        while self.sweep < sweep:
+            for term in self.named().values():
+                if 0 <= self.sweep < term.sweeps:
+                    term.end_sweep(self.sweep)
+            self.sweep += 1
+            for term in self.named().values():
+                if self.sweep < term.sweeps:
+                    term.begin_sweep(self.sweep)
+
+
+class StoreStatistics(TeacherPass):
+    """Writes the packed statistics of all rows, shard by shard; shards that are there are passed over.
+
+    Args:
+        folder: The cache's folder.
+        shard_problems: Rows a shard.
+        dtype: Type of the stored numbers.
+        keys: (n, 16) uint8, the rows' keys.
+        ids: The rows' ids, for messages.
+        others: As in `TeacherPass`.
+    """
+
+    label = "storing"
+
+    def __init__(
+        self,
+        *others: Any,
+        folder: Path,
+        shard_problems: int,
+        dtype: torch.dtype,
+        keys: np.ndarray,
+        ids: Sequence[str],
+    ) -> None:
+        super().__init__(*others)
+        self.folder = folder
+        self.shard_problems = shard_problems
+        self.store_dtype = dtype
+        self.keys = keys
+        self.ids = ids
+        self.buffer: dict[str, Tensor] = {}
+        self.filled = 0
+
+    @property
+    def shards(self) -> int:
+        """Number of shards of the whole cache."""
+        return -(-len(self.keys) // self.shard_problems)
+
+    def rows_of(self, shard: int) -> np.ndarray:
+        """The rows of a shard."""
+        return np.arange(shard * self.shard_problems, min((shard + 1) * self.shard_problems, len(self.keys)))
+
+    def predict_dataloader(self) -> DataLoader[RowBatch]:
+        """The process's part of the shards that are not there yet."""
+        mine = range(self.trainer.global_rank, self.shards, self.trainer.world_size)
+        waiting = [shard for shard in mine if not self.is_there(shard)]
+        self.to_do = sum(len(self.rows_of(shard)) for shard in waiting)
+        batches = [batch for shard in waiting for batch in self.batches(self.rows_of(shard))]
+        return row_loader(batches, self.encoded, self.workers)
+
+    def is_there(self, shard: int) -> bool:
+        """Whether a sound file of the shard is there; an unsound one is removed."""
+        path = shard_path(self.folder, shard)
+        if path is None:
+            return False
+        if is_sound(path):
+            return True
+        log.warning("%s was altered or cut off; it is made anew", path)
+        path.unlink()
+        return False
+
+    def predict_step(self, batch: RowBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
+        """Adds a batch to the shard at work, and writes that once it is full."""
+        signals = self.signals(batch)
+        rows = batch.index.cpu().numpy()
+        shard = int(rows[0]) // self.shard_problems
+        members = self.rows_of(shard)
+        for name, term in self.named().items():
+            for key, value in term.pack(term.teacher_statistics(signals)).items():
+                self._put(f"{name}/{key}", value, rows, members)
+        self.filled += len(rows)
+        if self.filled == len(members):
+            path = write_shard(self.folder, shard, {KEY: torch.from_numpy(self.keys[members]), **self.buffer})
+            self.written += path.stat().st_size
+            self.buffer, self.filled = {}, 0
+        return len(rows)
+
+    def _put(self, name: str, value: Tensor, rows: np.ndarray, members: np.ndarray) -> None:
+        stored = value.to(self.store_dtype)
+        if not stored.isfinite().all():
+            wrong = ~stored.isfinite().flatten(1).all(1)
+            row = int(rows[int(wrong.nonzero()[0])])
+            if value[wrong].isfinite().all():
+                raise LoriError(
+                    f"problem {self.ids[row]}: {name} reaches {float(value[wrong].abs().max()):.3g}, more than "
+                    f"{str(self.store_dtype).removeprefix('torch.')} holds; use --dtype bfloat16 or float32"
+                )
+            raise LoriError(
+                f"problem {self.ids[row]}: the teacher's {name} is not finite; load it in bfloat16 or float32"
+            )
+        if name not in self.buffer:
+            self.buffer[name] = torch.empty(len(members), *value.shape[1:], dtype=self.store_dtype)
+        self.buffer[name][torch.from_numpy(rows - members[0])] = stored.cpu()
+
+
+def rows_digest(keys: np.ndarray) -> str:
+    """Digest of the keys of all rows, in order."""
+    return hashlib.blake2b(keys.tobytes(), digest_size=16).hexdigest()
+
+
+def packed_bytes(terms: Mapping[str, Term], layers: int, hidden: int, dtype: torch.dtype) -> int:
+    """Bytes a problem in a cache: the packed statistics of fitted terms, and the key."""
+    device = next((term.fitted.device for term in terms.values()), torch.device("cpu"))
+    zeros = torch.zeros(1, layers, 1, hidden, device=device)
+    signals = Signals(zeros, torch.ones(1, 1, dtype=torch.bool, device=device), zeros[:, :, 0])
+    packed = [value for term in terms.values() for value in term.pack(term.teacher_statistics(signals)).values()]
+    return sum(value.numel() for value in packed) * dtype.itemsize + 16
+
+
+def save_state(folder: Path, terms: Mapping[str, Term]) -> None:
+    """Writes the teacher's side of the terms."""
+    state = {f"{name}/{key}": value for name, term in terms.items() for key, value in term.teacher_state().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    write_file(folder / STATE, safetensors.torch.save(tensors))
+
+
+def load_state(folder: Path, terms: Mapping[str, Term]) -> None:
+    """Takes the teacher's side of the terms from an earlier, interrupted build."""
+    tensors = map_shard(folder / STATE)
+    for name, term in terms.items():
+        mine = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        term.load_teacher_state(mine)
+
+
+def entries(folder: Path, manifest: Manifest) -> tuple[ShardEntry, list[ShardEntry]]:
+    """What the manifest says of the files: the terms' state, and every shard.
+
+    Raises:
+        LoriError: If one is missing.
+    """
+
+    def entry(path: Path, problems: int) -> ShardEntry:
+        return ShardEntry(path.name, problems, path.stat().st_size, file_checksum(path))
+
+    shards = []
+    for number in range(-(-manifest.problems // manifest.shard_problems)):
+        path = shard_path(folder, number)
+        if path is None:
+            raise LoriError(f"{folder}: shard {number} is missing; start `cache` again")
+        first = number * manifest.shard_problems
+        shards.append(entry(path, min(manifest.shard_problems, manifest.problems - first)))
+    return entry(folder / STATE, 0), shards
+
+
+def write_plan(folder: Path, manifest: Manifest) -> None:
+    """Notes what is being built, so that a later start can tell whether it may go on."""
+    write_file(folder / PLAN, (json.dumps(manifest.plan, indent=2, sort_keys=True) + "\n").encode())

@@ -1,0 +1,217 @@
+"""`cache`: the teacher's statistics on disk, so that training never runs the teacher."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import safetensors
+import torch
+import transformers
+
+from lori_pl import __version__
+from lori_pl.cache.build import (
+    STATE,
+    MeasureTeacher,
+    StoreStatistics,
+    entries,
+    load_state,
+    packed_bytes,
+    rows_digest,
+    save_state,
+    write_plan,
+)
+from lori_pl.cache.manifest import MANIFEST, PLAN, Manifest, first_difference, read_manifest, read_plan
+from lori_pl.cache.shards import write_file
+from lori_pl.cache.store import TeacherCache
+from lori_pl.callbacks.build_progress import BuildProgress
+from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse
+from lori_pl.errors import LoriError, one_line
+from lori_pl.evaluation.records import git_commit
+from lori_pl.methods.lori import LoRi
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SHARD_BYTES = 1 << 26
+
+
+def main(arguments: list[str]) -> int:
+    """Builds a cache, or goes on with one that was interrupted.
+
+    Args:
+        arguments: ``--folder``, ``--dtype``, and what ``fit`` takes.
+
+    Raises:
+        LoriError: If the method needs no teacher, the folder holds another cache or cannot be written, or another
+            process builds there.
+    """
+    options, rest = _parser().parse_known_args(arguments)
+    cli = parse(["fit", *rest], PlainTrainerCLI)
+    method, data, trainer = cli.model, cli.datamodule, cli.trainer
+    if not isinstance(method, LoRi) or not method.needs:
+        raise LoriError(f"{type(method).__name__} has no term that needs a teacher, so there is nothing to cache")
+    if method.teacher_backbone is None:
+        raise LoriError("model.teacher is not set: give the folder of an explicit-CoT model as model.teacher.name")
+    folder = Path(options.folder or method.cache or "")
+    if not (options.folder or method.cache):
+        raise LoriError("where the cache is to be is not said: give --folder, or model.cache in the config")
+    method.cache = data.teacher_cache = None
+    builder = Builder(method, data, trainer, folder, options.dtype)
+    if trainer.global_rank:
+        builder.run()
+    else:
+        with _lock(folder):
+            builder.run()
+    return 0
+
+
+class Builder:
+    """Builds one cache.
+
+    Args:
+        method: The method, whose teacher and terms are used.
+        data: The data.
+        trainer: Runs both passes.
+        folder: The cache's folder.
+        dtype: Type of the stored statistics.
+    """
+
+    def __init__(self, method: LoRi, data: Any, trainer: pl.Trainer, folder: Path, dtype: str) -> None:
+        self.method, self.data, self.trainer, self.folder, self.dtype = method, data, trainer, folder, dtype
+
+    def run(self) -> None:
+        """Measures, stores, and writes the manifest last."""
+        start = time.monotonic()
+        self.data.setup_train()
+        split = self.data.splits["train"]
+        encoded = split.teacher or split.student
+        keys = encoded.keys()
+        shape = self.method.teacher_shape()
+        manifest = Manifest(
+            identity=self.method.cache_identity(self.data, self.trainer.precision),
+            rows=rows_digest(keys),
+            problems=len(keys),
+            shape={"layers": shape.layers, "hidden": shape.hidden},
+            dtype=self.dtype,
+            shard_problems=0,
+        )
+        if self.is_done(manifest):
+            return
+        if self.trainer.global_rank == 0:
+            write_plan(self.folder, manifest)
+        self.method.prepare_terms(self.method.student_shape())
+        terms = self.method.named_terms
+        for term in terms.values():
+            term.measure_teacher_alone()
+        teacher = self.method.load_teacher()
+        common = (teacher, terms, encoded, self.data.eval_batch_size, self.data.num_workers)
+        if (self.folder / STATE).is_file():
+            load_state(self.folder, terms)
+        else:
+            rows = np.arange(min(self.method.statistics_problems or len(keys), len(keys)))
+            self.predict(MeasureTeacher(*common, rows=rows))
+            if self.trainer.is_global_zero:
+                save_state(self.folder, terms)
+        dtype = DTYPES[self.dtype]
+        each = packed_bytes(terms, shape.layers, shape.hidden, dtype)
+        manifest.shard_problems = max(1, min(_SHARD_BYTES // each, len(keys)))
+        log.info("%d problems, %d bytes each: %.2f GB", len(keys), each, each * len(keys) / 1e9)
+        ids = [problem.id for problem in split.problems]
+        store = StoreStatistics(
+            *common, folder=self.folder, shard_problems=manifest.shard_problems, dtype=dtype, keys=keys, ids=ids
+        )
+        self.predict(store)
+        self.trainer.strategy.barrier()
+        if self.trainer.is_global_zero:
+            manifest.state, manifest.shards = entries(self.folder, manifest)
+            manifest.versions = {
+                "lori_pl": f"{__version__} ({git_commit()})",
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "safetensors": safetensors.__version__,
+            }
+            manifest.made = {
+                "teacher": self.method.teacher_backbone.name if self.method.teacher_backbone else None,
+                "seconds": round(time.monotonic() - start, 1),
+                "bytes_a_problem": each,
+                "processes": self.trainer.world_size,
+            }
+            write_file(self.folder / MANIFEST, manifest.as_json())
+            total = sum(entry.bytes for entry in manifest.shards)
+            print(f"cache: {self.folder} ({len(keys)} problems, {total / 1e6:.1f} MB, {each} bytes a problem)")
+
+    def is_done(self, manifest: Manifest) -> bool:
+        """Whether the folder holds this very cache, finished and sound.
+
+        Raises:
+            LoriError: If it holds another, finished or not.
+        """
+        if (self.folder / MANIFEST).is_file():
+            found = read_manifest(self.folder)
+            self._compare(found.plan, manifest.plan)
+            try:
+                TeacherCache(self.folder).verify()
+            except LoriError as error:
+                log.warning("%s", error)
+                return False
+            print(f"cache: {self.folder} is finished already")
+            return True
+        if (self.folder / PLAN).is_file():
+            self._compare(read_plan(self.folder), manifest.plan)
+        elif self.folder.is_dir() and any(path.name != ".lock" for path in self.folder.iterdir()):
+            raise LoriError(f"{self.folder} is not empty and holds no cache; give another --folder")
+        return False
+
+    def _compare(self, found: dict[str, Any], plan: dict[str, Any]) -> None:
+        if difference := first_difference(found, plan):
+            field, held, value = difference
+            raise LoriError(
+                f"{self.folder} holds a cache with {field} {held}, and this one would have {value}; give another "
+                "--folder, or remove it"
+            )
+
+    def predict(self, module: Any) -> None:
+        """Runs one pass."""
+        self.trainer.callbacks = [c for c in self.trainer.callbacks if not isinstance(c, BuildProgress)]
+        self.trainer.callbacks.append(BuildProgress())
+        self.trainer.predict(module, return_predictions=False)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds the cache's folder: two builds at once would do everything twice."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise LoriError(f"{folder} cannot be written ({one_line(error)}); give another --folder") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LoriError(f"{folder}: another process builds a cache here: wait for it or end it") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _parser() -> OwnOptions:
+    parser = OwnOptions(
+        "cache",
+        "Run the frozen teacher once over the training problems and keep what the terms of the loss need of it, so "
+        "that `fit` with --model.cache never loads it. Started again, it goes on where it stopped.",
+    )
+    parser.add_argument("--folder", metavar="DIR", help="the cache's folder (default: model.cache of the config)")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float16", help="type of the stored numbers (default: float16)"
+    )
+    return parser

@@ -1,0 +1,56 @@
+"""The terms of a loss: which of them weigh something, and what each is called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lori_pl.alignment import Term
+from lori_pl.errors import LoriError
+
+
+def weighs(term: Any, weights: Mapping[str, float]) -> bool:
+    """Whether a term, or what a parsed config says of it, has a weight that is not zero under these overrides."""
+    if not isinstance(term, Term):
+        arguments = dict(term.get("init_args") or {})
+        if not all(isinstance(value, str | int | float | None) for value in arguments.values()):
+            return True  # only the parser can build it
+        module, _, name = str(term["class_path"]).rpartition(".")
+        term = getattr(importlib.import_module(module), name)(**arguments)
+    return any(weights.get(name, weight) for name, weight in term.weights.items())
+
+
+def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[Term]:
+    """Applies weights by loss name and drops terms that weigh nothing.
+
+    Raises:
+        LoriError: If a term needs nothing, or what there is not; if two terms give losses of one name; or if a weight
+            names no loss.
+    """
+    owners: dict[str, Term] = {}
+    for term in filter(None, terms):
+        if not term.needs or term.needs - {"trajectory", "anchor"}:
+            raise LoriError(
+                f"{type(term).__name__}: needs is {sorted(term.needs)}; let it name 'trajectory', 'anchor' or both"
+            )
+        for name in term.weights:
+            if name in owners or name in ("task", "loss"):
+                raise LoriError(f"model.terms: two terms give a loss named '{name}'; leave one out or rename its loss")
+            owners[name] = term
+    if unknown := sorted(set(weights) - set(owners)):
+        raise LoriError(f"model.weights names {unknown}, but the terms give {sorted(owners)}")
+    for name, weight in weights.items():
+        owners[name].weights[name] = float(weight)
+    return [term for term in filter(None, terms) if any(weight != 0 for weight in term.weights.values())]
+
+
+def named_terms(terms: Iterable[Term]) -> dict[str, Term]:
+    """Terms by the name of their class; a second of one class is called ``NAME2``, and so on."""
+    named: dict[str, Term] = {}
+    for term in terms:
+        name, number = type(term).__name__, 1
+        while (key := name if number == 1 else f"{name}{number}") in named:
+            number += 1
+        named[key] = term
+    return named

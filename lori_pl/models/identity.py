@@ -1,0 +1,92 @@
+"""Digests that tell one model, or one tokenizer, from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedTokenizerBase
+
+from lori_pl.cache.shards import file_checksum
+from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT
+from lori_pl.errors import LoriError, one_line
+from lori_pl.models.backbone import Backbone
+from lori_pl.models.hidden import LayerSelection
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+
+
+def model_files(backbone: Backbone) -> list[Path]:
+    """The files of weights, and the config, that a backbone is loaded from; nothing is downloaded.
+
+    Raises:
+        LoriError: If it has no name, or its files are not on this machine.
+    """
+    if backbone.name is None:
+        raise LoriError("model.teacher has no name: random weights are no teacher that a cache could be told by")
+    path = Path(backbone.name)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        try:
+            patterns, revision = [*_WEIGHTS, "config.json"], backbone.revision or "main"
+            found = snapshot_download(backbone.name, revision=revision, allow_patterns=patterns, local_files_only=True)
+            path = Path(found)
+        except Exception as error:  # the hub raises errors of many types
+            raise LoriError(
+                f"model.teacher.name '{backbone.name}': not on this machine ({one_line(error)}); give its folder, or "
+                "download it first"
+            ) from error
+    weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
+    if not weights:
+        raise LoriError(f"model.teacher.name '{backbone.name}' holds no weights; give a saved model's folder")
+    return [*weights, path / "config.json"]
+
+
+def weights_digest(backbone: Backbone) -> str:
+    """Digest of the content of the `model_files`; reads them once, about a second a gigabyte.
+
+    Raises:
+        LoriError: As `model_files`.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for file in model_files(backbone):
+        digest.update(f"{file.suffix}:{file_checksum(file)};".encode())
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of vocabulary and rules, latent markers apart."""
+    vocabulary = {w: i for w, i in tokenizer.get_vocab().items() if w not in (BEGIN_OF_THOUGHT, END_OF_THOUGHT)}
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    rules = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")]
+    content = json.dumps([vocabulary, rules, backend.get("model", {}).get("merges")], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def teacher_identity(
+    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, selection: LayerSelection, precision: str
+) -> dict[str, Any]:
+    """What a teacher's hidden states depend on, as plain values.
+
+    Args:
+        backbone: The teacher.
+        tokenizer: Its tokenizer.
+        selection: The layers that make its trajectory.
+        precision: The Trainer's precision, under which it runs.
+
+    Raises:
+        LoriError: As `model_files`.
+    """
+    return {
+        "weights": weights_digest(backbone),
+        "config": backbone.config,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "dtype": backbone.dtype,
+        "precision": precision,
+        "selection": asdict(selection),
+    }

@@ -1,0 +1,284 @@
+"""`cache`, and training from what it has built."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+
+import pytest
+import torch
+import yaml
+from conftest import BACKBONE, checkpoint
+from test_bad_input import message
+
+import lori_pl.cache.shards as shards
+import lori_pl.commands.cache as cache_command
+from lori_pl.cli import main
+from lori_pl.methods import LoRi
+from lori_pl.models.teacher import FrozenTeacher
+
+OTHER = {**BACKBONE, "config": {**BACKBONE["config"], "hidden_size": 24, "num_hidden_layers": 3}}
+LEARNED = {
+    "backbone": OTHER,
+    "student_init": "base",
+    "alignment": {
+        "class_path": "lori_pl.alignment.LowRankAlignment",
+        "init_args": {"rank_hidden": 4, "student_factors": "learned"},
+    },
+    "anchor": {"class_path": "lori_pl.alignment.AnchorAlignment", "init_args": {"anchor_space": "low_rank"}},
+}
+STEPS = ["--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--test_after_fit", "false"]
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    """Four shards of the 64 problems, or a few more."""
+    monkeypatch.setattr(cache_command, "_SHARD_BYTES", 10_000)
+
+
+def build(world, arguments, *flags, folder="cache", dtype="float32") -> int:
+    where = ["--folder", str(world.folder / folder), "--dtype", dtype]
+    return world.run("cache", *where, *flags, method="LoRi", **arguments)
+
+
+def cached(world, arguments, folder="cache"):
+    return arguments | {"cache": str(world.folder / folder)}
+
+
+def files(world, folder="cache"):
+    return sorted(path.name for path in (world.folder / folder).glob("shard-*"))
+
+
+def record_losses(monkeypatch):
+    seen: list[dict[str, float]] = []
+    original = LoRi.training_step
+
+    def step(self, batch, batch_idx):
+        result = original(self, batch, batch_idx)
+        seen.append({name: value.item() for name, value in result["parts"].items()})
+        return result
+
+    monkeypatch.setattr(LoRi, "training_step", step)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["shared", "learned"])
+def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, lori_args, kind, monkeypatch):
+    arguments = lori_args | (LEARNED if kind == "learned" else {})
+    losses = record_losses(monkeypatch)
+    assert world.fit("LoRi", "live", *STEPS, **arguments) == 0
+    assert build(world, arguments) == 0
+    assert len(files(world)) > 1
+
+    def refuse(*_):
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr(FrozenTeacher, "__init__", refuse)
+    assert world.fit("LoRi", "cached", *STEPS, **cached(world, arguments)) == 0
+    live, from_cache = losses[:20], losses[20:]
+    assert len(from_cache) == 20
+    for one, other in zip(live, from_cache, strict=True):
+        assert one.keys() == other.keys() == {"loss", "task", "mean", "covariance", "anchor"}
+        for name, value in one.items():
+            assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert [one["loss"] for one in live[:1]] == pytest.approx([from_cache[0]["loss"]], rel=1e-6)
+    whole, parts = checkpoint(world.folder / "live"), checkpoint(world.folder / "cached")
+    for key, value in whole["state_dict"].items():
+        assert torch.allclose(value, parts["state_dict"][key], rtol=1e-4, atol=1e-5), key
+
+
+def test_half_precision_is_stored_and_close(world, lori_args, monkeypatch):
+    losses = record_losses(monkeypatch)
+    for dtype in ("float32", "float16", "bfloat16"):
+        assert build(world, lori_args, folder=dtype, dtype=dtype) == 0
+        assert world.fit("LoRi", f"run_{dtype}", "--trainer.max_steps=2", **cached(world, lori_args, dtype)) == 0
+    exact, half, rough = losses[0], losses[2], losses[4]
+    assert half["loss"] == pytest.approx(exact["loss"], rel=1e-3)
+    assert rough["loss"] == pytest.approx(exact["loss"], rel=1e-2)
+    assert half["anchor"] != exact["anchor"]
+    sizes = {
+        dtype: json.loads((world.folder / dtype / "manifest.json").read_text()) for dtype in ("float32", "float16")
+    }
+    each = {dtype: manifest["made"]["bytes_a_problem"] - 16 for dtype, manifest in sizes.items()}
+    # two layers of 4 means and 10 covariances, a weight, two anchors of 32
+    assert each == {"float32": 4 * (2 * 14 + 1 + 64), "float16": 2 * (2 * 14 + 1 + 64)}
+
+
+def test_an_interrupted_build_goes_on_where_it_was(world, lori_args, monkeypatch, capsys):
+    assert build(world, lori_args, folder="whole") == 0
+    written = []
+    original = shards.write_file
+
+    def fail_at_the_second(path, content):
+        if path.name.startswith("shard-00001") and len(written) < 10:
+            written.extend([path.name] * 10)
+            raise KeyboardInterrupt
+        original(path, content)
+
+    monkeypatch.setattr(shards, "write_file", fail_at_the_second)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        build(world, lori_args)
+    assert not (world.folder / "cache" / "manifest.json").exists()
+    (first,) = files(world)
+    stamp = (world.folder / "cache" / first).stat().st_mtime_ns
+    assert world.fit("LoRi", "early", **cached(world, lori_args)) == 2
+    assert "not finished: start `cache` again" in message(capsys)
+    assert build(world, lori_args) == 0
+    assert files(world) == files(world, "whole")  # their names hold their checksums
+    assert (world.folder / "cache" / first).stat().st_mtime_ns == stamp
+    assert "measuring" not in capsys.readouterr().err
+    assert build(world, lori_args) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_nothing_half_written(world, lori_args, monkeypatch, capsys):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    assert build(world, lori_args, "--data.train_problems", "40", folder="other") == 0
+    monkeypatch.setattr(shards.os, "fsync", full)
+    assert build(world, lori_args) == 2
+    assert "no space left" in message(capsys)
+    assert [path.name for path in (world.folder / "cache").iterdir()] == [".lock"]
+    monkeypatch.undo()
+    assert build(world, lori_args) == 0
+
+
+def test_a_flipped_byte_and_a_cut_are_found_and_mended(world, lori_args, capsys):
+    assert build(world, lori_args) == 0
+    names = files(world)
+    folder = world.folder / "cache"
+    content = bytearray((folder / names[1]).read_bytes())
+    content[-5] ^= 1
+    (folder / names[1]).write_bytes(content)
+    assert world.fit("LoRi", "flipped", **cached(world, lori_args)) == 2
+    assert f"{names[1]} was altered or cut off" in message(capsys)
+    assert build(world, lori_args) == 0
+    (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:-9])
+    assert world.fit("LoRi", "cut", **cached(world, lori_args)) == 2
+    assert f"{names[2]} was altered or cut off" in message(capsys)
+    (folder / names[2]).unlink()
+    assert world.fit("LoRi", "gone", **cached(world, lori_args)) == 2
+    assert f"{names[2]} is missing" in message(capsys)
+    assert build(world, lori_args) == 0
+    assert files(world) == names
+    assert world.fit("LoRi", "mended", **cached(world, lori_args)) == 0
+    (folder / "manifest.json").write_text("{")
+    assert world.fit("LoRi", "damaged", **cached(world, lori_args)) == 2
+    assert "manifest.json is damaged" in message(capsys)
+    (folder / "manifest.json").unlink()
+    assert world.fit("LoRi", "missing", **cached(world, lori_args)) == 2
+    assert "no manifest.json" in message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "field"),
+    [
+        ({"alignment": {"class_path": "lori_pl.alignment.LowRankAlignment", "init_args": {"rank_hidden": 3}}}, [],
+         r"terms.LowRankAlignment.rank_hidden 4, and this run has 3"),
+        ({"layers": {"layers": [1, 2], "final_norm": False}}, [], "teacher.selection.layers all"),
+        ({"statistics_problems": 8}, [], "statistics.problems 16, and this run has 8"),
+        ({}, ["--data.rationale_tokens", "step_results"], "data.rationale_tokens all, and this run has step_results"),
+        ({}, ["--data.template.answer_prompt", "="], "data.template.answer_prompt ####, and this run has ="),
+        ({}, ["--trainer.precision", "bf16-mixed"], "teacher.precision 32-true, and this run has bf16-mixed"),
+    ],
+)  # fmt: skip
+def test_a_cache_of_something_else_is_refused_with_both_values(world, lori_args, capsys, changes, flags, field):
+    assert build(world, lori_args) == 0
+    assert world.fit("LoRi", "run", *flags, **cached(world, lori_args | changes)) == 2
+    assert field in message(capsys)
+    assert build(world, lori_args | changes, *flags) == 2
+    assert field.partition(",")[0] in message(capsys)
+
+
+def test_a_cache_of_another_teacher_is_refused(world, lori_args, capsys):
+    assert build(world, lori_args) == 0
+    assert world.fit("ExplicitCoT", "two", "--seed_everything=5", backbone=BACKBONE) == 0
+    other = lori_args | {"teacher": {"name": str(world.folder / "two" / "student")}}
+    assert world.fit("LoRi", "run", **cached(world, other)) == 2
+    assert "teacher.weights" in message(capsys)
+
+
+def test_another_order_or_a_subset_works_and_what_is_not_cached_is_named(world, lori_args, capsys):
+    flags = ["--data.train_problems", "40"]
+    assert build(world, lori_args, *flags) == 0
+    assert world.fit("LoRi", "part", "--data.train_problems", "24", **cached(world, lori_args)) == 0
+    assert world.fit("LoRi", "whole", **cached(world, lori_args)) == 2
+    assert "lacks problem synthetic/train/0/40 (24 of 64" in message(capsys)
+    assert build(world, lori_args, "--data.train_problems", "41") == 2
+    assert "holds a cache with rows" in message(capsys)
+
+
+def test_what_has_nothing_to_cache_says_so(world, lori_args, capsys):
+    assert world.run("cache", "--folder", str(world.folder / "c"), method="NoCoT", backbone=BACKBONE) == 2
+    assert "NoCoT has no term that needs a teacher" in message(capsys)
+    bare = lori_args | {"alignment": None, "anchor": None}
+    assert build(world, bare) == 2
+    assert "LoRi has no term that needs a teacher" in message(capsys)
+    assert world.fit("LoRi", "run", **cached(world, bare)) == 2
+    assert "no term that weighs something needs a teacher" in message(capsys)
+    assert world.fit("NoCoT", "run", "--model.cache", "c", backbone=BACKBONE) == 2
+    assert "cache" in message(capsys)
+    assert world.run("cache", method="LoRi", **lori_args) == 2
+    assert "give --folder, or model.cache" in message(capsys)
+    only = lori_args | {"anchor": None}
+    assert build(world, only) == 0
+    assert world.fit("LoRi", "run", **cached(world, lori_args)) == 2
+    assert "holds nothing for AnchorAlignment, only for LowRankAlignment" in message(capsys)
+
+
+def test_where_it_cannot_be_built(world, lori_args, capsys):
+    (world.folder / "file").write_text("")
+    assert build(world, lori_args, folder="file/cache") == 2
+    assert "cannot be written" in message(capsys)
+    (world.folder / "full").mkdir()
+    (world.folder / "full" / "thesis.tex").write_text("")
+    assert build(world, lori_args, folder="full") == 2
+    assert "is not empty and holds no cache" in message(capsys)
+    (world.folder / "busy").mkdir()
+    descriptor = os.open(world.folder / "busy" / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        assert build(world, lori_args, folder="busy") == 2
+    finally:
+        os.close(descriptor)
+    assert "another process builds a cache here" in message(capsys)
+
+
+def test_an_overflow_names_the_problem(world, lori_args, capsys, monkeypatch):
+    original = FrozenTeacher.forward
+
+    def explode(self, batch):
+        trajectory, anchor = original(self, batch)
+        return trajectory, anchor.index_fill(0, torch.tensor([0]), 1e9)
+
+    assert build(world, lori_args, folder="fine") == 0
+    (world.folder / "cache").mkdir()
+    for name in ("plan.json", "terms.safetensors"):
+        (world.folder / "cache" / name).write_bytes((world.folder / "fine" / name).read_bytes())
+    plan = json.loads((world.folder / "cache" / "plan.json").read_text())
+    (world.folder / "cache" / "plan.json").write_text(json.dumps(plan | {"dtype": "float16"}))
+    monkeypatch.setattr(FrozenTeacher, "forward", explode)
+    assert build(world, lori_args, dtype="float16") == 2
+    assert "AnchorAlignment/anchor reaches" in (text := message(capsys))
+    assert "problem synthetic/train/0/" in text
+    assert "use --dtype bfloat16 or float32" in text
+
+
+def test_the_run_resumes_from_the_cache_and_a_config_of_both_serves(world, lori_args, capsys):
+    arguments = cached(world, lori_args)
+    assert world.run("cache", method="LoRi", **arguments) == 0  # where model.cache says
+    assert world.fit("LoRi", "run", **arguments) == 0
+    assert world.fit("LoRi", "run", "--ckpt_path", "last", "--trainer.max_steps", "6", **arguments) == 0
+    config = yaml.safe_load((world.folder / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["cache"] == str(world.folder / "cache")
+    assert "teacher_cache" not in config["data"]
+    run = ["--config", str(world.folder / "run" / "config.yaml"), "--trainer.default_root_dir"]
+    assert main(["fit", *run, str(world.folder / "again")]) == 0
+
+
+def test_without_a_teacher_at_all(world, lori_args, capsys):
+    arguments = lori_args | LEARNED
+    assert build(world, arguments) == 0
+    assert world.fit("LoRi", "run", **cached(world, arguments | {"teacher": None})) == 0
