@@ -36,7 +36,7 @@ from lori_pl.callbacks.build_progress import BuildProgress
 from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse
 from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.records import git_commit
-from lori_pl.methods.lori import LoRi
+from lori_pl.methods.distillation import Distillation
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     options, rest = _parser().parse_known_args(arguments)
     cli = parse(["fit", *rest], PlainTrainerCLI)
     method, data, trainer = cli.model, cli.datamodule, cli.trainer
-    if not isinstance(method, LoRi) or not method.needs:
+    if not isinstance(method, Distillation) or not method.needs:
         raise LoriError(f"{type(method).__name__} has no term that needs a teacher, so there is nothing to cache")
     if method.teacher_backbone is None:
         raise LoriError("model.teacher is not set: give the folder of an explicit-CoT model as model.teacher.name")
@@ -85,7 +85,7 @@ class Builder:
         dtype: Type of the stored statistics.
     """
 
-    def __init__(self, method: LoRi, data: Any, trainer: pl.Trainer, folder: Path, dtype: str) -> None:
+    def __init__(self, method: Distillation, data: Any, trainer: pl.Trainer, folder: Path, dtype: str) -> None:
         self.method, self.data, self.trainer, self.folder, self.dtype = method, data, trainer, folder, dtype
 
     def run(self) -> None:

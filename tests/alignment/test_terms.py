@@ -7,7 +7,7 @@ import torch
 
 from lori_pl.alignment import Signals, Term
 from lori_pl.errors import LoriError
-from lori_pl.methods.lori import weighted_terms
+from lori_pl.methods.terms import weighted_terms
 
 
 class Distance(Term):

@@ -1,0 +1,366 @@
+"""What methods with a frozen teacher share: its weights, its states or its cache, and the terms that read them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from rich.progress import track
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lori_pl.alignment import Signals, Term, TrajectoryShape
+from lori_pl.cache.store import TeacherCache, of_term
+from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
+from lori_pl.data.pairing import PairedBatch
+from lori_pl.data.template import Template
+from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.errors import LoriError
+from lori_pl.methods.base import Method
+from lori_pl.methods.checkpoints import check_template
+from lori_pl.methods.optimization import Schedule
+from lori_pl.methods.terms import named_terms, weighs, weighted_terms
+from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_config
+from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.identity import teacher_identity
+from lori_pl.models.saving import SETTINGS, read_settings
+from lori_pl.models.teacher import FrozenTeacher, explicit_signals
+
+
+class Distillation(Method):
+    """Base of the methods whose student learns from a frozen teacher through terms of the loss.
+
+    Args:
+        backbone: The student's language model.
+        teacher: The teacher, if there is one.
+        cache: Folder of the teacher's statistics, which then stand for it.
+        student_init: Start from the ``teacher``'s weights, or from the ``base`` that ``backbone.name`` gives.
+        terms: The terms; those that weigh nothing are left out.
+        weights: Overrides the weight of a loss by its name.
+        layers: Layers that make the teacher's trajectory.
+        student_layers: The same for the student, where it differs.
+        statistics_problems: Training problems on which terms are measured; ``None`` for all.
+        template: How problems become text.
+        optimizer: Optimiser.
+        schedule: Learning rate by step.
+        max_new_tokens: Most tokens generated for an answer in evaluation.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        teacher: Backbone | None,
+        cache: str | None,
+        student_init: Literal["teacher", "base"],
+        terms: list[Term | None],
+        weights: dict[str, float] | None,
+        layers: LayerSelection | None,
+        student_layers: LayerSelection | None,
+        statistics_problems: int | None,
+        template: Template | None,
+        optimizer: OptimizerCallable,
+        schedule: Schedule | None,
+        max_new_tokens: int,
+    ) -> None:
+        super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
+        if statistics_problems is not None and statistics_problems < 1:
+            raise LoriError(f"model.statistics_problems is {statistics_problems}: give 1 or more, or null for all")
+        self.student_init = student_init
+        self.teacher_backbone = teacher
+        self.cache = cache
+        self.layers = layers or LayerSelection()
+        self.student_layers = student_layers or self.layers
+        self.statistics_problems = statistics_problems
+        self.terms = nn.ModuleList(weighted_terms(terms, weights or {}))
+        self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
+        self.teacher: FrozenTeacher | None = None
+        self._cache_is_checked = False
+        if not self.needs and cache is not None:
+            raise LoriError("model.cache is set, but no term that weighs something needs a teacher: set it to null")
+
+    @classmethod
+    def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
+        """Only where a term that weighs something compares with the teacher."""
+        fields = config.get("init_args") or {}
+        terms = [fields.get("alignment"), fields.get("anchor"), *(fields.get("terms") or [])]
+        return any(term and weighs(term, fields.get("weights") or {}) for term in terms)
+
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> None:
+        """Checks that there is a teacher where one is needed.
+
+        Raises:
+            LoriError: If there is none.
+        """
+        aligned = cls.requires_rationale({"init_args": fields}) and not fields.get("cache")
+        needed = fields.get("student_init") == "teacher" or aligned
+        if needed and not fields.get("teacher"):
+            raise LoriError(
+                "model.teacher is not set, but the terms or student_init=teacher need one: give the folder of an "
+                "explicit-CoT model as model.teacher.name"
+            )
+
+    @property
+    def tokenizer_backbone(self) -> Backbone:
+        """The student's own, or else the teacher that it starts from."""
+        named = self.backbone.tokenizer or self.backbone.name
+        return self.backbone if named or self.teacher_backbone is None else self.teacher_backbone
+
+    @property
+    def active_terms(self) -> list[Term]:
+        """The terms, typed."""
+        return [term for term in self.terms if isinstance(term, Term)]
+
+    @property
+    def named_terms(self) -> dict[str, Term]:
+        """The terms by the names that a cache knows them by."""
+        return named_terms(self.active_terms)
+
+    # ---- bring-up -------------------------------------------------------------------------------------------------
+
+    def load_backbone(self, tokenizer: Any) -> Any:
+        """Loads the student's model: the teacher's weights, or its own."""
+        if self.student_init == "base":
+            return super().load_backbone(tokenizer)
+        assert self.teacher_backbone is not None
+        teacher = self.teacher_backbone
+        theirs = load_tokenizer(teacher.tokenizer_name, False, teacher.revision)
+        if not theirs.get_vocab().items() <= tokenizer.get_vocab().items():
+            raise LoriError(
+                "the student starts from the teacher's weights, but model.backbone names another tokenizer than the "
+                "teacher's: set model.backbone.name and tokenizer to null, or model.student_init to base"
+            )
+        start = dataclasses.replace(self.backbone, name=teacher.name, config=teacher.config, revision=teacher.revision)
+        return load_causal_lm(start, tokenizer)
+
+    def configure_model(self) -> None:
+        """Builds student, teacher (where a term needs it and the run is no mere test) and terms, once.
+
+        Raises:
+            LoriError: If there is no teacher where one is needed, or it does not fit.
+        """
+        if self.reasoner is not None:
+            return
+        teacher = self.teacher_backbone
+        if self.folder is None:
+            fields = {"teacher": teacher, "student_init": self.student_init, "terms": self.active_terms}
+            self.check({**fields, "cache": self.cache})
+        super().configure_model()
+        if not self.needs or self.folder is not None:
+            return
+        if self.trains and self.cache is None:
+            self.teacher = self.load_teacher()
+        layers = len(self.student_layers.resolve(self.student.depth))
+        self.prepare_terms(TrajectoryShape(layers, self.student.hidden_size))
+
+    def load_teacher(self) -> FrozenTeacher:
+        """Loads the teacher.
+
+        Raises:
+            LoriError: If its folder holds something else than a teacher for these rationales.
+        """
+        teacher = self.teacher_backbone
+        assert teacher is not None
+        self.check_teacher(Path(teacher.name or ""))
+        lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
+        return FrozenTeacher(lm, self.layers)
+
+    def teacher_shape(self) -> TrajectoryShape:
+        """Layers and hidden size of the teacher's trajectories, from its config or else from the cache."""
+        if self.teacher_backbone is None:
+            return TrajectoryShape(**TeacherCache(self.cache or "").manifest.shape)
+        return shape_of(self.teacher_backbone, self.layers)
+
+    def student_shape(self) -> TrajectoryShape:
+        """Layers and hidden size of the student's, from the config that it will be loaded with."""
+        starts = self.teacher_backbone if self.student_init == "teacher" else self.backbone
+        assert starts is not None
+        return shape_of(starts, self.student_layers)
+
+    def prepare_terms(self, student: TrajectoryShape) -> None:
+        """Gives the terms the shapes of both sides."""
+        teacher = self.teacher_shape()
+        for term in self.active_terms:
+            term.prepare(student, teacher, [other for other in self.active_terms if other is not term])
+
+    def check_teacher(self, folder: Path) -> None:
+        """Refuses a saved reasoner whose states over these rationales would mean nothing.
+
+        Raises:
+            LoriError: If the folder holds one that writes no rationale, or was trained with another template; or if
+                it is no saved reasoner and rationales lack their last step, which such a model cannot have learned.
+        """
+        if not (folder / SETTINGS).is_file():
+            if self.template.drop_last_step:
+                raise LoriError(
+                    f"data.template.drop_last_step is true, but nothing says that the teacher {folder} was trained so; "
+                    "give the folder of an explicit-CoT run that was, or set it to false"
+                )
+            return
+        saved = read_settings(folder)
+        if saved["reasoning"] != "words":
+            raise LoriError(
+                f"model.teacher.name {folder} holds a student that reasons by '{saved['reasoning']}', but a teacher "
+                "writes its rationale; give the folder of an explicit-CoT run"
+            )
+        check_template(dataclasses.asdict(saved["template"]), self.template, f"model.teacher.name {folder}")
+
+    def optimizer_parts(self) -> dict[str, nn.Module]:
+        """Thought and terms get groups of their own."""
+        return {**super().optimizer_parts(), "alignment": self.terms}
+
+    # ---- the cache ------------------------------------------------------------------------------------------------
+
+    def cache_identity(self, data: PairedDataModule, precision: str) -> dict[str, Any]:
+        """What the teacher's statistics depend on in this run, as plain values."""
+        identity: dict[str, Any] = {}
+        if (teacher := self.teacher_backbone) is not None:
+            tokenizer = load_tokenizer(teacher.tokenizer_name, False, teacher.revision)
+            identity["teacher"] = teacher_identity(teacher, tokenizer, self.layers, precision)
+        identity["data"] = {"template": dataclasses.asdict(self.template), "rationale_tokens": data.rationale_tokens}
+        identity["statistics"] = {"problems": self.statistics_problems}
+        identity["terms"] = {name: term.teacher_measured_with for name, term in self.named_terms.items()}
+        return identity
+
+    def check_run(self, data: PairedDataModule, trainer: pl.Trainer) -> None:
+        """Makes sure, once, that the cache was built with what this run has.
+
+        Raises:
+            LoriError: If there is no cache in the folder, or naming what differs, with both values.
+        """
+        if self.cache is not None and not self._cache_is_checked:
+            TeacherCache(self.cache).check(self.cache_identity(data, trainer.precision))
+            self._cache_is_checked = True
+
+    def setup(self, stage: str) -> None:
+        """Checks the cache of a training."""
+        if stage == "fit":
+            self.check_run(self.data, self.trainer)
+
+    def load_cached_terms(self) -> None:
+        """Takes the teacher's side of every term from the cache.
+
+        Raises:
+            LoriError: If a checkpoint brought another.
+        """
+        store = TeacherCache(str(self.cache))
+        for name, term in self.named_terms.items():
+            cached = store.state(name)
+            if not term.is_fitted:
+                term.load_teacher_state(cached)
+                continue
+            held = term.teacher_state()
+            if not all(torch.equal(held[key].cpu(), value) for key, value in cached.items()):
+                raise LoriError(
+                    f"the checkpoint was trained with another {name} than that of the cache {self.cache}; give the "
+                    "cache that its run had"
+                )
+
+    # ---- statistics before training -------------------------------------------------------------------------------
+
+    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
+        """The student's, and the explicit ones that the teacher reads, and before training perhaps the student."""
+        found = super().sequences(split)
+        what = "question, rationale, answer prompt and answer"
+        if self.teacher is not None:
+            found.append((f"the teacher's {what}", self.teacher.lm, (split.teacher or split.student).lengths()))
+        if split.name == "train" and any(term.observes_student and not term.is_fitted for term in self.active_terms):
+            found.append((f"{what}, on which the student is measured,", self.student.lm, split.student.lengths()))
+        return found
+
+    def on_fit_start(self) -> None:
+        """Measures centre, scale and factors on training rationales, unless a checkpoint brought them."""
+        super().on_fit_start()
+        if self.cache is not None:
+            self.load_cached_terms()
+        fitting = [term for term in self.active_terms if not term.is_fitted]
+        if not fitting:
+            return
+        loader = self.data.statistics_dataloader(self.statistics_problems)
+        wants_student = any(term.observes_student for term in fitting)
+        for sweep in range(max(term.sweeps for term in fitting)):
+            at_work = [term for term in fitting if sweep < term.sweeps]
+            for term in at_work:
+                term.begin_sweep(sweep)
+            label = f"measuring the rationales, pass {sweep + 1}"
+            for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
+                batch = self.trainer.strategy.batch_to_device(batch)
+                teacher = self.teacher_signals(batch)
+                student = self.initial_student_signals(batch) if wants_student else None
+                for name, term in self.named_terms.items():
+                    if term in at_work:
+                        signals = teacher or Signals(statistics=self.teacher_statistics(name, term, batch, None))
+                        term.observe(sweep, signals, student)
+            for term in at_work:
+                term.end_sweep(sweep)
+
+    def teacher_signals(self, batch: PairedBatch) -> Signals | None:
+        """The teacher's trajectory at the chosen rationale tokens, and its anchor states; ``None`` with a cache."""
+        if self.teacher is None:
+            return None
+        trajectory, anchor = self.teacher(batch.teacher)
+        return Signals(trajectory, batch.teacher.rationale_mask, anchor)
+
+    def teacher_statistics(
+        self, name: str, term: Term, batch: PairedBatch, teacher: Signals | None
+    ) -> dict[str, Tensor]:
+        """What a term needs of the teacher: from its states, or from the cache."""
+        if teacher is not None:
+            return term.teacher_statistics(teacher)
+        assert batch.statistics is not None
+        return term.unpack(of_term(batch.statistics, name))
+
+    def initial_student_signals(self, batch: PairedBatch) -> Signals:
+        """The untrained student's own states over the same rationales, in its own tokens."""
+        with frozen(self.student):
+            trajectory, anchor = explicit_signals(self.student.lm, batch.explicit, self.student_layers)
+        return Signals(trajectory, batch.explicit.rationale_mask, anchor)
+
+    @property
+    def measured_with(self) -> dict[str, Any]:
+        """What the buffers of the terms depend on, as plain values, teacher and problems apart."""
+        measuring = [term for term in self.active_terms if term.sweeps]
+        if not measuring:
+            return {}
+        values = {
+            "model.statistics_problems": self.statistics_problems,
+            **{f"model.layers.{k}": v for k, v in dataclasses.asdict(self.layers).items()},
+            **{f"model.student_layers.{k}": v for k, v in dataclasses.asdict(self.student_layers).items()},
+        }
+        if "trajectory" in self.needs:
+            values["data.rationale_tokens"] = self.data.rationale_tokens
+        for term in measuring:
+            values |= {f"{type(term).__name__}.{name}": value for name, value in term.measured_with.items()}
+        return values
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also notes with what the alignment was measured."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lori_pl"]["measured"] = self.measured_with
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also refuses to train on with an alignment that was measured otherwise.
+
+        Raises:
+            LoriError: Naming what differs.
+        """
+        super().on_load_checkpoint(checkpoint)
+        now = self.measured_with if self.trains else {}
+        for name, value in checkpoint["lori_pl"].get("measured", {}).items():
+            if name in now and now[name] != value:
+                raise LoriError(
+                    f"the checkpoint's alignment was measured with {name} {value}, and this run has {now[name]}: give "
+                    "the old value, or start a new run"
+                )
+
+
+def shape_of(backbone: Backbone, selection: LayerSelection) -> TrajectoryShape:
+    """Layers and hidden size of the trajectories of a model that is not loaded."""
+    config = load_config(backbone).get_text_config()
+    return TrajectoryShape(len(selection.resolve(config.num_hidden_layers)), config.hidden_size)
