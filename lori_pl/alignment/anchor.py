@@ -89,7 +89,9 @@ class AnchorAlignment(Term):
                 )
         self._shapes = (student, teacher)
         self.register_buffer("deviation", torch.ones(teacher.layers))
-        self.register_buffer("centre", torch.zeros(teacher.layers, teacher.hidden))
+        # of the core under low_rank, whose shape the other term's fit decides
+        size = (1, 1) if self._projection else (teacher.layers, teacher.hidden)
+        self.register_buffer("centre", torch.zeros(size))
 
     def begin_sweep(self, sweep: int) -> None:
         """Start measuring sigma in the last sweep; earlier ones do nothing."""

@@ -36,7 +36,7 @@ class Manifest:
         problems: Number of rows.
         shape: Layers and hidden size of the teacher's trajectories.
         dtype: Type of the stored statistics.
-        shard_problems: Problems of every shard but the last.
+        shard_problems: Problems of every shard but the last; in a plan, 0 where their size decides.
         shards: The files, in order.
         state: The file of the terms' teacher side.
         versions: Libraries, and commit, that made it.
@@ -60,7 +60,8 @@ class Manifest:
     def plan(self) -> dict[str, Any]:
         """What must agree for an interrupted build to go on: all but what the build itself brings."""
         content = asdict(self)
-        return {name: content[name] for name in ("format", "identity", "rows", "problems", "shape", "dtype")}
+        names = ("format", "identity", "rows", "problems", "shape", "dtype", "shard_problems")
+        return {name: content[name] for name in names}
 
     def as_json(self) -> bytes:
         """The file's content."""

@@ -29,11 +29,12 @@ from lori_pl.cache.build import (
     save_state,
     write_plan,
 )
-from lori_pl.cache.manifest import MANIFEST, PLAN, Manifest, first_difference, read_manifest, read_plan
+from lori_pl.cache.manifest import MANIFEST, PLAN, Manifest, first_difference, read_plan
 from lori_pl.cache.shards import write_file
 from lori_pl.cache.store import TeacherCache
 from lori_pl.callbacks.build_progress import BuildProgress
 from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse
+from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.records import git_commit
 from lori_pl.methods.distillation import Distillation
@@ -65,7 +66,9 @@ def main(arguments: list[str]) -> int:
     if not (options.folder or method.cache):
         raise LoriError("where the cache is to be is not said: give --folder, or model.cache in the config")
     method.cache = data.teacher_cache = None
-    builder = Builder(method, data, trainer, folder, options.dtype)
+    if options.shard_problems is not None and options.shard_problems < 1:
+        raise LoriError(f"--shard_problems is {options.shard_problems}: give 1 or more")
+    builder = Builder(method, data, trainer, folder, options.dtype, options.shard_problems)
     if trainer.global_rank:
         builder.run()
     else:
@@ -83,10 +86,20 @@ class Builder:
         trainer: Runs both passes.
         folder: The cache's folder.
         dtype: Type of the stored statistics.
+        shard_problems: Problems a shard; ``None`` makes shards of about 64 MiB.
     """
 
-    def __init__(self, method: Distillation, data: Any, trainer: pl.Trainer, folder: Path, dtype: str) -> None:
+    def __init__(
+        self,
+        method: Distillation,
+        data: PairedDataModule,
+        trainer: pl.Trainer,
+        folder: Path,
+        dtype: str,
+        shard_problems: int | None,
+    ) -> None:
         self.method, self.data, self.trainer, self.folder, self.dtype = method, data, trainer, folder, dtype
+        self.shard_problems = shard_problems
 
     def run(self) -> None:
         """Measures, stores, and writes the manifest last."""
@@ -102,11 +115,12 @@ class Builder:
             problems=len(keys),
             shape={"layers": shape.layers, "hidden": shape.hidden},
             dtype=self.dtype,
-            shard_problems=0,
+            shard_problems=self.shard_problems or 0,
         )
         if self.is_done(manifest):
             return
         if self.trainer.global_rank == 0:
+            self.check_folder(manifest)
             write_plan(self.folder, manifest)
         self.method.prepare_terms(self.method.student_shape())
         terms = self.method.named_terms
@@ -123,7 +137,7 @@ class Builder:
                 save_state(self.folder, terms)
         dtype = DTYPES[self.dtype]
         each = packed_bytes(terms, shape.layers, shape.hidden, dtype)
-        manifest.shard_problems = max(1, min(_SHARD_BYTES // each, len(keys)))
+        manifest.shard_problems = self.shard_problems or max(1, min(_SHARD_BYTES // each, len(keys)))
         log.info("%d problems, %d bytes each: %.2f GB", len(keys), each, each * len(keys) / 1e9)
         ids = [problem.id for problem in split.problems]
         store = StoreStatistics(
@@ -153,23 +167,36 @@ class Builder:
         """Whether the folder holds this very cache, finished and sound.
 
         Raises:
-            LoriError: If it holds another, finished or not.
+            LoriError: If it holds another one, finished.
         """
-        if (self.folder / MANIFEST).is_file():
-            found = read_manifest(self.folder)
-            self._compare(found.plan, manifest.plan)
-            try:
-                TeacherCache(self.folder).verify()
-            except LoriError as error:
-                log.warning("%s", error)
-                return False
+        if not (self.folder / MANIFEST).is_file():
+            return False
+        cache = TeacherCache(self.folder)
+        wanted = manifest.plan
+        if self.shard_problems is None:
+            wanted["shard_problems"] = cache.manifest.shard_problems
+        self._compare(cache.manifest.plan, wanted)
+        # files that were lost or altered are made anew among those that are there
+        self.shard_problems = cache.manifest.shard_problems
+        try:
+            cache.verify()
+        except LoriError as error:
+            log.warning("%s", error)
+            return False
+        if self.trainer.is_global_zero:
             print(f"cache: {self.folder} is finished already")
-            return True
+        return True
+
+    def check_folder(self, manifest: Manifest) -> None:
+        """Makes sure that what the folder holds is the beginning of this cache.
+
+        Raises:
+            LoriError: If it is that of another, or something else.
+        """
         if (self.folder / PLAN).is_file():
             self._compare(read_plan(self.folder), manifest.plan)
         elif self.folder.is_dir() and any(path.name != ".lock" for path in self.folder.iterdir()):
             raise LoriError(f"{self.folder} is not empty and holds no cache; give another --folder")
-        return False
 
     def _compare(self, found: dict[str, Any], plan: dict[str, Any]) -> None:
         if difference := first_difference(found, plan):
@@ -213,5 +240,8 @@ def _parser() -> OwnOptions:
     parser.add_argument("--folder", metavar="DIR", help="the cache's folder (default: model.cache of the config)")
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="float16", help="type of the stored numbers (default: float16)"
+    )
+    parser.add_argument(
+        "--shard_problems", type=int, metavar="N", help="problems a file (default: as many as fill 64 MiB)"
     )
     return parser

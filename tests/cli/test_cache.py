@@ -5,15 +5,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BACKBONE, checkpoint
+from conftest import BACKBONE, BASE, checkpoint
 from test_bad_input import message
 
 import lori_pl.cache.shards as shards
-import lori_pl.commands.cache as cache_command
+from lori_pl.cache.store import TeacherCache
 from lori_pl.cli import main
 from lori_pl.methods import LoRi
 from lori_pl.models.teacher import FrozenTeacher
@@ -31,14 +34,9 @@ LEARNED = {
 STEPS = ["--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--test_after_fit", "false"]
 
 
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    """Four shards of the 64 problems, or a few more."""
-    monkeypatch.setattr(cache_command, "_SHARD_BYTES", 10_000)
-
-
 def build(world, arguments, *flags, folder="cache", dtype="float32") -> int:
-    where = ["--folder", str(world.folder / folder), "--dtype", dtype]
+    """Of the 64 problems, four shards."""
+    where = ["--folder", str(world.folder / folder), "--dtype", dtype, "--shard_problems", "18"]
     return world.run("cache", *where, *flags, method="LoRi", **arguments)
 
 
@@ -69,7 +67,7 @@ def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, 
     losses = record_losses(monkeypatch)
     assert world.fit("LoRi", "live", *STEPS, **arguments) == 0
     assert build(world, arguments) == 0
-    assert len(files(world)) > 1
+    assert len(files(world)) == 4
 
     def refuse(*_):
         raise AssertionError("the teacher was loaded")
@@ -130,6 +128,12 @@ def test_an_interrupted_build_goes_on_where_it_was(world, lori_args, monkeypatch
     assert "measuring" not in capsys.readouterr().err
     assert build(world, lori_args) == 0
     assert "finished already" in capsys.readouterr().out
+    assert build(world, lori_args, "--shard_problems", "20") == 2
+    assert "holds a cache with shard_problems 18, and this one would have 20" in message(capsys)
+    where = ["--folder", str(world.folder / "cache"), "--dtype", "float32"]
+    assert world.run("cache", *where, method="LoRi", **lori_args) == 0
+    assert world.run("cache", *where, "--shard_problems", "0", method="LoRi", **lori_args) == 2
+    assert "--shard_problems is 0" in message(capsys)
 
 
 def test_a_full_disk_leaves_nothing_half_written(world, lori_args, monkeypatch, capsys):
@@ -282,3 +286,20 @@ def test_without_a_teacher_at_all(world, lori_args, capsys):
     arguments = lori_args | LEARNED
     assert build(world, arguments) == 0
     assert world.fit("LoRi", "run", **cached(world, arguments | {"teacher": None})) == 0
+
+
+def test_two_processes_build_what_one_does(world, lori_args):
+    assert build(world, lori_args, folder="one") == 0
+    arguments = ["cache", "--config", world.config("base", BASE), "--config", world.method("LoRi", **lori_args)]
+    arguments += ["--trainer.strategy=ddp", "--trainer.devices=2", f"--folder={world.folder / 'two'}"]
+    arguments += ["--dtype=float32", "--shard_problems=18"]
+    done = subprocess.run([sys.executable, "-m", "lori_pl", *arguments], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "cache: " in done.stdout
+    one, two = (TeacherCache(world.folder / name) for name in ("one", "two"))
+    two.verify()
+    assert two.manifest.made["processes"] == 2
+    assert one.manifest.rows == two.manifest.rows
+    places = np.arange(64)
+    for name, value in one.read(places).items():
+        torch.testing.assert_close(two.read(places)[name], value, rtol=1e-3, atol=1e-4)
