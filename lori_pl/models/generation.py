@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from lori_pl.models.reasoner import LatentReasoner
 
 
+# finished rows leave the batch once they are a quarter of it: to copy what is left costs about one pass
+COMPACT_BELOW = 0.75
+
+
 @dataclass
 class Generation:
     """What a batch generated.
@@ -97,29 +101,33 @@ def generate(
         state = reasoner.read(known, torch.cat([question_mask, added], dim=1))
         before = 1
 
-    tokens: list[Tensor] = []
-    alive = question_mask.new_ones(batch, dtype=torch.bool)
-    finished = torch.zeros_like(alive)
+    tokens = question.new_full((batch, max_new_tokens), encoder.pad)
     count = torch.zeros(batch, dtype=torch.long, device=question.device)
+    finished = torch.zeros(batch, dtype=torch.bool, device=question.device)
     banned = torch.tensor(encoder.bot + encoder.eot, device=question.device, dtype=torch.long)
-    masks: list[Tensor] = []
+    rows = torch.arange(batch, device=question.device)  # those that the state holds
+    alive = torch.ones_like(finished)  # of these
     for step in range(max_new_tokens):
         logits = reasoner.logits(state.hidden[:, -1])
         logits = logits.index_fill(-1, banned, float("-inf"))
         token = torch.where(alive, choose(logits, temperature, generator), encoder.pad)
-        tokens.append(token)
-        masks.append(alive)
-        count = count + alive
-        finished = finished | (alive & (token == encoder.end))
-        alive = alive & (token != encoder.end) & (count < limit)
-        if step + 1 == max_new_tokens or not bool(alive.any()):
+        tokens[rows, step] = token
+        count[rows] += alive
+        finished[rows] |= alive & (token == encoder.end)
+        alive = alive & (token != encoder.end) & (count[rows] < limit[rows])
+        going = int(alive.sum())
+        if step + 1 == max_new_tokens or going == 0:
             break
+        if going <= COMPACT_BELOW * len(rows):
+            kept = alive.nonzero()[:, 0]
+            state, token, rows, alive = state.select(kept), token[kept], rows[kept], alive[kept]
         # a row that is done waits at its last position, so that it never runs past the model's
         state.position = torch.where(alive, state.position, state.position - 1)
         state = reasoner.extend(state, reasoner.embed(token[:, None]))
+    columns = torch.arange(step + 1, device=question.device)
     return Generation(
-        tokens=torch.stack(tokens, dim=1),
-        mask=torch.stack(masks, dim=1),
+        tokens=tokens[:, : step + 1],
+        mask=columns < count[:, None],
         passes=before + count - 1,
         latents=latents,
         finished=finished,

@@ -39,6 +39,11 @@ class DecodingState:
     position: Tensor
     hidden: Tensor
 
+    def select(self, rows: Tensor) -> DecodingState:
+        """Gives the state of some rows (N,); the cache, which is cut in place, serves it alone."""
+        self.cache.batch_select_indices(rows)
+        return DecodingState(self.cache, self.mask[rows], self.position[rows], self.hidden[rows])
+
 
 @dataclass(frozen=True)
 class Answer:

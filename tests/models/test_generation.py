@@ -30,6 +30,13 @@ def full_pass(reasoner, question, generated, latents):
     return run(inputs)[:, -len(generated) - 1 :]
 
 
+@pytest.fixture
+def all_rows_stay(monkeypatch):
+    """Finished rows stay in the batch, so that what is spied on has its rows."""
+    monkeypatch.setattr(generation_module, "COMPACT_BELOW", 0.0)
+
+
+@pytest.mark.usefixtures("all_rows_stay")
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "gemma2"])
 @pytest.mark.parametrize("reasoning", ["latent", "pause", "none", "words"])
 def test_cached_generation_equals_one_full_pass(kind, reasoning, monkeypatch):
@@ -49,6 +56,31 @@ def test_cached_generation_equals_one_full_pass(kind, reasoning, monkeypatch):
         assert tokens == expected.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize("reasoning", ["latent", "pause", "none", "words"])
+def test_rows_that_are_done_leave_the_batch_and_nothing_changes(kind, reasoning, monkeypatch):
+    reasoner = tiny_reasoner(kind, reasoning)
+    question, mask = encode(reasoner, [" ".join(QUESTIONS[i % 3].split()[: 3 + i]) for i in range(12)])
+    sizes = []
+
+    def ends_now_and_then(logits, *_):
+        sizes.append(len(logits))
+        # of what the row itself has seen, not of its place
+        return torch.where((1e2 * logits[:, 5]).floor() % 3 == 0, reasoner.encoder.end, logits.argmax(-1))
+
+    monkeypatch.setattr(generation_module, "choose", ends_now_and_then)
+    made = reasoner.generate(question, mask, max_new_tokens=8)
+    assert sizes[0] == 12
+    assert sizes[-1] < 6
+    assert len(set(made.passes.tolist())) > 2
+    monkeypatch.setattr(generation_module, "COMPACT_BELOW", 0.0)
+    whole = reasoner.generate(question, mask, max_new_tokens=8)
+    assert sizes[-1] == 12
+    for name in ("tokens", "mask", "passes", "finished"):
+        assert torch.equal(getattr(made, name), getattr(whole, name)), name
+
+
+@pytest.mark.usefixtures("all_rows_stay")
 @pytest.mark.parametrize("reasoning", ["latent", "pause", "none", "words"])
 def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
     reasoner = tiny_reasoner(reasoning=reasoning, latents=3)
@@ -150,6 +182,7 @@ def test_a_question_beyond_the_models_positions_is_refused():
         reasoner.answer(list(QUESTIONS))
 
 
+@pytest.mark.usefixtures("all_rows_stay")
 def test_a_finished_row_never_runs_past_the_models_positions(monkeypatch):
     reasoner = tiny_reasoner("gpt2", "none", max_position_embeddings=24)
     end = reasoner.encoder.end
