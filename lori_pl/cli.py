@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import warnings
@@ -21,8 +22,19 @@ USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for
   preview    show one training pair with its tokens, masks and anchor, lengths, and what was dropped
   export     make a student's folder from a checkpoint
   cache      run the teacher once and keep its statistics, so that fit never loads it
+  benchmark  time the answers of several students: accuracy against milliseconds
   sweep      run a file of experiments, resumably
 """
+
+# those that are no sub-commands of LightningCLI: their modules, whose ``main`` takes the arguments
+OWN_COMMANDS = {
+    "quickstart": "lori_pl.commands.quickstart",
+    "preview": "lori_pl.commands.preview",
+    "export": "lori_pl.commands.export",
+    "cache": "lori_pl.commands.cache",
+    "benchmark": "lori_pl.commands.benchmark",
+    "sweep": "lori_pl.sweep.command",
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -60,42 +72,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
-    own = own_commands()
-    if command in own:
-        return own[command](rest)
+    if command in OWN_COMMANDS:
+        # each brings what it needs only when it is called
+        own: Callable[[list[str]], int] = importlib.import_module(OWN_COMMANDS[command]).main
+        return own(rest)
     if command.startswith("-") or command not in ("fit", "validate", "test", "predict"):
         raise LoriError(f"no command '{command}'; see `python -m lori_pl --help`")
     from lori_pl.commands.lightning import run
 
     return run(arguments)
-
-
-def own_commands() -> dict[str, Callable[[list[str]], int]]:
-    """Commands that need no Trainer run, by name; each imports what it needs when called."""
-
-    def sweep(rest: list[str]) -> int:
-        from lori_pl.sweep.command import main as run
-
-        return run(rest)
-
-    def preview(rest: list[str]) -> int:
-        from lori_pl.commands.preview import main as run
-
-        return run(rest)
-
-    def export(rest: list[str]) -> int:
-        from lori_pl.commands.export import main as run
-
-        return run(rest)
-
-    def cache(rest: list[str]) -> int:
-        from lori_pl.commands.cache import main as run
-
-        return run(rest)
-
-    def quickstart(rest: list[str]) -> int:
-        from lori_pl.commands.quickstart import main as run
-
-        return run(rest)
-
-    return {"quickstart": quickstart, "sweep": sweep, "preview": preview, "export": export, "cache": cache}

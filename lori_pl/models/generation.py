@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,30 @@ class Generation:
     finished: Tensor
 
 
+class Stopwatch:
+    """Seconds of the phases of a generation; a GPU is waited for at each mark.
+
+    Args:
+        device: Where the generation runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._last = self._now()
+
+    def mark(self, phase: str) -> None:
+        """Ends a phase; the time since the last mark is its own."""
+        now = self._now()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
 def choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """Picks the next token (B,) from logits (B, V): the likeliest, or a sample at ``temperature``."""
     if temperature <= 0:
@@ -62,6 +87,7 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     generator: torch.Generator | None,
+    stopwatch: Stopwatch | None = None,
 ) -> Generation:
     """Generates the answers of a batch; arguments as in :meth:`LatentReasoner.generate`.
 
@@ -89,7 +115,12 @@ def generate(
                 f"{positions} positions"
             )
     if reasoner.reasoning == "latent" and latents:
-        state, _ = reasoner.think(question, question_mask, latents)
+        state = reasoner.read(reasoner.embed(question), question_mask)
+        if stopwatch is not None:
+            stopwatch.mark("prefill")
+        state = thought.extend(reasoner, state, latents)
+        if stopwatch is not None:
+            stopwatch.mark("thought")
         state = reasoner.extend(state, reasoner.embed(prefix.expand(batch, -1)))
         before = 2 + latents
     else:
@@ -100,6 +131,8 @@ def generate(
         added = question_mask.new_ones(batch, known.shape[1] - question.shape[1])
         state = reasoner.read(known, torch.cat([question_mask, added], dim=1))
         before = 1
+        if stopwatch is not None:
+            stopwatch.mark("prefill")
 
     tokens = question.new_full((batch, max_new_tokens), encoder.pad)
     count = torch.zeros(batch, dtype=torch.long, device=question.device)
@@ -124,6 +157,8 @@ def generate(
         # a row that is done waits at its last position, so that it never runs past the model's
         state.position = torch.where(alive, state.position, state.position - 1)
         state = reasoner.extend(state, reasoner.embed(token[:, None]))
+    if stopwatch is not None:
+        stopwatch.mark("answer")
     columns = torch.arange(step + 1, device=question.device)
     return Generation(
         tokens=tokens[:, : step + 1],

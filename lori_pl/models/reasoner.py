@@ -16,7 +16,7 @@ from lori_pl.data.pairing import pad_questions
 from lori_pl.data.template import Encoder, Template
 from lori_pl.errors import LoriError
 from lori_pl.models.backbone import DType, base_model, frozen, head_logits
-from lori_pl.models.generation import Generation, generate
+from lori_pl.models.generation import Generation, Stopwatch, generate
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers
 from lori_pl.models.thought import LatentScale, PauseThought, Projector, RecurrentThought, Thought
 
@@ -271,6 +271,7 @@ class LatentReasoner(nn.Module):
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> Generation:
         """Thinks, then generates the answer: batched, KV-cached, greedy at ``temperature`` 0, else sampled.
 
@@ -281,6 +282,7 @@ class LatentReasoner(nn.Module):
             max_new_tokens: Most tokens to generate; fewer where the model's positions end.
             temperature: 0 for greedy.
             generator: Random numbers for sampling.
+            stopwatch: Takes the time of prefill, thought and answer.
 
         Returns:
             Tokens, their mask and the passes of each row.
@@ -288,7 +290,7 @@ class LatentReasoner(nn.Module):
         Raises:
             LoriError: If an argument is out of range, or a question leaves no position for an answer.
         """
-        return generate(self, question, question_mask, latents, max_new_tokens, temperature, generator)
+        return generate(self, question, question_mask, latents, max_new_tokens, temperature, generator, stopwatch)
 
     def answer(
         self,

@@ -19,7 +19,7 @@ from conftest import ParsingOnly
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
-from lori_pl.cli import main, own_commands
+from lori_pl.cli import OWN_COMMANDS, main
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.sources import SOURCES
 from lori_pl.data.template import Template
@@ -82,7 +82,7 @@ def without(arguments: list[str], *options: str) -> list[str]:
 def test_commands_parse(arguments, parser, monkeypatch):
     monkeypatch.chdir(ROOT)
     command, rest = arguments[0], arguments[1:]
-    assert command in (*LIGHTNING, *own_commands())
+    assert command in (*LIGHTNING, *OWN_COMMANDS)
     if command == "export":
         assert {"--ckpt_path", "--folder"} <= set(rest)
         command, rest = "fit", without(rest, "--ckpt_path", "--folder")
