@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         for name, path in track(students.items(), f"{set_name}: {len(problems)} problems", transient=True):
             reasoner = load_student(path, options.device, options.dtype)
             rows[name] = {}
-            for size in {1, largest_batch(reasoner, problems, options.max_new_tokens, options.largest)}:
+            for size in sorted({1, largest_batch(reasoner, problems, options.max_new_tokens, options.largest)}):
                 timing = time_answers(reasoner, problems, size, options.max_new_tokens, options.repeats)
                 rows[name][str(size)] = timing.summary(steps)
         result["sets"][set_name] = rows

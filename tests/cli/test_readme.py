@@ -88,6 +88,8 @@ def test_commands_parse(arguments, parser, monkeypatch):
         command, rest = "fit", without(rest, "--ckpt_path", "--folder")
     elif command == "preview":
         command, rest = "fit", without(rest, "--row")
+    elif command == "cache":
+        command, rest = "fit", without(rest, "--folder")
     if command in LIGHTNING:
         with lightning_commands.one_line_errors():
             options = parser.parse_args([command, *rest])[command]
@@ -112,6 +114,8 @@ def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
     [
         ("export", ["--ckpt_path FILE ", "--folder OUT ", "--apart ", "lori_pl fit --help"]),
         ("preview", ["--row N ", "lori_pl fit --help"]),
+        ("cache", ["--folder DIR ", "--dtype ", "--shard_problems N ", "lori_pl fit --help"]),
+        ("benchmark", ["student [student ...]", "--problems ", "--out DIR ", "lori_pl fit --help"]),
         ("quickstart", ["[-h] [FILE]", "experiments/quickstart.yaml"]),
         ("sweep", ["[--dry_run]", "--only N ", "--retry_failed ", "--override FIELD=VALUE "]),
     ],

@@ -1,0 +1,81 @@
+"""`benchmark`: several students on the same problems, and what is bad input to it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import BASE
+from test_bad_input import message
+
+from lori_pl import LatentReasoner
+from lori_pl.cli import main
+from lori_pl.data.sources import Synthetic
+from lori_pl.errors import LoriError
+from lori_pl.evaluation.benchmark import PHASES, time_answers
+
+
+@pytest.fixture
+def lori(world, lori_args):
+    assert world.fit("LoRi", "lori", "--test_after_fit", "false", **lori_args) == 0
+    return world.folder / "lori"
+
+
+def bench(world, *students, out="bench", flags=()):
+    data = world.config("data", {"data": BASE["data"]})
+    common = ["--config", data, "--problems", "6", "--repeats", "2", "--max_new_tokens", "5"]
+    return main(["benchmark", *map(str, students), "--out", str(world.folder / out), *common, *flags])
+
+
+def test_students_side_by_side(world, lori, teacher, capsys):
+    checkpoint = lori / "checkpoints" / "last.ckpt"
+    assert bench(world, f"words={teacher}", lori, f"last={checkpoint}") == 0
+    shown = capsys.readouterr().out
+    result = json.loads((world.folder / "bench" / "benchmark.json").read_text())
+    rows = result["sets"]["test"]
+    assert list(rows) == ["words", "lori", "last"]
+    for row in rows.values():
+        assert list(row) == ["1", "4"]
+        for size in row.values():
+            assert size["n"] == 6
+            assert sum(part["n"] for part in size["by_steps"].values()) == 6
+            assert size["milliseconds"]["quartiles"][0] <= size["milliseconds"]["median"]
+            assert len(size["repeats"]) == 2
+    assert rows["words"]["1"]["phases"]["thought"] == 0
+    assert rows["lori"]["1"]["phases"]["thought"] > 0
+    assert rows["lori"]["1"]["passes"] == 1 + 3 + rows["lori"]["1"]["tokens"]
+    assert rows["lori"]["4"]["accuracy"] == rows["lori"]["1"]["accuracy"]
+    assert (world.folder / "bench" / "benchmark.png").stat().st_size > 5000
+    assert "words" in shown
+    assert bench(world, lori) == 2
+    assert "benchmark.json exists already" in message(capsys)
+
+
+def test_the_parts_add_up_to_the_whole_and_batches_change_no_answer(teacher):
+    reasoner = LatentReasoner.from_pretrained(teacher)
+    problems = Synthetic(train=1, validation=1, test=7, min_steps=1, max_steps=2, limit=20).load("test").problems
+    alone, together = (time_answers(reasoner, problems, size, 5, repeats=3) for size in (1, 7))
+    assert np.array_equal(alone.correct, together.correct)
+    assert np.array_equal(alone.tokens, together.tokens)
+    assert np.array_equal(alone.passes, together.passes)
+    for timing in (alone, together):
+        assert np.allclose(timing.total, sum(timing.milliseconds[phase] for phase in PHASES))
+        assert (timing.milliseconds["prefill"] > 0).all()
+        assert (timing.milliseconds["answer"] > 0).all()
+    assert len(set(together.total.tolist())) == 1  # of a batch, each its share
+    with pytest.raises(LoriError, match="at least one problem"):
+        time_answers(reasoner, [], 1, 5)
+
+
+def test_bad_input(world, teacher, capsys):
+    assert bench(world, world.folder) == 2
+    assert "holds no student" in message(capsys)
+    assert bench(world, teacher, teacher) == 2
+    assert "two students are called 'run'" in message(capsys)
+    assert bench(world, teacher, flags=["--repeats", "0"]) == 2
+    assert "--repeats is 0" in message(capsys)
+    (world.folder / "lonely.ckpt").write_bytes(b"")
+    assert bench(world, world.folder / "lonely.ckpt") == 2
+    assert "no config.yaml of its run" in message(capsys)
+    assert not (world.folder / "bench").exists()
