@@ -234,7 +234,8 @@ class Distillation(Method):
         Raises:
             LoriError: If there is no cache in the folder, or naming what differs, with both values.
         """
-        if self.cache is not None and not self._cache_is_checked:
+        # one process of a machine is enough: it reads the teacher's weights
+        if self.cache is not None and not self._cache_is_checked and trainer.local_rank == 0:
             TeacherCache(self.cache).check(self.cache_identity(data, trainer.precision))
             self._cache_is_checked = True
 
