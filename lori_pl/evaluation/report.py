@@ -91,7 +91,9 @@ def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
             f"{row['milliseconds']:.2f}",
             str(row["n"]),
         )
-    Console(width=max(140, Console().width)).print(table)
+    # a column that is cut off is worse than a line that wraps
+    needed = Console(width=1000).measure(table).maximum
+    Console(width=max(needed, Console().width)).print(table)
 
 
 def _number(key: str) -> int:
