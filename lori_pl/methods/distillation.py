@@ -30,7 +30,7 @@ from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_confi
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
 from lori_pl.models.saving import SETTINGS, read_settings
-from lori_pl.models.teacher import FrozenTeacher, explicit_signals
+from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
 
 
 class Distillation(Method):
@@ -41,6 +41,7 @@ class Distillation(Method):
         teacher: The teacher, if there is one.
         cache: Folder of the teacher's statistics, which then stand for it.
         student_init: Start from the ``teacher``'s weights, or from the ``base`` that ``backbone.name`` gives.
+        share_base: Whether a LoRA student that starts from the teacher shares its base model with it.
         terms: The terms; those that weigh nothing are left out.
         weights: Overrides the weight of a loss by its name.
         layers: Layers that make the teacher's trajectory.
@@ -58,6 +59,7 @@ class Distillation(Method):
         teacher: Backbone | None,
         cache: str | None,
         student_init: Literal["teacher", "base"],
+        share_base: bool,
         terms: list[Term | None],
         weights: dict[str, float] | None,
         layers: LayerSelection | None,
@@ -72,6 +74,7 @@ class Distillation(Method):
         if statistics_problems is not None and statistics_problems < 1:
             raise LoriError(f"model.statistics_problems is {statistics_problems}: give 1 or more, or null for all")
         self.student_init = student_init
+        self.share_base = share_base
         self.teacher_backbone = teacher
         self.cache = cache
         self.layers = layers or LayerSelection()
@@ -155,7 +158,7 @@ class Distillation(Method):
         if not self.needs or self.folder is not None:
             return
         if self.trains and self.cache is None:
-            self.teacher = self.load_teacher()
+            self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
         layers = len(self.student_layers.resolve(self.student.depth))
         self.prepare_terms(TrajectoryShape(layers, self.student.hidden_size))
 
@@ -170,6 +173,28 @@ class Distillation(Method):
         self.check_teacher(Path(teacher.name or ""))
         lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
         return FrozenTeacher(lm, self.layers)
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether the teacher is the very model that the student's adapters lie on."""
+        teacher, student = self.teacher_backbone, self.backbone
+        return (
+            self.share_base
+            and student.lora is not None
+            and self.student_init == "teacher"
+            and teacher is not None
+            and (teacher.dtype, teacher.attention) == (student.dtype, student.attention)
+        )
+
+    def share_teacher(self) -> FrozenTeacher:
+        """Takes the student's base model for the teacher, instead of a second copy.
+
+        Raises:
+            LoriError: As `load_teacher`.
+        """
+        assert self.teacher_backbone is not None
+        self.check_teacher(Path(self.teacher_backbone.name or ""))
+        return SharedTeacher(self.student.lm, self.layers)
 
     def teacher_shape(self) -> TrajectoryShape:
         """Layers and hidden size of the teacher's trajectories, from its config or else from the cache."""

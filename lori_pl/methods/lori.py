@@ -36,6 +36,8 @@ class LoRi(Distillation):
             ``None`` only where ``student_init`` is ``base`` and no term needs one, or a ``cache`` stands for it.
         cache: Folder of the teacher's statistics, made by the command ``cache``; the teacher is then never run.
         student_init: Start from the ``teacher``'s weights, or from the ``base`` that ``backbone.name`` gives.
+        share_base: With LoRA, and where the student starts from the teacher, take its own base model with the adapters
+            off for the teacher; ``false`` loads a second copy, which gives the same.
         latents: Number of latents K.
         latent_scale: Initial gain of the projector's LayerNorm: the ``embedding`` matrix's RMS entry, or ``unit``.
         alignment: The rationale-level term; ``null`` leaves it out.
@@ -61,6 +63,7 @@ class LoRi(Distillation):
         teacher: Backbone | None = None,
         cache: str | None = None,
         student_init: Literal["teacher", "base"] = "teacher",
+        share_base: bool = True,
         latents: int = 5,
         latent_scale: LatentScale = "embedding",
         alignment: LowRankAlignment | None = None,
@@ -80,6 +83,7 @@ class LoRi(Distillation):
             teacher=teacher,
             cache=cache,
             student_init=student_init,
+            share_base=share_base,
             terms=[alignment, anchor, *(terms or [])],
             weights=weights,
             layers=layers,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from lori_pl.data.pairing import ExplicitBatch
+from lori_pl.models.backbone import frozen
 from lori_pl.models.hidden import LayerSelection, base_model, record_hidden, stack_layers, take
 
 
@@ -60,3 +65,49 @@ class FrozenTeacher(nn.Module):
     def forward(self, batch: ExplicitBatch) -> tuple[Tensor, Tensor]:
         """Gives trajectory (B, L, R, D) and anchor states (B, L, D) of a batch; see :func:`explicit_signals`."""
         return explicit_signals(self.lm, batch, self.selection)
+
+
+@contextmanager
+def adapters_off(lm: PreTrainedModel) -> Iterator[None]:
+    """Runs a block on the base model alone: LoRA adapters off, eval mode, no gradients; then all is as before."""
+    layers = [module for module in lm.modules() if isinstance(module, LoraLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        with frozen(lm):
+            for layer in layers:
+                # enable_adapters() would also change what trains
+                layer._disable_adapters = True
+            yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value
+
+
+class SharedTeacher(FrozenTeacher):
+    """The teacher that a LoRA student started from: the student's own base model with its adapters off.
+
+    It gives what a second copy of the model would give, and takes no memory. The student's trained marker rows play no
+    part: an explicit sequence has no marker.
+
+    Args:
+        lm: The student's language model; it stays the student's.
+        selection: The layers that make the trajectory.
+    """
+
+    def __init__(self, lm: PreTrainedModel, selection: LayerSelection) -> None:
+        nn.Module.__init__(self)
+        # in a tuple: not a sub-module, its weights stand once
+        self._student = (lm,)
+        self.selection = selection
+        self.eval()
+
+    @property
+    def lm(self) -> PreTrainedModel:
+        """The student's language model."""
+        return self._student[0]
+
+    @torch.no_grad()
+    def forward(self, batch: ExplicitBatch) -> tuple[Tensor, Tensor]:
+        """As `FrozenTeacher`'s."""
+        with adapters_off(self.lm):
+            return explicit_signals(self.lm, batch, self.selection)

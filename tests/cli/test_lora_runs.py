@@ -14,6 +14,10 @@ import lori_pl
 from lori_pl import LatentReasoner
 from lori_pl.cli import main
 from lori_pl.data.synthetic import synthetic_problems
+from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.methods import LoRi
+from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
+from lori_pl.models.teacher import adapters_off
 
 FLAGS = ["--trainer.val_check_interval=3", "--model.schedule.decay=none", "--model.schedule.warmup=0"]
 FLAGS += ["--model.optimizer.class_path=torch.optim.AdamW", "--model.optimizer.init_args.lr=0.003"]
@@ -78,3 +82,58 @@ def test_an_exported_checkpoint_answers_as_the_student(trained, tmp_path, flags)
     answers = student.answer(questions, max_new_tokens=4)
     assert len({answer.output for answer in answers}) > 1
     assert exported.answer(questions, max_new_tokens=4) == answers
+
+
+def test_the_shared_base_is_the_teacher_that_a_second_copy_is(trained, monkeypatch):
+    """Also with dropout on, which the teacher must not see."""
+    counts = []
+    original = LoRi.on_train_start
+
+    def count(self):
+        original(self)
+        counts.append((type(self.teacher).__name__, sum(p.numel() for p in self.parameters())))
+
+    monkeypatch.setattr(LoRi, "on_train_start", count)
+    steps = [*FLAGS, "--trainer.max_steps=4", "--test_after_fit=false"]
+    for name, shares in (("shared", "true"), ("apart", "false")):
+        assert trained.fit("LoRi", name, *steps, f"--model.share_base={shares}", **ARGUMENTS) == 0
+    (shared, fewer), (apart, more) = counts
+    assert (shared, apart) == ("SharedTeacher", "FrozenTeacher")
+    teacher = LatentReasoner.from_pretrained(ARGUMENTS["teacher"]["name"])
+    assert more - fewer == sum(parameter.numel() for parameter in teacher.parameters())
+    assert_same(*(checkpoint(trained.folder / name)["state_dict"] for name in ("shared", "apart")))
+
+
+def test_the_shared_base_serves_only_who_started_from_it(trained):
+    other = {"dtype": {"teacher": {**ARGUMENTS["teacher"], "dtype": "bfloat16"}}, "full": {"backbone": {}}}
+    for name, changes in other.items():
+        arguments = ARGUMENTS | changes
+        assert trained.fit("LoRi", name, *FLAGS, "--trainer.max_steps=1", "--test_after_fit=false", **arguments) == 0
+
+
+def test_adapters_off_leaves_everything_as_it_was():
+    torch.manual_seed(0)
+    backbone = Backbone(name=ARGUMENTS["teacher"]["name"], lora=LoRA(2, 4.0, 0.5))
+    tokenizer = load_tokenizer(backbone.tokenizer_name, False)
+    lm = prepare_training(load_causal_lm(backbone, tokenizer), backbone)
+    plain = load_causal_lm(backbone, tokenizer).eval()
+    for parameter in lm.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    ids = torch.randint(0, 50, (2, 7))
+    trains = [parameter.requires_grad for parameter in lm.parameters()]
+    with torch.no_grad():
+        before = lm.eval()(ids).logits
+    lm.train()
+    with adapters_off(lm):
+        assert torch.equal(lm(ids).logits, plain(ids).logits)
+    assert lm.training
+    assert all(module.training for module in lm.modules())
+    assert [parameter.requires_grad for parameter in lm.parameters()] == trains
+    with torch.no_grad():
+        assert torch.equal(lm.eval()(ids).logits, before)
+    assert not torch.equal(before, plain(ids).logits)
+    with pytest.raises(RuntimeError, match="stop"), adapters_off(lm):
+        raise RuntimeError("stop")
+    with torch.no_grad():
+        assert torch.equal(lm(ids).logits, before)
