@@ -38,9 +38,9 @@ def finished(sweep: Sweep) -> dict[str, list[dict[str, str]]]:
 
 
 def interval(values: Sequence[float]) -> str:
-    """The t interval of a mean over seeds, in percent."""
+    """The t interval of a mean over seeds, in percent, as far as there are such shares."""
     bounds = seed_interval(values)
-    return "one seed" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+    return "one seed" if bounds is None else f"{max(0, 100 * bounds[0]):.1f} to {min(100, 100 * bounds[1]):.1f}"
 
 
 def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str:

@@ -34,10 +34,7 @@ class LoRi(Distillation):
         backbone: The student's language model.
         teacher: The teacher: an explicit-CoT model; its folder as written by ``fit`` or ``export``, or any causal LM.
             ``None`` only where ``student_init`` is ``base`` and no term needs one, or a ``cache`` stands for it.
-        cache: Folder of the teacher's statistics, made by the command ``cache``; the teacher is then never run.
         student_init: Start from the ``teacher``'s weights, or from the ``base`` that ``backbone.name`` gives.
-        share_base: With LoRA, and where the student starts from the teacher, take its own base model with the adapters
-            off for the teacher; ``false`` loads a second copy, which gives the same.
         latents: Number of latents K.
         latent_scale: Initial gain of the projector's LayerNorm: the ``embedding`` matrix's RMS entry, or ``unit``.
         alignment: The rationale-level term; ``null`` leaves it out.
@@ -52,6 +49,9 @@ class LoRi(Distillation):
         optimizer: Optimiser.
         schedule: Learning rate by step.
         max_new_tokens: Most tokens generated for an answer in evaluation.
+        cache: Folder of the teacher's statistics, made by the command ``cache``; the teacher is then never run.
+        share_base: With LoRA, and where the student starts from the teacher, take its own base model with the adapters
+            off for the teacher; ``false`` loads a second copy, which gives the same.
     """
 
     name = "lori"
@@ -61,9 +61,7 @@ class LoRi(Distillation):
         self,
         backbone: Backbone,
         teacher: Backbone | None = None,
-        cache: str | None = None,
         student_init: Literal["teacher", "base"] = "teacher",
-        share_base: bool = True,
         latents: int = 5,
         latent_scale: LatentScale = "embedding",
         alignment: LowRankAlignment | None = None,
@@ -77,6 +75,8 @@ class LoRi(Distillation):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         max_new_tokens: int = 64,
+        cache: str | None = None,
+        share_base: bool = True,
     ) -> None:
         super().__init__(
             backbone=backbone,

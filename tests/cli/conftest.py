@@ -123,7 +123,7 @@ def parse() -> Parse:
         patch.setattr(lightning_commands, "LoriCLI", ParsingOnly)
         patch.setattr(sys, "argv", ["lori_pl"])
         files = [f"--config={CONFIGS / name}" for name in (EXPLICIT, TINY)]
-        parser = lightning_commands.parse(["fit", *files], run=True).parser
+        parser = lightning_commands.parse(["fit", *files], lightning_commands.LoriCLI).parser
     cache: dict[tuple[str, ...], Namespace] = {}
 
     def parsed(*arguments: str | Path) -> Namespace:

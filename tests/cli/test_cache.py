@@ -288,6 +288,7 @@ def test_without_a_teacher_at_all(world, lori_args, capsys):
     assert world.fit("LoRi", "run", **cached(world, arguments | {"teacher": None})) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_build_what_one_does(world, lori_args):
     assert build(world, lori_args, folder="one") == 0
     arguments = ["cache", "--config", world.config("base", BASE), "--config", world.method("LoRi", **lori_args)]

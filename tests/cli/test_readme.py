@@ -115,7 +115,7 @@ def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
         ("export", ["--ckpt_path FILE ", "--folder OUT ", "--apart ", "lori_pl fit --help"]),
         ("preview", ["--row N ", "lori_pl fit --help"]),
         ("cache", ["--folder DIR ", "--dtype ", "--shard_problems N ", "lori_pl fit --help"]),
-        ("benchmark", ["student [student ...]", "--problems ", "--out DIR ", "lori_pl fit --help"]),
+        ("benchmark", ["student a student's folder", "--problems ", "--out DIR ", "lori_pl fit --help"]),
         ("quickstart", ["[-h] [FILE]", "experiments/quickstart.yaml"]),
         ("sweep", ["[--dry_run]", "--only N ", "--retry_failed ", "--override FIELD=VALUE "]),
     ],
