@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# a test is one thread's work
+WORKERS := -n auto --maxprocesses 8
 
 export TOKENIZERS_PARALLELISM = false
 
@@ -25,10 +27,10 @@ quickstart: $(STAMP)  ## Run the main job on the embedded default: train, compar
 	$(BIN)/python -m lori_pl quickstart
 
 test: $(STAMP)  ## Run the fast test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: $(STAMP)  ## Run all tests, slow ones included
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(WORKERS)
 
 lint: $(STAMP)  ## Check style, docstrings, annotations and types
 	$(BIN)/ruff check .
