@@ -22,7 +22,7 @@ def main() -> None:
     encoded = problems(2048, encoder())
     batches = bucketed(encoded, arguments.batch, BATCHES)
     ours = lori(arguments.shape, arguments.latents, batches, cached=True)
-    alone = lori(arguments.shape, arguments.latents, batches, cached=True, alignment=None, anchor=None)
+    alone = lori(arguments.shape, arguments.latents, batches, cached=False, alignment=None, anchor=None)
     methods = {"lori": ours, "latent_only": alone, "explicit": explicit(arguments.shape)}
     steps = {name: stepper(method) for name, method in methods.items()}
 
