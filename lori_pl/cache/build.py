@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from lori_pl.alignment import Signals, Term
 from lori_pl.cache.manifest import PLAN, Manifest, ShardEntry
-from lori_pl.cache.shards import file_checksum, is_sound, map_shard, shard_path, write_file, write_shard
-from lori_pl.cache.store import KEY
+from lori_pl.cache.shards import checksum, file_checksum, is_sound, map_shard, shard_path, write_file, write_shard
+from lori_pl.cache.store import KEY, of_term
 from lori_pl.data.pairing import EncodedProblems, ExplicitBatch, explicit_batch
 from lori_pl.errors import LoriError
 from lori_pl.models.teacher import FrozenTeacher
@@ -75,6 +74,7 @@ class TeacherPass(pl.LightningModule):
         self.teacher = teacher
         self.terms = nn.ModuleDict(terms)
         self.encoded = encoded
+        self.lengths = encoded.lengths()
         self.batch_size = batch_size
         self.workers = workers
         self.to_do = 0
@@ -91,7 +91,7 @@ class TeacherPass(pl.LightningModule):
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Cuts rows into batches of like length."""
-        rows = rows[np.argsort(self.encoded.lengths()[rows], kind="stable")]
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
 
@@ -117,7 +117,7 @@ class MeasureTeacher(TeacherPass):
 
     def predict_dataloader(self) -> list[DataLoader[RowBatch]]:
         """The process's part of the rows, once a sweep."""
-        rows = self.rows[np.argsort(self.encoded.lengths()[self.rows], kind="stable")]
+        rows = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
         rows = rows[self.trainer.global_rank :: self.trainer.world_size]
         self.to_do = len(rows) * self.sweeps
         return [row_loader(self.batches(rows), self.encoded, self.workers) for _ in range(self.sweeps)]
@@ -243,7 +243,7 @@ class StoreStatistics(TeacherPass):
 
 def rows_digest(keys: np.ndarray) -> str:
     """Digest of the keys of all rows, in order."""
-    return hashlib.blake2b(keys.tobytes(), digest_size=16).hexdigest()
+    return checksum(keys.tobytes())
 
 
 def packed_bytes(terms: Mapping[str, Term], layers: int, hidden: int, dtype: torch.dtype) -> int:
@@ -266,8 +266,7 @@ def load_state(folder: Path, terms: Mapping[str, Term]) -> None:
     """Takes the teacher's side of the terms from an earlier, interrupted build."""
     tensors = map_shard(folder / STATE)
     for name, term in terms.items():
-        mine = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-        term.load_teacher_state(mine)
+        term.load_teacher_state(of_term(tensors, name))
 
 
 def entries(folder: Path, manifest: Manifest) -> tuple[ShardEntry, list[ShardEntry]]:

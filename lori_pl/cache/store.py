@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from torch import Tensor
 from lori_pl.cache.manifest import Manifest, first_difference, read_manifest
 from lori_pl.cache.shards import file_checksum, map_shard
 from lori_pl.errors import LoriError
-
-log = logging.getLogger(__name__)
 
 KEY = "key"
 
@@ -78,8 +75,7 @@ class TeacherCache:
     def state(self, term: str) -> dict[str, Tensor]:
         """The teacher's side of a fitted term, by its name among the terms."""
         assert self.manifest.state is not None
-        tensors = map_shard(self.folder / self.manifest.state.file)
-        return {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{term}/")}
+        return of_term(map_shard(self.folder / self.manifest.state.file), term)
 
     def locate(self, keys: np.ndarray, ids: Sequence[str]) -> np.ndarray:
         """Finds rows, in any order and number.
@@ -147,5 +143,5 @@ class CachedRows:
 
 
 def of_term(packed: dict[str, Tensor], term: str) -> dict[str, Tensor]:
-    """That part of the packed statistics which belongs to one term."""
+    """That part of tensors by ``TERM/NAME`` which belongs to one term, by ``NAME``."""
     return {name.partition("/")[2]: value for name, value in packed.items() if name.startswith(f"{term}/")}

@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lori_pl.commands.lightning import CONFIG, STUDENT, OwnOptions, parse
+from lori_pl.commands.lightning import CONFIG, STUDENT, OwnOptions, load_trained, parse
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.problem import Problem
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.benchmark import PHASES, largest_batch, time_answers
 from lori_pl.evaluation.records import git_commit, replace_file
 from lori_pl.evaluation.report import write_json
-from lori_pl.methods.checkpoints import read_checkpoint
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.saving import SETTINGS
 
@@ -128,14 +127,7 @@ def load_student(path: Path, device: str, dtype: Any) -> LatentReasoner:
     config = next((folder / CONFIG for folder in path.resolve().parents[:2] if (folder / CONFIG).is_file()), None)
     if config is None:
         raise LoriError(f"{path}: no {CONFIG} of its run beside it or above; give the student's folder")
-    model = parse(["fit", "--config", str(config)]).model
-    model.trains = False
-    saved = read_checkpoint(str(path))
-    model.on_load_checkpoint(saved)
-    model.configure_model()
-    model.load_state_dict(saved["state_dict"])
-    reasoner: LatentReasoner = model.student.eval().to(device)
-    return reasoner
+    return load_trained(["--config", str(config)], str(path)).student.eval().to(device)
 
 
 def test_problems(rest: list[str], limit: int) -> dict[str, list[Problem]]:

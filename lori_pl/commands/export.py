@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lori_pl.commands.lightning import OwnOptions, parse
+from lori_pl.commands.lightning import OwnOptions, load_trained
 from lori_pl.errors import LoriError
-from lori_pl.methods.checkpoints import read_checkpoint
 from lori_pl.models.saving import save_reasoner
 
 
@@ -25,12 +24,7 @@ def main(arguments: list[str]) -> int:
         raise LoriError(f"{folder} exists already; remove it or give another --folder")
     if not Path(options.ckpt_path).is_file():
         raise LoriError(f"--ckpt_path {options.ckpt_path}: no such file")
-    model = parse(["fit", *rest]).model
-    model.trains = False
-    saved = read_checkpoint(options.ckpt_path)
-    model.on_load_checkpoint(saved)
-    model.configure_model()
-    model.load_state_dict(saved["state_dict"])
+    model = load_trained(rest, options.ckpt_path)
     save_reasoner(model.student.eval(), folder, merge=not options.apart, base=model.backbone)
     print(f"student: {folder}")
     return 0

@@ -368,6 +368,25 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
         )
 
 
+def load_trained(arguments: list[str], checkpoint: str) -> Method:
+    """Loads a method from a checkpoint, as the options of its run describe it; it is not to be trained.
+
+    Args:
+        arguments: What ``fit`` was given.
+        checkpoint: The checkpoint's file.
+
+    Raises:
+        LoriError: If the checkpoint is damaged, or of another method or model.
+    """
+    model: Method = parse(["fit", *arguments]).model
+    model.trains = False
+    saved = read_checkpoint(checkpoint)
+    model.on_load_checkpoint(saved)
+    model.configure_model()
+    model.load_state_dict(saved["state_dict"])
+    return model
+
+
 class OwnOptions(ArgumentParser):
     """Parses the options that a command has besides those of ``fit``, which ``parse_known_args`` leaves over."""
 

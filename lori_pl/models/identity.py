@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedTokenizerBase
 
-from lori_pl.cache.shards import file_checksum
+from lori_pl.cache.shards import checksum, file_checksum
 from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT
 from lori_pl.errors import LoriError, one_line
 from lori_pl.models.backbone import Backbone
@@ -53,10 +52,7 @@ def weights_digest(backbone: Backbone) -> str:
     Raises:
         LoriError: As `model_files`.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for file in model_files(backbone):
-        digest.update(f"{file.suffix}:{file_checksum(file)};".encode())
-    return digest.hexdigest()
+    return checksum("".join(f"{file.suffix}:{file_checksum(file)};" for file in model_files(backbone)).encode())
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -65,7 +61,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     rules = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")]
     content = json.dumps([vocabulary, rules, backend.get("model", {}).get("merges")], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    return checksum(content.encode())
 
 
 def teacher_identity(
