@@ -20,7 +20,8 @@ from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.data.pairing import EncodedProblems, PairedBatch, Ragged, paired_batch
 from lori_pl.data.template import Encoder, Template
 from lori_pl.data.tokenizer import load_tokenizer
-from lori_pl.evaluation.records import git_commit, replace_file
+from lori_pl.evaluation.records import git_commit
+from lori_pl.files import replace_file
 from lori_pl.methods import ExplicitCoT, LoRi
 from lori_pl.models.backbone import Backbone
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lori_pl.alignment.tucker import leading_sign
+
 _ITERATIONS = 1000
 _TOLERANCE = 1e-14
 
@@ -29,9 +31,7 @@ def mode_procrustes(cross: Tensor) -> tuple[Tensor, Tensor]:
     identity = torch.eye(cross.shape[1], dtype=cross.dtype, device=cross.device)
     ends = [_alternate(cross, start) for start in (identity, _spectral_start(cross))]
     _, layer_rotation, hidden_rotation = max(ends, key=lambda end: end[0])
-    size = layer_rotation.abs().flatten()
-    largest = layer_rotation.flatten()[(size > (1 - 1e-6) * size.amax()).to(torch.uint8).argmax()]
-    sign = torch.where(largest < 0, -1.0, 1.0)
+    sign = leading_sign(layer_rotation.reshape(-1, 1))
     return sign * layer_rotation, sign * hidden_rotation
 
 

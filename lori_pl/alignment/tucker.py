@@ -296,11 +296,16 @@ def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (descending, not negative) and eigenvectors whose largest entry is positive, the first of equals."""
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
+    return values, vectors * leading_sign(vectors)
+
+
+def leading_sign(vectors: Tensor) -> Tensor:
+    """Signs (1, N) that make the largest entry of each column of (D, N) positive, the first of equals."""
     size = vectors.abs()
     # two layers of unit RMS always have equal entries: rounding must not choose between them
     is_largest = (size > (1 - 1e-6) * size.amax(0)).to(torch.uint8)
     largest = vectors.gather(0, is_largest.argmax(0, keepdim=True))
-    return values, vectors * torch.where(largest < 0, -1.0, 1.0)
+    return torch.where(largest < 0, -1.0, 1.0).to(vectors.dtype)
 
 
 def _energy_share(spectrum: Tensor, rank: int) -> float:

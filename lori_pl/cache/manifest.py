@@ -68,18 +68,18 @@ class Manifest:
         return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """Reads a cache's manifest.
 
     Raises:
         LoriError: If it is missing, damaged or of another format.
     """
-    path = folder / name
+    path = folder / MANIFEST
     if not path.is_file():
         begun = " (it is not finished: start `cache` again)" if (folder / PLAN).is_file() else ""
         raise LoriError(
-            f"{folder} has no {name}, so it holds no cache{begun}; make one with `python -m lori_pl cache`, or give "
-            "another folder"
+            f"{folder} has no {MANIFEST}, so it holds no cache{begun}; make one with `python -m lori_pl cache`, or "
+            "give another folder"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

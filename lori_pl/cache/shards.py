@@ -59,8 +59,7 @@ def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> Pat
         LoriError: If the disk is full or cannot be written, or holds something else than was written.
     """
     content = safetensors.torch.save(dict(tensors))
-    expected = checksum(content)
-    path = folder / f"shard-{number:05d}-{expected}.safetensors"
+    path = folder / f"shard-{number:05d}-{checksum(content)}.safetensors"
     write_file(path, content)
     return path
 

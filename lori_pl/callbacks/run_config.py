@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from lori_pl.evaluation.records import replace_file
+from lori_pl.files import replace_file
 
 
 class RunConfig(pl.Callback):

@@ -19,8 +19,9 @@ from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.problem import Problem
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.benchmark import PHASES, largest_batch, time_answers
-from lori_pl.evaluation.records import git_commit, replace_file
+from lori_pl.evaluation.records import git_commit
 from lori_pl.evaluation.report import write_json
+from lori_pl.files import replace_file
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.saving import SETTINGS
 

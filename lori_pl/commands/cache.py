@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +31,9 @@ from lori_pl.cache.store import TeacherCache
 from lori_pl.callbacks.build_progress import BuildProgress
 from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse
 from lori_pl.data.datamodule import PairedDataModule
-from lori_pl.errors import LoriError, one_line
+from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import git_commit
+from lori_pl.files import lock_folder
 from lori_pl.methods.distillation import Distillation
 
 log = logging.getLogger(__name__)
@@ -72,7 +69,7 @@ def main(arguments: list[str]) -> int:
     if trainer.global_rank:
         builder.run()
     else:
-        with _lock(folder):
+        with lock_folder(folder, "another process builds a cache here"):
             builder.run()
     return 0
 
@@ -211,24 +208,6 @@ class Builder:
         self.trainer.callbacks = [c for c in self.trainer.callbacks if not isinstance(c, BuildProgress)]
         self.trainer.callbacks.append(BuildProgress())
         self.trainer.predict(module, return_predictions=False)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Holds the cache's folder: two builds at once would do everything twice."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise LoriError(f"{folder} cannot be written ({one_line(error)}); give another --folder") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LoriError(f"{folder}: another process builds a cache here: wait for it or end it") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _parser() -> OwnOptions:

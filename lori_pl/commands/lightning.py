@@ -29,8 +29,8 @@ from lori_pl.callbacks.run_config import RunConfig
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import replace_folder
 from lori_pl.evaluation.report import write_report
+from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.methods.checkpoints import check_made_by, read_checkpoint
 from lori_pl.models.saving import read_settings, save_reasoner

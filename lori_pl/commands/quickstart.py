@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import replace_folder
 from lori_pl.evaluation.report import SUMMARY, print_table, write_json
+from lori_pl.files import replace_folder
 from lori_pl.sweep.command import INTERRUPTED, signals_interrupt
 from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification

@@ -11,17 +11,17 @@ import csv
 import io
 import os
 import subprocess
-import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.intervals import as_bits
+from lori_pl.files import replace_file
 
 RESULT_COLUMNS = ("method", "seed", "accuracy", "n", "passes", "milliseconds", "commit", "command")
 """What every result table has: accuracies are fractions, passes and milliseconds means a question."""
@@ -206,46 +206,6 @@ def git_commit(paths: Sequence[str | Path] = (_PACKAGE, _PACKAGE.parent / "confi
     if not commit:
         return "unknown"
     return commit + ("+dirty" if _git(folder, "status", "--porcelain", "--", *where) else "")
-
-
-def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place and move it there, so that nobody ever sees half of it.
-
-    Args:
-        path: The file to make or replace; its folder is made.
-        write: Called with the open temporary file; where it raises, the old file stays as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Write a folder beside its place and move it there; an earlier one goes only when the new one is whole.
-
-    Args:
-        path: The folder to make or replace.
-        write: Called with a path of the same name that does not exist yet, where it makes the folder.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        part, old = Path(temporary) / "new" / path.name, Path(temporary) / "old"
-        part.parent.mkdir()
-        write(part)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(part, path)
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.metrics import TestSetMetrics
-from lori_pl.evaluation.records import git_commit, replace_file, write_outcomes
+from lori_pl.evaluation.records import git_commit, write_outcomes
+from lori_pl.files import replace_file
 
 if TYPE_CHECKING:
     from lori_pl.methods import Method

@@ -7,15 +7,12 @@ when it has a row with status ``ok``; the row is written last, so what was inter
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from rich.text import Text
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
 from lori_pl.evaluation.records import Outcomes, ResultTable, git_commit, read_outcomes, write_outcomes
+from lori_pl.files import lock_folder
 from lori_pl.sweep.cells import Cell, expand
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file, run_child
 from lori_pl.sweep.progress import progress_line
@@ -105,7 +103,9 @@ class Sweep:
         """
         skipped = {"ok"} if retry_failed else {"ok", "failed"}
         failed = 0
-        with _lock(self.output) as lock:
+        # a run inherits the lock: an orphan of a killed sweep holds it too
+        busy = "another sweep, or a run that a killed one left behind, works here"
+        with lock_folder(self.output, busy) as lock:
             runner = self._runner or functools.partial(run_child, keep_open=(lock,))
             results = self.results()
             selected = self._selected(only)
@@ -277,23 +277,6 @@ def _find(name: str, values: Any) -> Any:
     for part in name.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
-
-
-@contextmanager
-def _lock(output: Path) -> Iterator[int]:
-    """Hold the sweep's folder; a run inherits the lock, so that an orphan of a killed sweep holds it too."""
-    output.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LoriError(
-                f"{output}: another sweep, or a run that a killed one left behind, works here: wait for it or end it"
-            ) from error
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _shown(command: Sequence[str]) -> str:

@@ -13,8 +13,6 @@ from lori_pl.evaluation.records import (
     ResultTable,
     git_commit,
     read_outcomes,
-    replace_file,
-    replace_folder,
     write_outcomes,
 )
 
@@ -234,13 +232,6 @@ def test_a_file_that_is_no_table_is_refused_and_kept(tmp_path, content, message)
     assert path.read_bytes() == content
 
 
-def test_replace_file_makes_a_readable_file_in_a_new_folder(tmp_path):
-    path = tmp_path / "a" / "b.bin"
-    replace_file(path, lambda file: file.write(b"x"))
-    assert path.read_bytes() == b"x"
-    assert path.stat().st_mode & 0o444 == 0o444
-
-
 # --- commit -----------------------------------------------------------------------------------------------------------
 
 
@@ -285,16 +276,3 @@ def test_code_installed_inside_another_checkout_is_unknown(tmp_path):
 def test_git_commit_without_git_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() == "unknown"
-
-
-def test_a_folder_is_written_under_its_own_name(tmp_path):
-    for content in ("old", "new"):
-
-        def write(part, content=content):
-            assert part.name == "student"
-            part.mkdir()
-            (part / "file").write_text(content)
-
-        replace_folder(tmp_path / "student", write)
-    assert [path.name for path in tmp_path.iterdir()] == ["student"]
-    assert (tmp_path / "student" / "file").read_text() == "new"

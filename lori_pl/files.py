@@ -1,0 +1,84 @@
+"""Files and folders that appear whole or not at all, and a folder that one process holds."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from lori_pl.errors import LoriError, one_line
+
+
+def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file beside its place and move it there, so that nobody ever sees half of it.
+
+    Args:
+        path: The file to make or replace; its folder is made.
+        write: Called with the open temporary file; where it raises, the old file stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Writes a folder beside its place and move it there; an earlier one goes only when the new one is whole.
+
+    Args:
+        path: The folder to make or replace.
+        write: Called with a path of the same name that does not exist yet, where it makes the folder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        part, old = Path(temporary) / "new" / path.name, Path(temporary) / "old"
+        part.parent.mkdir()
+        write(part)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+
+
+@contextmanager
+def lock_folder(folder: Path, busy: str) -> Iterator[int]:
+    """Makes a folder and holds it, so that another process of the same kind cannot work in it.
+
+    A child process that inherits the descriptor holds it too.
+
+    Args:
+        folder: The folder.
+        busy: What the error says where another process holds it, behind the folder's name.
+
+    Yields:
+        The lock's descriptor.
+
+    Raises:
+        LoriError: If the folder cannot be written, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise LoriError(f"{folder} cannot be written ({one_line(error)}); give another folder") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LoriError(f"{folder}: {busy}: wait for it or end it") from error
+        yield descriptor
+    finally:
+        os.close(descriptor)

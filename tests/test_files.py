@@ -1,0 +1,53 @@
+import pytest
+
+from lori_pl.errors import LoriError
+from lori_pl.files import lock_folder, replace_file, replace_folder
+
+
+def test_replace_file_makes_a_readable_file_in_a_new_folder(tmp_path):
+    path = tmp_path / "a" / "b.bin"
+    replace_file(path, lambda file: file.write(b"x"))
+    assert path.read_bytes() == b"x"
+    assert path.stat().st_mode & 0o444 == 0o444
+
+
+def test_a_folder_is_written_under_its_own_name(tmp_path):
+    for content in ("old", "new"):
+
+        def write(part, content=content):
+            assert part.name == "student"
+            part.mkdir()
+            (part / "file").write_text(content)
+
+        replace_folder(tmp_path / "student", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert (tmp_path / "student" / "file").read_text() == "new"
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def fail(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(path, fail)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_is_held_by_one_and_free_again(tmp_path):
+    held = r"new: taken: wait for it or end it"
+    with (
+        lock_folder(tmp_path / "new", "taken"),
+        pytest.raises(LoriError, match=held),
+        lock_folder(tmp_path / "new", "taken"),
+    ):
+        pass
+    with lock_folder(tmp_path / "new", "taken"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LoriError, match="cannot be written"), lock_folder(tmp_path / "file" / "x", "taken"):
+        pass
