@@ -156,15 +156,15 @@ class World:
         LoriError: If an argument is out of range.
     """
 
-    min_steps: int = 3
-    max_steps: int = 6
-    operators: str = "+|"
-    limit: int = 12
+    min_steps: int = 4
+    max_steps: int = 7
+    operators: str = "*+|"
+    limit: int = 24
     largest_operand: int = 4
-    largest_factor: int = 5
+    largest_factor: int = 2
     largest_start: int | None = 12
-    smallest_mark: int = 4
-    largest_mark: int = 9
+    smallest_mark: int = 8
+    largest_mark: int = 16
     alternate: bool = True
     dated: bool = True
     distractors: int = 0

@@ -139,7 +139,10 @@ def test_limits_names_and_counts():
 
 def test_several_test_sets_by_name():
     module = data(
-        test_sources={"short": Synthetic(test=4, max_steps=3), "long": Synthetic(test=5, min_steps=7, max_steps=7)}
+        test_sources={
+            "short": Synthetic(test=4, min_steps=3, max_steps=3),
+            "long": Synthetic(test=5, min_steps=7, max_steps=7),
+        }
     )
     assert {name: len(split.problems) for name, split in module.tests.items()} == {"short": 4, "long": 5}
     assert [len(flat(loader)) for loader in module.test_dataloader()] == [4, 5]

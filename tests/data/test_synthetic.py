@@ -86,7 +86,7 @@ def test_a_difference_has_its_larger_number_first_and_one_split_for_one_rational
         ways = {skeleton_split((mark + 5, (("|", mark),))), skeleton_split((mark, (("|", mark + 5),)))}
         assert len(ways) == 1
     splits = {
-        split: {tuple(p.steps) for p in synthetic_problems(3000, 3, split, operators="+|", limit=12, max_steps=3)}
+        split: {tuple(p.steps) for p in synthetic_problems(3000, 3, split, min_steps=3, max_steps=3)}
         for split in ("train", "validation", "test")
     }
     assert not splits["train"] & splits["test"]

@@ -39,7 +39,7 @@ class Synthetic(Source):
 
     def __init__(
         self,
-        train: int = 80_000,
+        train: int = 130_000,
         validation: int = 1024,
         test: int = 4096,
         seed: int = 0,
