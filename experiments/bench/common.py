@@ -118,7 +118,9 @@ def lori(shape: str, latents: int, batches: Sequence[PairedBatch], cached: bool,
     with tempfile.TemporaryDirectory() as folder:
         explicit(shape).student.save_pretrained(Path(folder) / "teacher")
         terms = {"alignment": LowRankAlignment(), "anchor": AnchorAlignment()} | terms
-        method = LoRi(Backbone(), Backbone(name=f"{folder}/teacher"), latents=latents, template=Template(), **terms)
+        method = LoRi(
+            Backbone(), teacher=Backbone(name=f"{folder}/teacher"), latents=latents, template=Template(), **terms
+        )
         method.configure_model()
     for sweep in range(3):
         for term in method.active_terms:

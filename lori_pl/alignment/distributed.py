@@ -42,6 +42,16 @@ def sum_across_ranks(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def batch_deviation(states: Tensor) -> Tensor:
+    """Standard deviation (L,) of all entries of each layer of (B, L, D), over the batches of all ranks (unbiased)."""
+    entries = states.transpose(0, 1).flatten(1)
+    count = sum_across_ranks(entries.new_tensor(entries.shape[1]))
+    mean = sum_across_ranks(entries.sum(1)) / count
+    squares = sum_across_ranks((entries - mean[:, None]).square().sum(1))
+    return (squares / (count - 1)).sqrt()
+
+
+@torch.no_grad()
 def copy_from_first_rank(module: nn.Module) -> None:
     """Give every rank the first rank's parameters and buffers of `module`, bit for bit."""
     if is_distributed():

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lori_pl.methods.lori import LoRi
+from lori_pl.methods.latent import LatentMethod
 
 
 def spectrum_figure(spectra: dict[str, Tensor]) -> Figure:
@@ -41,7 +41,7 @@ class AlignmentMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the spectrum."""
-        if not isinstance(pl_module, LoRi) or not trainer.is_global_zero:
+        if not isinstance(pl_module, LatentMethod) or not trainer.is_global_zero:
             return
         spectra = {k: v for k, v in pl_module.alignment_diagnostics(None).items() if v.ndim == 1 and len(v) > 1}
         if not spectra:
@@ -63,7 +63,7 @@ class AlignmentMonitor(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the diagnostics of the first validation batch."""
-        if not isinstance(pl_module, LoRi) or trainer.sanity_checking or self._batch is None:
+        if not isinstance(pl_module, LatentMethod) or trainer.sanity_checking or self._batch is None:
             return
         values = pl_module.alignment_diagnostics(self._batch)
         self._batch = None

@@ -67,6 +67,11 @@ def requires_rationale(model: Mapping[str, Any] | None) -> bool:
     return bool(model and model.get("class_path")) and method_class(model or {}).requires_rationale(model or {})
 
 
+def single_steps(model: Mapping[str, Any] | None) -> int | None:
+    """How many steps of a rationale the method of a parsed model config reads one by one."""
+    return method_class(model or {}).single_steps(model or {}) if model and model.get("class_path") else None
+
+
 def teacher_tokenizer(model: Mapping[str, Any] | None) -> str | None:
     """The teacher's tokenizer in a parsed model config, if it has a teacher."""
     return _tokenizer(_fields(model).get("teacher"))
@@ -110,6 +115,7 @@ class LoriCLI(LightningCLI):
         parser.link_arguments("model", "data.teacher_cache", compute_fn=teacher_cache)
         parser.link_arguments("model", "data.markers", compute_fn=uses_markers)
         parser.link_arguments("model", "data.needs_rationale", compute_fn=requires_rationale)
+        parser.link_arguments("model", "data.single_steps", compute_fn=single_steps)
         parser.link_arguments("data.template", "model.init_args.template")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint after fit.")

@@ -21,7 +21,14 @@ BATCHES_A_WINDOW = 32
 
 def collate_pairs(split: PreparedSplit) -> Callable[[Sequence[int]], PairedBatch]:
     """Gives the function that turns row numbers of ``split`` into a batch."""
-    return partial(paired_batch, steps=split.steps, student=split.student, teacher=split.teacher, cached=split.cached)
+    return partial(
+        paired_batch,
+        steps=split.steps,
+        student=split.student,
+        teacher=split.teacher,
+        cached=split.cached,
+        single_steps=split.single_steps,
+    )
 
 
 def epoch_batches(

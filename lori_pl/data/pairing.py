@@ -50,10 +50,14 @@ class EncodedProblems:
         problems: The problems.
         encoder: Tokenizer and template.
         tokens: The rationale tokens that make a trajectory.
+        steps: Whether to find where each step of a rationale begins.
     """
 
-    def __init__(self, problems: Sequence[Problem], encoder: Encoder, tokens: RationaleTokens = "all") -> None:
+    def __init__(
+        self, problems: Sequence[Problem], encoder: Encoder, tokens: RationaleTokens = "all", steps: bool = False
+    ) -> None:
         self.encoder = encoder
+        self.step_starts = Ragged(encoder.step_starts(problems)) if steps else None
         self.selected = None if tokens == "all" else Ragged(encoder.selected(problems, tokens))
         self.questions = Ragged(encoder.questions([problem.question for problem in problems]))
         self.rationales = Ragged(encoder.rationales(problems))
@@ -66,6 +70,7 @@ class EncodedProblems:
             part.select(rows) for part in (self.questions, self.rationales, self.answers)
         )
         chosen.selected = None if self.selected is None else self.selected.select(rows)
+        chosen.step_starts = None if self.step_starts is None else self.step_starts.select(rows)
         return chosen
 
     def keys(self) -> np.ndarray:
@@ -121,6 +126,27 @@ class ExplicitBatch:
 
 
 @dataclass
+class StepBatch:
+    """The rationales of B problems, a step a row; where there are more steps than K, the last row holds the rest.
+
+    Args:
+        ids: (N, S) tokens of a step and the end token, padded on the right.
+        mask: (N, S) true at real tokens.
+        row: (N,) the problem's place in the batch.
+        number: (N,) the step's, from 0, below K.
+        target_index: (M,) flat positions (step * S + column) of the real tokens.
+        target_weight: (M,) weights that make their sum a mean over each step's tokens, each problem's steps, problems.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    row: Tensor
+    number: Tensor
+    target_index: Tensor
+    target_weight: Tensor
+
+
+@dataclass
 class PairedBatch:
     """B problems as the student sees them, and as words.
 
@@ -136,6 +162,7 @@ class PairedBatch:
         explicit: The problem in words, in the student's tokenizer.
         teacher: The same in the teacher's tokenizer; the same object as ``explicit`` where the two agree.
         statistics: What a cache holds of the teacher, tensors (B, ...) by ``TERM/NAME``; ``None`` without one.
+        single_steps: The rationale step by step, where a method reads it so.
     """
 
     index: Tensor
@@ -149,6 +176,7 @@ class PairedBatch:
     explicit: ExplicitBatch
     teacher: ExplicitBatch
     statistics: dict[str, Tensor] | None = None
+    single_steps: StepBatch | None = None
 
 
 def pad(rows: Sequence[Ids], value: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -198,12 +226,36 @@ def explicit_batch(rows: Sequence[int], data: EncodedProblems) -> ExplicitBatch:
     )
 
 
+def step_batch(rows: Sequence[int], data: EncodedProblems, most: int) -> StepBatch:
+    """Collates the steps of ``rows``, at most ``most`` of each problem."""
+    assert data.step_starts is not None
+    parts, places, numbers, shares = [], [], [], []
+    for place, row in enumerate(rows):
+        rationale, starts = data.rationales[row], data.step_starts[row][:most]
+        for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(rationale)], strict=True)):
+            parts.append(np.append(rationale[start:end], data.encoder.end))
+            places.append(place)
+            numbers.append(number)
+            shares.append(1.0 / (len(starts) * len(rows)))
+    ids, mask = pad(parts, data.encoder.pad, left=False)
+    weight = torch.tensor(shares)[:, None] / mask.sum(1, keepdim=True)
+    return StepBatch(
+        ids=ids,
+        mask=mask,
+        row=torch.tensor(places),
+        number=torch.tensor(numbers),
+        target_index=mask.flatten().nonzero()[:, 0],
+        target_weight=weight.expand_as(mask)[mask],
+    )
+
+
 def paired_batch(
     rows: Sequence[int],
     steps: np.ndarray,
     student: EncodedProblems,
     teacher: EncodedProblems | None,
     cached: CachedRows | None = None,
+    single_steps: int | None = None,
 ) -> PairedBatch:
     """Collates ``rows`` into a batch of pairs.
 
@@ -213,6 +265,7 @@ def paired_batch(
         student: The data in the student's tokenizer.
         teacher: The data in the teacher's, where it differs.
         cached: The teacher's statistics of every row, where there is a cache.
+        single_steps: Also gives the rationale step by step, at most so many of each problem.
     """
     encoder = student.encoder
     question, question_mask = pad_questions([student.questions[i] for i in rows], encoder)
@@ -231,4 +284,5 @@ def paired_batch(
         explicit=explicit,
         teacher=explicit if teacher is None else explicit_batch(rows, teacher),
         statistics=None if cached is None else cached.read(rows),
+        single_steps=None if single_steps is None else step_batch(rows, student, single_steps),
     )

@@ -161,11 +161,7 @@ class Encoder:
         Raises:
             LoriError: If the tokenizer cannot say where in the text its tokens stand.
         """
-        if not self.tokenizer.is_fast:
-            raise LoriError(
-                f"rationale_tokens '{tokens}' needs a fast tokenizer, and {type(self.tokenizer).__name__} is none; "
-                "use 'all'"
-            )
+        self._check_fast(f"rationale_tokens '{tokens}'", "use 'all'")
         if not problems:
             return []
         texts = [self.template.rationale_text(problem.steps) for problem in problems]
@@ -186,6 +182,34 @@ class Encoder:
         columns = (np.arange(len(rows)) - np.searchsorted(rows, rows))[chosen].tolist()
         ends = np.searchsorted(rows[chosen], np.arange(len(texts)), side="right").tolist()
         return [columns[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+    def step_starts(self, problems: Sequence[Problem]) -> list[list[int]]:
+        """Finds where the steps begin.
+
+        Returns:
+            Positions in each rationale, as :meth:`rationales` encodes it, of the first token of each step.
+
+        Raises:
+            LoriError: If the tokenizer cannot say where in the text its tokens stand.
+        """
+        self._check_fast("a method that reads the steps", "take the fast one of the same model")
+        if not problems:
+            return []
+        texts = [self.template.rationale_text(problem.steps) for problem in problems]
+        starts = _starts(texts)
+        low, high = self._spans(texts)
+        first = np.searchsorted(np.searchsorted(starts, low, side="right") - 1, np.arange(len(texts)))
+        prefix, between = self.template.rationale.index("{rationale}"), len(self.template.step_separator)
+        found = []
+        for problem, start, token in zip(problems, (starts + prefix).tolist(), first.tolist(), strict=True):
+            lengths = [len(step) + between for step in self.template.kept(problem.steps)]
+            places = start + np.cumsum([0, *lengths])[:-1]
+            found.append((np.searchsorted(high, places, side="right") - token).tolist())
+        return found
+
+    def _check_fast(self, what: str, remedy: str) -> None:
+        if not self.tokenizer.is_fast:
+            raise LoriError(f"{what} needs a fast tokenizer, and {type(self.tokenizer).__name__} is none; {remedy}")
 
     def answers(self, problems: Sequence[Problem]) -> list[list[int]]:
         """Encodes answers, end token included."""

@@ -28,8 +28,8 @@ from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
 from lori_pl.methods.positions import check_questions, check_sequences
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
-from lori_pl.models.reasoner import Answer, LatentReasoner, Reasoning
-from lori_pl.models.thought import LatentScale
+from lori_pl.models.reasoner import Answer, LatentReasoner
+from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ class Method(pl.LightningModule):
     name: ClassVar[str]
     reasoning: ClassVar[Reasoning]
     latents: int = 0
-    latent_scale: LatentScale = "embedding"
 
     def __init__(
         self,
@@ -81,12 +80,17 @@ class Method(pl.LightningModule):
     @classmethod
     def uses_markers(cls) -> bool:
         """Whether ``<bot>`` and ``<eot>`` surround this method's thought."""
-        return cls.reasoning in ("latent", "pause")
+        return cls.reasoning in MARKED
 
     @classmethod
     def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
         """Whether training under this parsed config needs rationales."""
         return False
+
+    @classmethod
+    def single_steps(cls, config: Mapping[str, Any]) -> int | None:
+        """How many steps of a rationale training under this parsed config reads one by one; ``None`` for none."""
+        return None
 
     @classmethod
     def check(cls, fields: Mapping[str, Any]) -> None:
@@ -107,6 +111,11 @@ class Method(pl.LightningModule):
     def tokenizer_backbone(self) -> Backbone:
         """The backbone whose tokenizer is the student's."""
         return self.backbone
+
+    @property
+    def thought(self) -> ThoughtSettings:
+        """How the student thinks."""
+        return ThoughtSettings(self.reasoning, self.latents)
 
     @property
     def label(self) -> str:
@@ -138,7 +147,7 @@ class Method(pl.LightningModule):
                 "float32 with trainer.precision bf16-mixed, or backbone.lora",
                 str(lm.dtype).removeprefix("torch."),
             )
-        self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.reasoning, self.latents, self.latent_scale)
+        self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.thought)
 
     def load_backbone(self, tokenizer: Any) -> Any:
         """Loads the student's language model."""

@@ -1,14 +1,17 @@
-"""Reading checkpoints safely."""
+"""Reading checkpoints and saved models safely, and refusing those that do not fit a run."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
+from lori_pl.models.saving import SETTINGS, read_settings
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -55,3 +58,26 @@ def check_made_by(checkpoint: Mapping[str, Any], method: str) -> None:
             f"the checkpoint was made by {made_by or 'something else than lori_pl'}, not by {method}; "
             "give the config of its own method"
         )
+
+
+def check_teacher(folder: Path, template: Template) -> None:
+    """Refuses a saved reasoner whose states over these rationales would mean nothing.
+
+    Raises:
+        LoriError: If the folder holds one that writes no rationale, or was trained with another template; or if
+            it is no saved reasoner and rationales lack their last step, which such a model cannot have learned.
+    """
+    if not (folder / SETTINGS).is_file():
+        if template.drop_last_step:
+            raise LoriError(
+                f"data.template.drop_last_step is true, but nothing says that the teacher {folder} was trained so; "
+                "give the folder of an explicit-CoT run that was, or set it to false"
+            )
+        return
+    saved = read_settings(folder)
+    if saved["reasoning"] != "words":
+        raise LoriError(
+            f"model.teacher.name {folder} holds a student that reasons by '{saved['reasoning']}', but a teacher "
+            "writes its rationale; give the folder of an explicit-CoT run"
+        )
+    check_template(dataclasses.asdict(saved["template"]), template, f"model.teacher.name {folder}")

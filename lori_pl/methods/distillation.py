@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,13 +23,12 @@ from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
-from lori_pl.methods.checkpoints import check_template
+from lori_pl.methods.checkpoints import check_teacher
 from lori_pl.methods.optimization import Schedule
 from lori_pl.methods.terms import named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
-from lori_pl.models.saving import SETTINGS, read_settings
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
 
 
@@ -38,37 +37,43 @@ class Distillation(Method):
 
     Args:
         backbone: The student's language model.
-        teacher: The teacher, if there is one.
-        cache: Folder of the teacher's statistics, which then stand for it.
+        teacher: An explicit-CoT model: its folder as written by ``fit`` or ``export``, or any causal LM. ``None`` only
+            where ``student_init`` is ``base`` and no term needs one, or a ``cache`` stands for it.
         student_init: Start from the ``teacher``'s weights, or from the ``base`` that ``backbone.name`` gives.
-        share_base: Whether a LoRA student that starts from the teacher shares its base model with it.
-        terms: The terms; those that weigh nothing are left out.
-        weights: Overrides the weight of a loss by its name.
+        terms: Terms of the loss that compare the student with the frozen teacher, as class paths.
+        weights: Overrides the weight of a loss by its name, e.g. ``{mean: 0.0, covariance: 0.1}``; a term whose
+            weights are all zero is left out.
         layers: Layers that make the teacher's trajectory.
         student_layers: The same for the student, where it differs.
-        statistics_problems: Training problems on which terms are measured; ``None`` for all.
-        template: How problems become text.
+        statistics_problems: Training problems on which centre, scale and factors are measured; ``null`` for all.
+        template: How problems become text; the command line takes it from ``data.template``.
         optimizer: Optimiser.
         schedule: Learning rate by step.
         max_new_tokens: Most tokens generated for an answer in evaluation.
+        cache: Folder of the teacher's statistics, made by the command ``cache``; the teacher is then never run.
+        share_base: With LoRA, and where the student starts from the teacher, take its own base model with the adapters
+            off for the teacher; ``false`` loads a second copy, which gives the same.
     """
+
+    term_fields: ClassVar[tuple[str, ...]] = ()
+    """Arguments that hold one term each, beside ``terms``."""
 
     def __init__(
         self,
         backbone: Backbone,
-        teacher: Backbone | None,
-        cache: str | None,
-        student_init: Literal["teacher", "base"],
-        share_base: bool,
-        terms: list[Term | None],
-        weights: dict[str, float] | None,
-        layers: LayerSelection | None,
-        student_layers: LayerSelection | None,
-        statistics_problems: int | None,
-        template: Template | None,
-        optimizer: OptimizerCallable,
-        schedule: Schedule | None,
-        max_new_tokens: int,
+        teacher: Backbone | None = None,
+        student_init: Literal["teacher", "base"] = "teacher",
+        terms: list[Term] | None = None,
+        weights: dict[str, float] | None = None,
+        layers: LayerSelection | None = None,
+        student_layers: LayerSelection | None = None,
+        statistics_problems: int | None = 4096,
+        template: Template | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        max_new_tokens: int = 64,
+        cache: str | None = None,
+        share_base: bool = True,
     ) -> None:
         super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
         if statistics_problems is not None and statistics_problems < 1:
@@ -80,7 +85,7 @@ class Distillation(Method):
         self.layers = layers or LayerSelection()
         self.student_layers = student_layers or self.layers
         self.statistics_problems = statistics_problems
-        self.terms = nn.ModuleList(weighted_terms(terms, weights or {}))
+        self.terms = nn.ModuleList(weighted_terms(terms or [], weights or {}))
         self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
         self.teacher: FrozenTeacher | None = None
         self._cache_is_checked = False
@@ -88,11 +93,15 @@ class Distillation(Method):
             raise LoriError("model.cache is set, but no term that weighs something needs a teacher: set it to null")
 
     @classmethod
+    def aligns(cls, fields: Mapping[str, Any]) -> bool:
+        """Whether these arguments, parsed or not, hold a term that weighs something."""
+        terms = [*(fields.get(name) for name in cls.term_fields), *(fields.get("terms") or [])]
+        return any(term and weighs(term, fields.get("weights") or {}) for term in terms)
+
+    @classmethod
     def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
         """Only where a term that weighs something compares with the teacher."""
-        fields = config.get("init_args") or {}
-        terms = [fields.get("alignment"), fields.get("anchor"), *(fields.get("terms") or [])]
-        return any(term and weighs(term, fields.get("weights") or {}) for term in terms)
+        return cls.aligns(config.get("init_args") or {})
 
     @classmethod
     def check(cls, fields: Mapping[str, Any]) -> None:
@@ -101,8 +110,7 @@ class Distillation(Method):
         Raises:
             LoriError: If there is none.
         """
-        aligned = cls.requires_rationale({"init_args": fields}) and not fields.get("cache")
-        needed = fields.get("student_init") == "teacher" or aligned
+        needed = fields.get("student_init") == "teacher" or (cls.aligns(fields) and not fields.get("cache"))
         if needed and not fields.get("teacher"):
             raise LoriError(
                 "model.teacher is not set, but the terms or student_init=teacher need one: give the folder of an "
@@ -170,7 +178,7 @@ class Distillation(Method):
         """
         teacher = self.teacher_backbone
         assert teacher is not None
-        self.check_teacher(Path(teacher.name or ""))
+        check_teacher(Path(teacher.name or ""), self.template)
         lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
         return FrozenTeacher(lm, self.layers)
 
@@ -193,7 +201,7 @@ class Distillation(Method):
             LoriError: As `load_teacher`.
         """
         assert self.teacher_backbone is not None
-        self.check_teacher(Path(self.teacher_backbone.name or ""))
+        check_teacher(Path(self.teacher_backbone.name or ""), self.template)
         return SharedTeacher(self.student.lm, self.layers)
 
     def teacher_shape(self) -> TrajectoryShape:
@@ -213,28 +221,6 @@ class Distillation(Method):
         teacher = self.teacher_shape()
         for term in self.active_terms:
             term.prepare(student, teacher, [other for other in self.active_terms if other is not term])
-
-    def check_teacher(self, folder: Path) -> None:
-        """Refuses a saved reasoner whose states over these rationales would mean nothing.
-
-        Raises:
-            LoriError: If the folder holds one that writes no rationale, or was trained with another template; or if
-                it is no saved reasoner and rationales lack their last step, which such a model cannot have learned.
-        """
-        if not (folder / SETTINGS).is_file():
-            if self.template.drop_last_step:
-                raise LoriError(
-                    f"data.template.drop_last_step is true, but nothing says that the teacher {folder} was trained so; "
-                    "give the folder of an explicit-CoT run that was, or set it to false"
-                )
-            return
-        saved = read_settings(folder)
-        if saved["reasoning"] != "words":
-            raise LoriError(
-                f"model.teacher.name {folder} holds a student that reasons by '{saved['reasoning']}', but a teacher "
-                "writes its rationale; give the folder of an explicit-CoT run"
-            )
-        check_template(dataclasses.asdict(saved["template"]), self.template, f"model.teacher.name {folder}")
 
     def optimizer_parts(self) -> dict[str, nn.Module]:
         """Thought and terms get groups of their own."""

@@ -21,7 +21,7 @@ def weighs(term: Any, weights: Mapping[str, float]) -> bool:
     return any(weights.get(name, weight) for name, weight in term.weights.items())
 
 
-def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[Term]:
+def weighted_terms(terms: list[Term], weights: dict[str, float]) -> list[Term]:
     """Applies weights by loss name and drops terms that weigh nothing.
 
     Raises:
@@ -29,7 +29,7 @@ def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[
             names no loss.
     """
     owners: dict[str, Term] = {}
-    for term in filter(None, terms):
+    for term in terms:
         if not term.needs or term.needs - {"trajectory", "anchor"}:
             raise LoriError(
                 f"{type(term).__name__}: needs is {sorted(term.needs)}; let it name 'trajectory', 'anchor' or both"
@@ -42,7 +42,7 @@ def weighted_terms(terms: list[Term | None], weights: dict[str, float]) -> list[
         raise LoriError(f"model.weights names {unknown}, but the terms give {sorted(owners)}")
     for name, weight in weights.items():
         owners[name].weights[name] = float(weight)
-    return [term for term in filter(None, terms) if any(weight != 0 for weight in term.weights.values())]
+    return [term for term in terms if any(weight != 0 for weight in term.weights.values())]
 
 
 def named_terms(terms: Iterable[Term]) -> dict[str, Term]:

@@ -114,7 +114,7 @@ def generate(
                 f"a question of {int(question_mask.sum(1).max())} tokens leaves no place for an answer: the model has "
                 f"{positions} positions"
             )
-    if reasoner.reasoning == "latent" and latents:
+    if passes := thought.passes_of(latents):
         state = reasoner.read(reasoner.embed(question), question_mask)
         if stopwatch is not None:
             stopwatch.mark("prefill")
@@ -122,7 +122,7 @@ def generate(
         if stopwatch is not None:
             stopwatch.mark("thought")
         state = reasoner.extend(state, reasoner.embed(prefix.expand(batch, -1)))
-        before = 2 + latents
+        before = 2 + passes
     else:
         parts = [reasoner.embed(question), reasoner.embed(prefix.expand(batch, -1))]
         if (fillers := thought.embeddings(batch, latents)) is not None:

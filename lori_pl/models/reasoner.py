@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from lori_pl.errors import LoriError
 from lori_pl.models.backbone import DType, base_model, frozen, head_logits
 from lori_pl.models.generation import Generation, Stopwatch, generate
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers
-from lori_pl.models.thought import LatentScale, PauseThought, Projector, RecurrentThought, Thought
-
-Reasoning = Literal["latent", "pause", "none", "words"]
+from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 
 
 @dataclass
@@ -38,6 +36,13 @@ class DecodingState:
     mask: Tensor
     position: Tensor
     hidden: Tensor
+
+    def fork(self) -> DecodingState:
+        """Gives a state of the same content, whose cache grows apart from this one's."""
+        cache = copy.copy(self.cache)
+        # passes put new tensors into a layer of the cache and never write into the old
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return replace(self, cache=cache)
 
     def select(self, rows: Tensor) -> DecodingState:
         """Gives the state of some rows (N,); the cache, which is cut in place, serves it alone."""
@@ -72,10 +77,7 @@ class LatentReasoner(nn.Module):
         lm: The causal language model.
         tokenizer: Its tokenizer, with the markers where ``reasoning`` needs them.
         template: How problems become text.
-        reasoning: ``latent`` (recurrent latents), ``pause`` (learned fillers), ``none`` (No-CoT) or ``words``
-            (explicit CoT: the rationale is generated).
-        latents: K.
-        latent_scale: Initial gain of the projector's LayerNorm.
+        thought: What stands between question and answer.
     """
 
     def __init__(
@@ -83,18 +85,13 @@ class LatentReasoner(nn.Module):
         lm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         template: Template,
-        reasoning: Reasoning = "latent",
-        latents: int = 5,
-        latent_scale: LatentScale = "embedding",
+        thought: ThoughtSettings | None = None,
     ) -> None:
         super().__init__()
-        if reasoning not in get_args(Reasoning):
-            raise LoriError(f"reasoning '{reasoning}' is unknown; give one of {', '.join(get_args(Reasoning))}")
+        self.settings = thought or ThoughtSettings()
         self.lm = lm
         self.tokenizer = tokenizer
         self.template = template
-        self.reasoning = reasoning
-        self.latent_scale: LatentScale = latent_scale
         self.encoder = Encoder(tokenizer, template, markers=self.has_markers)
         embeddings = lm.get_input_embeddings()
         table = embeddings.weight
@@ -104,11 +101,7 @@ class LatentReasoner(nn.Module):
         rms = 1.0
         if table.device.type != "meta":
             rms = self.embed_scale * float(table.detach().float().pow(2).mean().sqrt())
-        self.thought = Thought()
-        if reasoning == "latent":
-            self.thought = RecurrentThought(latents, Projector(hidden, rms, latent_scale))
-        elif reasoning == "pause":
-            self.thought = PauseThought(latents, hidden, rms)
+        self.thought = self.settings.build(hidden, rms)
         self.markers: nn.Parameter | None = None
         if self.has_markers and not table.requires_grad:
             # LoRA freezes the table: the new rows train apart from it
@@ -116,9 +109,14 @@ class LatentReasoner(nn.Module):
             self.markers = nn.Parameter(rows)
 
     @property
+    def reasoning(self) -> Reasoning:
+        """How it reasons: the kind of its thought, or ``words``."""
+        return self.settings.reasoning
+
+    @property
     def has_markers(self) -> bool:
         """Whether ``<bot>`` and ``<eot>`` surround the thought."""
-        return self.reasoning in ("latent", "pause")
+        return self.reasoning in MARKED
 
     @property
     def depth(self) -> int:
@@ -191,11 +189,15 @@ class LatentReasoner(nn.Module):
 
     def extend(self, state: DecodingState, inputs: Tensor) -> DecodingState:
         """Appends embeddings (B, n, D) of real tokens to a state; its cache is extended in place."""
+        return self.append(state, inputs)[0]
+
+    def append(self, state: DecodingState, inputs: Tensor) -> tuple[DecodingState, Tensor]:
+        """As :meth:`extend`, and also gives the last hidden states (B, n, D) of all that was appended."""
         batch, n = inputs.shape[:2]
         mask = torch.cat([state.mask, state.mask.new_ones(batch, n)], dim=1)
         position = state.position[:, None] + torch.arange(1, n + 1, device=inputs.device)
         hidden = self.run(inputs, mask, position, state.cache)
-        return DecodingState(state.cache, mask, position[:, -1], hidden[:, -1:])
+        return DecodingState(state.cache, mask, position[:, -1], hidden[:, -1:]), hidden
 
     def think(
         self, question: Tensor, question_mask: Tensor, latents: int | None = None, record: LayerSelection | None = None
@@ -221,7 +223,8 @@ class LatentReasoner(nn.Module):
         layers = record.resolve(self.depth)
         with record_hidden(self.lm, layers, record.final_norm, lambda hidden: hidden) as records:
             state = self.thought.extend(self, state, latents)
-        return state, stack_layers(records)
+        # of latents that several passes update, the last pass counts
+        return state, stack_layers(records)[:, :, -latents:]
 
     def finish(
         self,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -29,8 +29,8 @@ from lori_pl.models.backbone import (
     prepare_training,
     quiet_progress,
 )
-from lori_pl.models.reasoner import LatentReasoner, Reasoning
-from lori_pl.models.thought import LatentScale
+from lori_pl.models.reasoner import LatentReasoner
+from lori_pl.models.thought import ThoughtSettings
 
 SETTINGS = "reasoner.json"
 THOUGHT = "thought.safetensors"
@@ -112,9 +112,7 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, ba
     settings: dict[str, Any] = {
         "format": 1,
         "version": __version__,
-        "reasoning": reasoner.reasoning,
-        "latents": reasoner.thought.latents,
-        "latent_scale": reasoner.latent_scale,
+        **asdict(replace(reasoner.settings, latents=reasoner.thought.latents)),
         "template": asdict(reasoner.template),
     }
     if apart:
@@ -179,14 +177,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if settings["format"] != 1:
             raise LoriError(f"{path}: format {settings['format']} is newer than this lori_pl; update it")
         settings["template"] = Template(**settings["template"])
-        choices = (("reasoning", get_args(Reasoning)), ("latent_scale", get_args(LatentScale)))
-        wrong = [key for key, allowed in choices if settings[key] not in allowed]
-        if type(settings["latents"]) is not int or settings["latents"] < 0:
-            wrong.append("latents")
         if "base" in settings:
             settings["base"] = Backbone(**{**settings["base"], "lora": LoRA(**settings["base"]["lora"])})
-        if wrong:
-            raise LoriError(f"{path}: {wrong[0]} is {settings[wrong[0]]!r}; export the student again")
+        # a folder of an older version has fewer
+        named = {field.name: settings[field.name] for field in fields(ThoughtSettings) if field.name in settings}
+        settings["thought"] = ThoughtSettings(**named)
+        if not {"reasoning", "latents"} <= named.keys():
+            raise KeyError("reasoning and latents")
+    except LoriError as error:
+        raise LoriError(f"{path}: {error}; export the student again") from error
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LoriError(f"{path} is damaged ({one_line(error)}); export the student again") from error
     return dict(settings)
@@ -204,9 +203,7 @@ def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -
     backbone = replace(backbone, dtype=dtype)
     tokenizer = read_tokenizer(str(folder))
     lm = prepare_training(load_causal_lm(backbone, tokenizer), backbone)
-    reasoner = LatentReasoner(
-        lm, tokenizer, settings["template"], settings["reasoning"], settings["latents"], settings["latent_scale"]
-    )
+    reasoner = LatentReasoner(lm, tokenizer, settings["template"], settings["thought"])
     try:
         wrong = _load_into(reasoner, load_file(folder / THOUGHT), ("thought.", "markers"))
         if base is not None:

@@ -1,11 +1,12 @@
-"""What stands between question and answer: recurrent latents, learned fillers, or nothing.
+"""What stands between question and answer: latents one after the other or together, learned fillers, or nothing.
 
 A thought is a module with a count of latents and a rule that extends a decoding state. The reasoner owns the rest.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,58 @@ if TYPE_CHECKING:
     from lori_pl.models.reasoner import DecodingState, LatentReasoner
 
 LatentScale = Literal["embedding", "unit"]
+Reasoning = Literal["latent", "parallel", "pause", "none", "words"]
+MARKED: frozenset[Reasoning] = frozenset({"latent", "parallel", "pause"})
+"""The kinds whose thought stands between ``<bot>`` and ``<eot>``."""
+
+
+@dataclass(frozen=True)
+class ThoughtSettings:
+    """What makes a thought, weights apart.
+
+    Args:
+        reasoning: ``latent`` (recurrent latents), ``parallel`` (latents updated together), ``pause`` (learned fillers),
+            ``none`` (No-CoT) or ``words`` (explicit CoT: the rationale is generated).
+        latents: K.
+        projector: Whether a latent is the projected last hidden state, or that state as it is.
+        latent_scale: Initial gain of the projector's LayerNorm.
+        passes: Passes over the latents, where they are updated together.
+
+    Raises:
+        LoriError: If a value is out of range.
+    """
+
+    reasoning: Reasoning = "latent"
+    latents: int = 5
+    projector: bool = True
+    latent_scale: LatentScale = "embedding"
+    passes: int = 3
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.reasoning not in get_args(Reasoning):
+            raise LoriError(f"reasoning '{self.reasoning}' is unknown; give one of {', '.join(get_args(Reasoning))}")
+        if self.latent_scale not in get_args(LatentScale):
+            raise LoriError(f"latent_scale '{self.latent_scale}' is unknown; give {' or '.join(get_args(LatentScale))}")
+        if type(self.latents) is not int or self.latents < 0:
+            raise LoriError(f"latents is {self.latents!r}: give 0 or more (0 is <bot><eot> alone)")
+        if type(self.passes) is not int or self.passes < 1:
+            raise LoriError(f"passes is {self.passes!r}: give 1 or more")
+
+    def build(self, hidden: int, embedding_rms: float) -> Thought:
+        """Makes the thought for a model of hidden size ``hidden`` whose embeddings have this RMS entry."""
+
+        def projector() -> nn.Module:
+            return Projector(hidden, embedding_rms, self.latent_scale) if self.projector else nn.Identity()
+
+        match self.reasoning:
+            case "latent":
+                return RecurrentThought(self.latents, projector())
+            case "parallel":
+                return ParallelThought(self.latents, self.passes, hidden, embedding_rms, projector())
+            case "pause":
+                return PauseThought(self.latents, hidden, embedding_rms)
+        return Thought()
 
 
 class Projector(nn.Module):
@@ -50,16 +103,12 @@ class Thought(nn.Module):
     Args:
         latents: Number of latents K; another may be asked for at run time.
 
-    Raises:
-        LoriError: If K is negative.
     """
 
     kind = "none"
 
     def __init__(self, latents: int = 0) -> None:
         super().__init__()
-        if latents < 0:
-            raise LoriError(f"latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
         self.latents = latents
 
     def count(self, latents: int | None) -> int:
@@ -79,6 +128,10 @@ class Thought(nn.Module):
     @property
     def most(self) -> int | None:
         """The most latents that may be asked for; ``None`` where any number may."""
+        return 0
+
+    def passes_of(self, latents: int) -> int:
+        """Passes, one after the other, that this many latents take once the question has been read."""
         return 0
 
     def embeddings(self, batch: int, latents: int) -> Tensor | None:
@@ -110,11 +163,59 @@ class RecurrentThought(Thought):
         """Any number of latents may be asked for."""
         return None
 
+    def passes_of(self, latents: int) -> int:
+        """One a latent."""
+        return latents
+
     def extend(self, reasoner: LatentReasoner, state: DecodingState, latents: int) -> DecodingState:
         """Runs K cached single-token passes."""
         for _ in range(latents):
             state = reasoner.extend(state, self.projector(state.hidden))
         return state
+
+
+class ParallelThought(Thought):
+    """K latents that are updated together in T Jacobi passes (PCCoT: Wu et al., 2025; whyNLP/PCCoT 2e32e3e).
+
+    z_1 comes from the last hidden state at ``<bot>`` and stays; in the first pass every other latent is a learned
+    placeholder, and in each later one it comes from the state that the pass before gave at the latent before it. With
+    T >= K the latents are the recurrent ones.
+
+    Args:
+        latents: K.
+        passes: T.
+        hidden: Hidden size D.
+        embedding_rms: RMS entry of the embedding matrix, the placeholder's initial scale.
+        projector: Maps a last hidden state to an input.
+    """
+
+    kind = "parallel"
+
+    def __init__(self, latents: int, passes: int, hidden: int, embedding_rms: float, projector: nn.Module) -> None:
+        super().__init__(latents)
+        self.passes = passes
+        self.projector = projector.requires_grad_(latents > 0)
+        self.placeholder = nn.Parameter(torch.randn(hidden) * embedding_rms, requires_grad=latents > 1)
+
+    @property
+    def most(self) -> None:
+        """Any number of latents may be asked for."""
+        return None
+
+    def passes_of(self, latents: int) -> int:
+        """T, whatever their number."""
+        return self.passes if latents else 0
+
+    def extend(self, reasoner: LatentReasoner, state: DecodingState, latents: int) -> DecodingState:
+        """Runs T passes over all latents; what the last one adds to the cache stays."""
+        if latents == 0:
+            return state
+        first = self.projector(state.hidden)
+        others = self.placeholder.to(first.dtype).expand(len(first), latents - 1, -1)
+        for _ in range(self.passes - 1):
+            _, hidden = reasoner.append(state.fork(), torch.cat([first, others], dim=1))
+            others = self.projector(hidden[:, :-1])
+        return reasoner.extend(state, torch.cat([first, others], dim=1))
 
 
 class PauseThought(Thought):

@@ -137,7 +137,7 @@ def test_no_latents_is_bot_and_eot_alone(world, lori_args):
 
 
 def test_no_latents_leave_no_trajectory(world, capsys, lori_args):
-    fails(world, capsys, "no trajectory", "alignment to null", method="LoRi", **(lori_args | {"latents": 0}))
+    fails(world, capsys, "no trajectory", "model.alignment: null", method="LoRi", **(lori_args | {"latents": 0}))
 
 
 def test_no_teacher(world, capsys, lori_args):

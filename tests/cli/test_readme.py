@@ -25,6 +25,8 @@ from lori_pl.data.sources import SOURCES
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.methods import LoRi
+from lori_pl.methods.distillation import Distillation
+from lori_pl.methods.latent import LatentMethod
 from lori_pl.models.hidden import LayerSelection
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +205,7 @@ OWNERS = {
     "model.alignment": LowRankAlignment,
     "model.anchor": AnchorAlignment,
     "model.layers": LayerSelection,
-    "model": LoRi,
+    "model": (LoRi, LatentMethod, Distillation),
     "data.template": Template,
     "data": PairedDataModule,
 }
@@ -221,7 +223,8 @@ def test_switches_have_the_defaults_that_the_page_gives():
     assert len(switches()) > 20
     for flag, default in switches().items():
         owner, _, name = flag.rpartition(".")
-        parameters = inspect.signature(OWNERS[owner]).parameters
+        classes = OWNERS[owner] if isinstance(OWNERS[owner], tuple) else (OWNERS[owner],)
+        parameters = {k: v for each in reversed(classes) for k, v in inspect.signature(each).parameters.items()}
         assert name in parameters, flag
         assert parameters[name].default == yaml.safe_load(default), flag
 

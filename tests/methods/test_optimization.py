@@ -107,7 +107,13 @@ def test_every_trainable_parameter_is_in_the_group_that_its_name_says(kind, lora
     method: Method = Pause(backbone, optimizer=optimizer)
     if kind == "lori":
         terms = {"alignment": LowRankAlignment(rank_hidden=4, student_factors="learned"), "anchor": AnchorAlignment()}
-        method = LoRi(backbone, Backbone(tokenizer="synthetic", config=GPT2), "base", **terms, optimizer=optimizer)
+        method = LoRi(
+            backbone,
+            teacher=Backbone(tokenizer="synthetic", config=GPT2),
+            student_init="base",
+            **terms,
+            optimizer=optimizer,
+        )
     groups = groups_of(method)
     names = {id(parameter): name for name, parameter in method.named_parameters()}
     members = {name: [names[id(parameter)] for parameter in group["params"]] for name, group in groups.items()}

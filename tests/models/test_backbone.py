@@ -22,6 +22,7 @@ from lori_pl.models.backbone import (
     load_causal_lm,
     load_config,
 )
+from lori_pl.models.thought import ThoughtSettings
 
 IDS = torch.tensor([[5, 9, 30, 12]])
 
@@ -80,9 +81,9 @@ def test_markers_that_take_spare_rows_start_from_the_mean(tmp_path):
     plain = load_tokenizer("synthetic", False)
     torch.manual_seed(0)
     config = {**CONFIGS["llama"], "vocab_size": len(plain) + 20}  # padded, as Qwen's tables are
-    LatentReasoner(load_causal_lm(Backbone(config=config), plain), plain, Template(), "words").save_pretrained(
-        tmp_path / "base"
-    )
+    LatentReasoner(
+        load_causal_lm(Backbone(config=config), plain), plain, Template(), ThoughtSettings("words")
+    ).save_pretrained(tmp_path / "base")
     marked = load_tokenizer(str(tmp_path / "base"), True)
     lm = load_causal_lm(Backbone(name=str(tmp_path / "base")), marked)
     table = lm.get_input_embeddings().weight
@@ -90,7 +91,7 @@ def test_markers_that_take_spare_rows_start_from_the_mean(tmp_path):
     assert table.shape[0] == len(plain) + 20
     torch.testing.assert_close(table[ids], table[: len(plain)].mean(0).expand(2, -1))
     # markers that were trained stay as they are
-    student = LatentReasoner(lm, marked, Template(), "latent", 2)
+    student = LatentReasoner(lm, marked, Template(), ThoughtSettings("latent", 2))
     with torch.no_grad():
         table[ids] = torch.randn(2, 32)
     student.save_pretrained(tmp_path / "student")
@@ -288,7 +289,7 @@ def test_gguf_loads_trains_and_saves(tie, older, tmp_path, capfd, monkeypatch):
     assert all(parameter.requires_grad for parameter in lm.parameters())
     assert not any(tensor.is_meta for tensor in (*lm.parameters(), *lm.buffers()))
     torch.testing.assert_close(lm.eval()(IDS).logits[..., : len(plain)], original(IDS).logits, atol=1e-5, rtol=1e-5)
-    reasoner = LatentReasoner(lm, marked, Template(), "latent", 2).train()
+    reasoner = LatentReasoner(lm, marked, Template(), ThoughtSettings("latent", 2)).train()
     reasoner.logits(reasoner.think(IDS, torch.ones_like(IDS))[0].hidden).logsumexp(-1).sum().backward()
     torch.optim.SGD(reasoner.parameters(), lr=0.01).step()
     reasoner.eval().save_pretrained(tmp_path / "student")

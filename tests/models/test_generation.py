@@ -23,6 +23,14 @@ def full_pass(reasoner, question, generated, latents):
         for _ in range(latents):
             z = reasoner.thought.projector(run(inputs)[:, -1:])
             inputs = torch.cat([inputs, z], 1)
+    elif reasoner.reasoning == "parallel":
+        thought = reasoner.thought
+        first = thought.projector(run(inputs)[:, -1:])
+        block = torch.cat([first, thought.placeholder.expand(1, latents - 1, -1)], 1)
+        for _ in range(thought.passes - 1):
+            hidden = run(torch.cat([inputs, block], 1))[:, -latents:]
+            block = torch.cat([first, thought.projector(hidden[:, :-1])], 1)
+        inputs = torch.cat([inputs, block], 1)
     elif reasoner.reasoning == "pause":
         inputs = torch.cat([inputs, reasoner.thought.fillers[None, :latents]], 1)
     suffix = [] if reasoner.reasoning == "words" else reasoner.encoder.suffix
@@ -38,7 +46,7 @@ def all_rows_stay(monkeypatch):
 
 @pytest.mark.usefixtures("all_rows_stay")
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "gemma2"])
-@pytest.mark.parametrize("reasoning", ["latent", "pause", "none", "words"])
+@pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause", "none", "words"])
 def test_cached_generation_equals_one_full_pass(kind, reasoning, monkeypatch):
     reasoner = tiny_reasoner(kind, reasoning)
     seen = []
@@ -57,7 +65,7 @@ def test_cached_generation_equals_one_full_pass(kind, reasoning, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "gemma2"])
-@pytest.mark.parametrize("reasoning", ["latent", "pause", "none", "words"])
+@pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause", "none", "words"])
 def test_rows_that_are_done_leave_the_batch_and_nothing_changes(kind, reasoning, monkeypatch):
     reasoner = tiny_reasoner(kind, reasoning)
     question, mask = encode(reasoner, [" ".join(QUESTIONS[i % 3].split()[: 3 + i]) for i in range(12)])
@@ -81,7 +89,7 @@ def test_rows_that_are_done_leave_the_batch_and_nothing_changes(kind, reasoning,
 
 
 @pytest.mark.usefixtures("all_rows_stay")
-@pytest.mark.parametrize("reasoning", ["latent", "pause", "none", "words"])
+@pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause", "none", "words"])
 def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
     reasoner = tiny_reasoner(reasoning=reasoning, latents=3)
     end = reasoner.encoder.end
@@ -91,7 +99,7 @@ def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
     monkeypatch.setattr(reasoner, "run", lambda *args: passes.append(args[0].shape[1]) or plain(*args))
     question, mask = encode(reasoner)
     made = reasoner.generate(question, mask, max_new_tokens=10)
-    before = 1 + 3 if reasoning == "latent" else 0
+    before = {"latent": 1 + 3, "parallel": 1 + 2}.get(reasoning, 0)
     assert made.passes.tolist() == [before + 2, before + 3, before + 1]
     assert made.finished.all()
     assert made.mask.sum(1).tolist() == [2, 3, 1]
@@ -101,6 +109,8 @@ def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
     assert len(passes) == made.passes.max()
     if reasoning == "latent":
         assert passes == [question.shape[1], 1, 1, 1, len(reasoner.encoder.suffix), 1, 1]
+    if reasoning == "parallel":
+        assert passes == [question.shape[1], 3, 3, len(reasoner.encoder.suffix), 1, 1]
 
 
 def test_unfinished_rows_are_told(monkeypatch):

@@ -13,6 +13,7 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
 from lori_pl.models.saving import merged_state, save_reasoner
+from lori_pl.models.thought import ThoughtSettings
 
 LORA = LoRA(rank=2, alpha=4.0, dropout=0.0)
 
@@ -67,9 +68,9 @@ def test_merged_apart_and_live_agree(kind, reasoning, tmp_path):
     settings = Backbone(name=str(tmp_path / "base"), lora=LORA)
     tokenizer = load_tokenizer(str(tmp_path / "base"), reasoning == "latent")
     lm = prepare_training(load_causal_lm(settings, tokenizer), settings)
-    # granite has no 1 / sqrt(d) and would amplify the rounding of the products
-    dtype = torch.float64 if kind == "granite" else torch.float32
-    live = LatentReasoner(lm, tokenizer, Template(), reasoning, 3).to(dtype).eval()
+    # granite has no 1 / sqrt(d) and would amplify the rounding of the products, as it does that of the saved weights
+    dtype, tolerance = (torch.float64, 1e-4) if kind == "granite" else (torch.float32, 1e-5)
+    live = LatentReasoner(lm, tokenizer, Template(), ThoughtSettings(reasoning, 3)).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in live.named_parameters():
             if "lora_" in name or name == "markers":
@@ -89,7 +90,7 @@ def test_merged_apart_and_live_agree(kind, reasoning, tmp_path):
         loaded = LatentReasoner.from_pretrained(tmp_path / name).to(dtype)
         assert (loaded.markers is None) == (name == "merged" or reasoning == "words")
         got_logits, got_tokens = outputs(loaded)
-        torch.testing.assert_close(got_logits, logits, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(got_logits, logits, atol=tolerance, rtol=1e-4, msg=name)
         assert got_tokens.tolist() == tokens.tolist()
     assert not (tmp_path / "apart" / "model.safetensors").exists()
     size = sum(file.stat().st_size for file in (tmp_path / "apart").glob("*.safetensors"))
@@ -104,7 +105,10 @@ def test_peft_reads_the_adapters_that_are_kept_apart(tmp_path):
     settings = Backbone(name=str(tmp_path / "base"), lora=LORA)
     tokenizer = load_tokenizer(str(tmp_path / "base"), False)
     live = LatentReasoner(
-        prepare_training(load_causal_lm(settings, tokenizer), settings), tokenizer, Template(), "words"
+        prepare_training(load_causal_lm(settings, tokenizer), settings),
+        tokenizer,
+        Template(),
+        ThoughtSettings("words"),
     ).eval()
     with torch.no_grad():
         for name, parameter in live.named_parameters():
@@ -123,7 +127,7 @@ def test_adapters_apart_name_the_model_that_was_loaded(tmp_path, monkeypatch):
     settings = Backbone(name="teacher", lora=LORA)  # as student_init=teacher does
     tokenizer = load_tokenizer(str(tmp_path / "teacher"), True)
     lm = prepare_training(load_causal_lm(settings, tokenizer), Backbone(lora=LORA))
-    student = LatentReasoner(lm, tokenizer, Template(), "latent", 2).eval()
+    student = LatentReasoner(lm, tokenizer, Template(), ThoughtSettings("latent", 2)).eval()
     save_reasoner(student, tmp_path / "apart", merge=False, base=Backbone(name="another", lora=LORA))
     monkeypatch.chdir("/")  # a relative name is not lost
     loaded = LatentReasoner.from_pretrained(tmp_path / "apart")

@@ -14,9 +14,10 @@ from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
 from lori_pl.models.backbone import LoRA
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.thought import MARKED, ThoughtSettings
 
 KINDS = ("llama", "gpt2", "qwen2")
-REASONINGS = ("latent", "pause", "none", "words")
+REASONINGS = ("latent", "parallel", "pause", "none", "words")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +105,7 @@ def _row(batch, row):
     )
 
 
-@pytest.mark.parametrize("reasoning", ["latent", "pause"])
+@pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause"])
 def test_trajectory_is_recorded_at_the_latents(reasoning):
     reasoner = tiny_reasoner(reasoning=reasoning)
     question, mask = encode(reasoner)
@@ -119,6 +120,12 @@ def test_trajectory_is_recorded_at_the_latents(reasoning):
         torch.testing.assert_close(first[:, 0, 1], reasoner.thought.projector(trajectory[:, -1, 0]))
         bot = reasoner.read(reasoner.embed(question), mask)
         torch.testing.assert_close(first[:, 0, 0], reasoner.thought.projector(bot.hidden[:, 0]))
+    elif reasoning == "parallel":
+        # z_1 is the projection of <bot>'s state; the last of two passes starts from what the first gave
+        bot = reasoner.read(reasoner.embed(question), mask)
+        torch.testing.assert_close(first[:, 0, 0], reasoner.thought.projector(bot.hidden[:, 0]))
+        torch.testing.assert_close(first[:, 0, 1], reasoner.thought.projector(trajectory[:, -1, 0]))
+        assert not torch.allclose(first[:, 0, 2], reasoner.thought.projector(trajectory[:, -1, 1]), atol=1e-3)
     else:
         torch.testing.assert_close(first[0, 0], reasoner.thought.fillers)
 
@@ -130,6 +137,52 @@ def test_latents_depend_on_the_question_and_pause_fillers_do_not():
     assert not torch.allclose(z[0, 0], z[1, 0], atol=1e-3)
     _, fillers = pause.think(*encode(pause), record=selection)
     torch.testing.assert_close(fillers[0, 0], fillers[1, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("projector", [True, False])
+def test_parallel_latents_are_the_recurrent_ones_after_as_many_passes(kind, projector):
+    recurrent = tiny_reasoner(kind, latents=3, projector=projector)
+    question, mask = encode(recurrent)
+    end, wanted = recurrent.think(question, mask, record=LayerSelection())
+    for passes in (1, 2, 3, 5):
+        parallel = tiny_reasoner(kind, "parallel", latents=3, projector=projector, passes=passes)
+        parallel.thought.projector.load_state_dict(recurrent.thought.projector.state_dict())
+        state, found = parallel.think(question, mask, record=LayerSelection())
+        torch.testing.assert_close(found[:, :, :passes], wanted[:, :, :passes], atol=1e-5, rtol=1e-5)
+        if passes < 3:
+            assert not torch.allclose(found[:, :, passes:], wanted[:, :, passes:], atol=1e-3)
+        else:
+            torch.testing.assert_close(state.hidden, end.hidden, atol=1e-5, rtol=1e-5)
+        assert state.mask.shape == end.mask.shape
+        assert state.cache.get_seq_length() == question.shape[1] + 3
+
+
+def test_the_placeholder_learns_only_where_there_is_one():
+    reasoner = tiny_reasoner(reasoning="parallel", latents=3)
+    state, _ = reasoner.think(*encode(reasoner))
+    state.hidden.sum().backward()
+    assert reasoner.thought.placeholder.grad.abs().sum() > 0
+    assert not tiny_reasoner(reasoning="parallel", latents=1).thought.placeholder.requires_grad
+    assert tiny_reasoner(reasoning="parallel", latents=1).think(*encode(reasoner))[0].hidden.isfinite().all()
+
+
+def test_a_fork_grows_apart():
+    reasoner = tiny_reasoner()
+    state = reasoner.read(*(reasoner.embed(encode(reasoner)[0]), encode(reasoner)[1]))
+    length, keys = state.cache.get_seq_length(), state.cache.layers[0].keys
+    fork = reasoner.extend(state.fork(), state.hidden)
+    assert fork.cache.get_seq_length() == length + 1
+    assert state.cache.get_seq_length() == length
+    assert state.cache.layers[0].keys is keys
+
+
+def test_a_raw_hidden_state_can_be_the_latent():
+    reasoner = tiny_reasoner(projector=False)
+    assert not list(reasoner.thought.parameters())
+    question, mask = encode(reasoner)
+    _, first = reasoner.think(question, mask, record=LayerSelection([2], embedding_layer=True))
+    torch.testing.assert_close(first[:, 0, 1:], first[:, 1, :-1])
 
 
 def test_k_is_selectable_at_run_time():
@@ -191,10 +244,12 @@ def test_wrong_number_of_latents_is_refused(reasoning, latents, message):
 def test_construction_refuses_negative_latents_and_unknown_reasoning():
     with pytest.raises(LoriError, match="latents is -2"):
         tiny_reasoner(latents=-2)
-    with pytest.raises(LoriError, match="reasoning 'dream' is unknown; give one of latent, pause, none, words"):
-        LatentReasoner(tiny_lm(), load_tokenizer("synthetic", True), Template(), "dream")
+    with pytest.raises(
+        LoriError, match="reasoning 'dream' is unknown; give one of latent, parallel, pause, none, words"
+    ):
+        LatentReasoner(tiny_lm(), load_tokenizer("synthetic", True), Template(), ThoughtSettings("dream"))
     with pytest.raises(LoriError, match="the tokenizer lacks <bot> and <eot>"):
-        LatentReasoner(tiny_lm(), load_tokenizer("synthetic", False), Template(), "latent")
+        LatentReasoner(tiny_lm(), load_tokenizer("synthetic", False), Template(), ThoughtSettings("latent"))
 
 
 @pytest.mark.parametrize("reasoning", REASONINGS)
@@ -203,7 +258,7 @@ def test_answer_takes_text_and_gives_text(reasoning):
     answers = reasoner.answer(list(QUESTIONS), max_new_tokens=5, batch_size=2)
     assert reasoner.training
     assert [type(answer) for answer in answers] == [Answer] * 3
-    assert {answer.latents for answer in answers} == {3 if reasoning in ("latent", "pause") else 0}
+    assert {answer.latents for answer in answers} == {3 if reasoning in MARKED else 0}
     alone = [reasoner.answer([question], max_new_tokens=5)[0] for question in QUESTIONS]
     assert answers == alone
     generation = reasoner.eval().generate(*encode(reasoner), max_new_tokens=5)
@@ -275,7 +330,9 @@ def test_the_projector_starts_at_the_scale_of_the_embeddings(kind):
     torch.testing.assert_close(reasoner.thought.projector.norm.weight.mean(), expected, atol=1e-4, rtol=1e-3)
     z = reasoner.thought.projector(reasoner.read(reasoner.embed(question), mask).hidden)
     assert 0.8 < float(z.detach().pow(2).mean().sqrt() / expected.detach()) < 1.2
-    unit = LatentReasoner(reasoner.lm, reasoner.tokenizer, Template(), "latent", 3, "unit")
+    unit = LatentReasoner(
+        reasoner.lm, reasoner.tokenizer, Template(), ThoughtSettings("latent", 3, latent_scale="unit")
+    )
     assert unit.thought.projector.norm.weight.eq(1).all()
 
 

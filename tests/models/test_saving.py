@@ -17,6 +17,7 @@ from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.models import saving
 from lori_pl.models.backbone import LoRA
+from lori_pl.models.thought import ThoughtSettings
 
 
 def outputs(reasoner):
@@ -26,7 +27,7 @@ def outputs(reasoner):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "cohere"])
-@pytest.mark.parametrize("reasoning", ["latent", "pause", "none", "words"])
+@pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause", "none", "words"])
 def test_round_trip(kind, reasoning, tmp_path):
     template = Template(question="Q: {question}", step_separator=" and ")
     made = tiny_reasoner(kind, reasoning, template=template)
@@ -56,7 +57,7 @@ def test_a_second_generation_is_the_first(tmp_path):
 
 
 def test_zero_latents_round_trip(tmp_path):
-    for reasoning in ("latent", "pause"):
+    for reasoning in ("latent", "parallel", "pause"):
         tiny_reasoner(reasoning=reasoning, latents=0).save_pretrained(tmp_path / reasoning)
         assert LatentReasoner.from_pretrained(tmp_path / reasoning).thought.latents == 0
 
@@ -209,7 +210,7 @@ def damage(folder, how):
         ("json", "reasoner.json is damaged"),
         ("no dictionary", "reasoner.json is damaged"),
         ("format", "format 2 is newer than this lori_pl; update it"),
-        ("reasoning", "reasoner.json: reasoning is 'dream'"),
+        ("reasoning", "reasoner.json: reasoning 'dream' is unknown"),
         ("latents", "reasoner.json: latents is 'five'"),
         ("key", "reasoner.json is damaged .*latents"),
         ("template", "reasoner.json is damaged .*chatty"),
@@ -256,7 +257,7 @@ def test_damaged_adapters_are_one_line(what, tmp_path):
     tokenizer = load_tokenizer(str(tmp_path / "base"), True)
     lm = prepare_training(load_causal_lm(settings, tokenizer), settings)
     folder = tmp_path / "apart"
-    LatentReasoner(lm, tokenizer, Template(), "latent", 3).save_pretrained(folder, merge=False)
+    LatentReasoner(lm, tokenizer, Template(), ThoughtSettings("latent", 3)).save_pretrained(folder, merge=False)
     LatentReasoner.from_pretrained(folder)
     if what == "base":
         (tmp_path / "base").rename(tmp_path / "elsewhere")

@@ -14,6 +14,7 @@ from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
 from lori_pl.models.reasoner import LatentReasoner
+from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 
 # a wide initialisation, so that a wrong mask or position changes the outputs visibly
 _SIZES = {
@@ -50,17 +51,20 @@ def tiny_lm(kind: str = "llama", markers: bool = True, seed: int = 0, **changes:
 
 def tiny_reasoner(
     kind: str = "llama",
-    reasoning: str = "latent",
+    reasoning: Reasoning = "latent",
     latents: int = 3,
+    projector: bool = True,
+    passes: int = 2,
     lora: LoRA | None = None,
     seed: int = 0,
     template: Template | None = None,
     **changes: Any,
 ) -> LatentReasoner:
-    markers = reasoning in ("latent", "pause")
+    settings = ThoughtSettings(reasoning, latents, projector, passes=passes)
+    markers = reasoning in MARKED
     lm = prepare_training(tiny_lm(kind, markers, seed, **changes), backbone(kind, lora))
     tokenizer = load_tokenizer("synthetic", markers)
-    reasoner = LatentReasoner(lm, tokenizer, template or Template(), reasoning, latents)  # type: ignore[arg-type]
+    reasoner = LatentReasoner(lm, tokenizer, template or Template(), settings)
     if lora is not None:
         with torch.no_grad():  # adapters start at zero and would prove nothing
             for name, parameter in reasoner.lm.named_parameters():

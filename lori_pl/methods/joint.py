@@ -1,0 +1,83 @@
+"""What methods share whose one set of weights is teacher and student: it reasons in words and in latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+from transformers import PreTrainedModel
+
+from lori_pl.alignment import Signals
+from lori_pl.alignment.distributed import batch_deviation
+from lori_pl.data.datamodule import PreparedSplit
+from lori_pl.data.pairing import PairedBatch
+from lori_pl.methods.latent import LatentMethod
+from lori_pl.models.backbone import Backbone
+from lori_pl.models.hidden import LayerSelection
+
+
+class JointMethod(LatentMethod):
+    """Base of the methods that teach themselves: L = CE_student + gamma L_KD + CE_teacher.
+
+    The teacher reads question, rationale and answer, the student question, K latents and answer. L_KD is
+    `anchor_distance`; the teacher's side of it has no gradients.
+
+    Args:
+        backbone: The language model.
+        gamma: Weight of L_KD.
+        settings: As in `LatentMethod` and `Distillation`.
+    """
+
+    first_layer = 1
+    """The first layer that L_KD compares, 0 for the embeddings."""
+
+    def __init__(self, backbone: Backbone, gamma: float = 1.0, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        self.gamma = gamma
+
+    @classmethod
+    def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
+        """The teacher learns to write it."""
+        return True
+
+    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
+        """The student's and, in training, its own explicit ones."""
+        found = super().sequences(split)
+        if split.name == "train":
+            found.append(("question, rationale, answer prompt and answer", self.student.lm, split.student.lengths()))
+        return found
+
+    def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
+        """CE_student, L_KD and CE_teacher."""
+        layers = LayerSelection(final_norm=self.student_layers.final_norm, embedding_layer=True)
+        trajectory = self.student_layers if "trajectory" in self.needs else None
+        losses, student = self.read_student(batch, trajectory, layers)
+        words, teacher = self.read_words(batch, layers)
+        assert student.anchor is not None
+        compared = slice(self.first_layer, None)
+        parts = {
+            "task": losses.mean(),
+            "distillation": anchor_distance(student.anchor[:, compared], teacher[:, compared].detach()),
+            "teacher": words.mean(),
+        }
+        total = parts["task"] + self.gamma * parts["distillation"] + parts["teacher"]
+        # layer numbers are columns here, for layer 0 is there
+        student.anchor = student.anchor[:, self.student_layers.resolve(self.student.depth)]
+        return total, parts, student
+
+
+def anchor_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over layers of smooth-L1(student - teacher), mean over problems and entries, over the teacher's deviation.
+
+    The deviation is that of all entries of a layer, over the whole batch of all processes.
+
+    Args:
+        student: (B, L, D) anchor states.
+        teacher: (B, L, D), without gradients.
+    """
+    teacher = teacher.float()
+    distance = smooth_l1_loss(student.float(), teacher, reduction="none").mean((0, 2))
+    return (distance / batch_deviation(teacher)).mean()

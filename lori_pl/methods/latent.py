@@ -1,0 +1,121 @@
+"""What methods with a latent thought share: one pass of the student, and terms that align it with a frozen teacher."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from lori_pl.alignment import Signals
+from lori_pl.data.pairing import PairedBatch
+from lori_pl.errors import LoriError
+from lori_pl.methods.distillation import Distillation
+from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
+from lori_pl.models.backbone import Backbone
+from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
+from lori_pl.models.thought import LatentScale, Reasoning, ThoughtSettings
+
+
+class LatentMethod(Distillation):
+    """Base of the methods whose student reasons in K latents: the method's own losses, plus those of any terms.
+
+    Args:
+        backbone: The student's language model.
+        latents: Number of latents K.
+        latent_scale: Initial gain of the projector's LayerNorm: the ``embedding`` matrix's RMS entry, or ``unit``.
+        settings: As in `Distillation`.
+
+    Raises:
+        LoriError: If K is negative, or 0 where a term reads the latents.
+    """
+
+    reasoning: ClassVar[Reasoning] = "latent"
+
+    def __init__(
+        self, backbone: Backbone, latents: int = 5, latent_scale: LatentScale = "embedding", **settings: Any
+    ) -> None:
+        super().__init__(backbone, **settings)
+        if latents < 0:
+            raise LoriError(f"model.latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
+        self.latents = latents
+        self.latent_scale = latent_scale
+        if "trajectory" in self.needs and latents == 0:
+            raise LoriError(
+                "model.latents is 0, so there is no trajectory to align: leave out the term that reads it "
+                "(model.alignment: null)"
+            )
+
+    @property
+    def thought(self) -> ThoughtSettings:
+        """K latents, one after the other, each through a projector."""
+        return ThoughtSettings(self.reasoning, self.latents, latent_scale=self.latent_scale)
+
+    def read_student(
+        self, batch: PairedBatch, trajectory: LayerSelection | None, anchor: LayerSelection | None
+    ) -> tuple[Tensor, Signals]:
+        """Question, thought and answer, once.
+
+        Args:
+            batch: The batch.
+            trajectory: Layers whose states at the latents are wanted.
+            anchor: Layers whose states at the anchor are wanted.
+
+        Returns:
+            The cross-entropy of each answer (B,), and the states asked for.
+        """
+        state, states = self.student.think(batch.question, batch.question_mask, record=trajectory)
+        hidden, at_anchor = self.student.finish(state, batch.answer, batch.answer_mask, batch.anchor, anchor)
+        return answer_cross_entropy(self.student, hidden, batch), Signals(states, None, at_anchor)
+
+    def read_words(self, batch: PairedBatch, anchor: LayerSelection) -> tuple[Tensor, Tensor]:
+        """The student's own explicit sequence: question, rationale and answer in words.
+
+        Args:
+            batch: The batch.
+            anchor: Layers whose states at the anchor are wanted.
+
+        Returns:
+            The cross-entropy of rationale and answer (B,), and the anchor states (B, L, D).
+        """
+        column, layers = batch.explicit.anchor[:, None], anchor.resolve(self.student.depth)
+        with record_hidden(self.student.lm, layers, anchor.final_norm, lambda hidden: take(hidden, column)) as records:
+            losses = explicit_cross_entropy(self.student, batch.explicit)
+        return losses, stack_layers(records)[:, :, 0]
+
+    def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
+        """The method's loss without its terms, its parts by name, and the student's signals for the terms."""
+        wanted = {need: self.student_layers if need in self.needs else None for need in ("trajectory", "anchor")}
+        losses, student = self.read_student(batch, **wanted)
+        task = losses.mean()
+        return task, {"task": task}, student
+
+    def losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's own losses plus the weighted ones of the terms."""
+        total, parts, student = self.own_losses(batch)
+        if self.active_terms:
+            teacher = self.teacher_signals(batch)
+            with parametrize.cached():
+                for key, term in self.named_terms.items():
+                    for name, loss in term(student, self.teacher_statistics(key, term, batch, teacher)).items():
+                        if name not in term.weights:
+                            raise LoriError(f"{type(term).__name__} gives a loss '{name}' that its weights do not name")
+                        parts[name] = loss
+                        total = total + term.weights[name] * loss
+        return total, parts
+
+    @torch.no_grad()
+    def alignment_diagnostics(self, batch: PairedBatch | None) -> dict[str, Tensor]:
+        """Diagnostics of all terms; those that depend on a batch only where one is given."""
+        values: dict[str, Tensor] = {}
+        student = statistics = None
+        if batch is not None and self.needs:
+            _, student = self.read_student(batch, self.student_layers, self.student_layers)
+            teacher = self.teacher_signals(batch)
+            known = teacher is not None or batch.statistics is not None
+        for name, term in self.named_terms.items():
+            if batch is not None and student is not None and known:
+                statistics = self.teacher_statistics(name, term, batch, teacher)
+            values |= term.diagnostics(student, statistics)
+        return values

@@ -1,0 +1,111 @@
+"""A plain computation of what the methods compute: one problem at a time, no padding, no cache, no code of theirs.
+
+Only the batch, the model's weights and the projector are taken from the method under test.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lori_pl.data.pairing import EncodedProblems, PairedBatch, paired_batch
+from lori_pl.data.synthetic import synthetic_problems
+
+TINY: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": True,
+}
+
+
+def batch_of(method: Any, rows: list[int], swap: bool = False, single_steps: int | None = None) -> PairedBatch:
+    """A batch of the embedded world; with `swap` every problem has another's rationale."""
+    problems = synthetic_problems(max(rows) + 1, 0, min_steps=2, max_steps=3)
+    encoded = EncodedProblems(problems, method.student.encoder, steps=single_steps is not None)
+    if swap:
+        order = [*range(1, len(problems)), 0]
+        encoded.rationales = encoded.rationales.select(order)
+    steps = np.array([len(problem.steps) for problem in problems])
+    return paired_batch(rows, steps, encoded, None, single_steps=single_steps)
+
+
+def states(lm: Any, embedded: Tensor) -> list[Tensor]:
+    """Hidden states (T, D) of a sequence (T, D) by layer, the embeddings first, the last after the final norm."""
+    output = lm(inputs_embeds=embedded[None], output_hidden_states=True, use_cache=False)
+    return [hidden[0] for hidden in output.hidden_states]
+
+
+def cross_entropy(lm: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Mean over tokens of -log p."""
+    return F.nll_loss(lm.lm_head(hidden).log_softmax(-1), targets)
+
+
+def student(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Cross-entropy of a row's answer, its anchor states by layer from the embeddings on, and its latents' inputs."""
+    reasoner = method.student
+    lm, table = reasoner.lm, reasoner.lm.get_input_embeddings().weight
+    sequence = table[batch.question[row][batch.question_mask[row]]]
+    latents = together(method, sequence) if reasoner.reasoning == "parallel" else one_by_one(method, sequence)
+    sequence = torch.cat([sequence, latents])
+    answer = batch.answer[row][batch.answer_mask[row]]
+    hidden = states(lm, torch.cat([sequence, table[answer]]))
+    anchor = len(sequence) + batch.anchor
+    loss = cross_entropy(lm, hidden[-1][anchor:-1], answer[batch.anchor + 1 :])
+    return loss, [layer[anchor] for layer in hidden], latents
+
+
+def one_by_one(method: Any, question: Tensor) -> Tensor:
+    """The inputs (K, D) of recurrent latents behind an embedded question."""
+    sequence = question
+    for _ in range(method.latents):
+        last = states(method.student.lm, sequence)[-1][-1:]
+        sequence = torch.cat([sequence, method.student.thought.projector(last[None])[0]])
+    return sequence[len(question) :]
+
+
+def together(method: Any, question: Tensor) -> Tensor:
+    """The inputs (K, D) of latents that are updated together, in the last pass."""
+    thought, lm = method.student.thought, method.student.lm
+    latents = [thought.projector(states(lm, question)[-1][-1:][None])[0, 0]]
+    latents += [thought.placeholder] * (method.latents - 1)
+    for _ in range(method.passes - 1):
+        hidden = states(lm, torch.cat([question, torch.stack(latents)]))[-1][len(question) :]
+        latents = [latents[0], *(thought.projector(state[None, None])[0, 0] for state in hidden[:-1])]
+    return torch.stack(latents)
+
+
+def words(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, list[Tensor]]:
+    """Cross-entropy of a row's rationale and answer in words, and its anchor states by layer."""
+    lm, explicit = method.student.lm, batch.explicit
+    ids = explicit.ids[row][explicit.mask[row]]
+    hidden = states(lm, lm.get_input_embeddings().weight[ids])
+    # the question is the student's without <bot>
+    start = int(batch.question_mask[row].sum()) - 1
+    loss = cross_entropy(lm, hidden[-1][start - 1 : -1], ids[start:])
+    return loss, [layer[int(explicit.anchor[row])] for layer in hidden]
+
+
+def joint_losses(method: Any, batch: PairedBatch, first: int) -> dict[str, Tensor]:
+    """The parts of CODI's loss; the distance starts at layer `first`, 0 for the embeddings."""
+    rows = range(len(batch.index))
+    pairs = [(student(method, batch, row), words(method, batch, row)) for row in rows]
+    distances = []
+    for layer in range(first, TINY["num_hidden_layers"] + 1):
+        own = torch.stack([mine[1][layer] for mine, _ in pairs])
+        theirs = torch.stack([teacher[1][layer] for _, teacher in pairs]).detach()
+        difference = (own - theirs).abs()
+        smooth = torch.where(difference < 1, difference.square() / 2, difference - 0.5)
+        distances.append(smooth.mean() / theirs.std())
+    distillation = sum(distances) / len(distances)
+    task = sum(mine[0] for mine, _ in pairs) / len(pairs)
+    teacher = sum(theirs[0] for _, theirs in pairs) / len(pairs)
+    return {"task": task, "distillation": distillation, "teacher": teacher}

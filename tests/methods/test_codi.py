@@ -1,0 +1,97 @@
+"""CODI against its formula, and what must hold of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plain import TINY, batch_of, joint_losses
+from torch.testing import assert_close
+
+from lori_pl.data.template import Template
+from lori_pl.errors import LoriError
+from lori_pl.methods import CODI
+from lori_pl.models.backbone import Backbone, LoRA
+
+
+def build(**settings):
+    torch.manual_seed(0)
+    template = Template(drop_last_step=settings.pop("drop_last_step", False))
+    backbone = Backbone(tokenizer="synthetic", config=TINY, lora=settings.pop("lora", None))
+    method = CODI(backbone, **{"student_init": "base", "latents": 3, "gamma": 2.5, "template": template} | settings)
+    method.configure_model()
+    return method
+
+
+@pytest.mark.parametrize("latents", [0, 1, 3])
+@pytest.mark.parametrize("peer_compat", [False, True])
+def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, peer_compat):
+    method = build(latents=latents, peer_compat=peer_compat, drop_last_step=peer_compat)
+    batch = batch_of(method, [0, 1, 2])
+    total, parts = method.losses(batch)
+    expected = joint_losses(method, batch, 0 if peer_compat else 1)
+    assert parts.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(parts[name], value, atol=1e-5, rtol=1e-5, msg=name)
+    whole = expected["task"] + 2.5 * expected["distillation"] + expected["teacher"]
+    assert_close(total, whole, atol=1e-5, rtol=1e-5)
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(total, trained, allow_unused=True)
+    wanted = torch.autograd.grad(whole, trained, allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert all(gradient is not None for gradient in found)
+
+
+def test_each_problems_losses_are_its_own_in_any_batch():
+    method = build()
+    rows = [0, 1, 2, 3]
+    _, together = method.losses(batch_of(method, rows))
+    alone = [method.losses(batch_of(method, [row]))[1] for row in rows]
+    for name in ("task", "teacher"):
+        assert_close(together[name], torch.stack([parts[name] for parts in alone]).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_students_part_does_not_know_the_rationale():
+    method = build()
+    _, parts = method.losses(batch_of(method, [0, 1, 2]))
+    _, other = method.losses(batch_of(method, [0, 1, 2], swap=True))
+    assert torch.equal(parts["task"], other["task"])
+    assert not torch.equal(parts["teacher"], other["teacher"])
+    assert not torch.equal(parts["distillation"], other["distillation"])
+
+
+def test_the_teacher_learns_nothing_from_the_distance():
+    method = build()
+    _, parts = method.losses(batch_of(method, [0, 1]))
+    table = method.student.lm.get_input_embeddings().weight
+    projector = next(method.student.thought.parameters())
+    by_distance = torch.autograd.grad(parts["distillation"], [table, projector], retain_graph=True)
+    assert all(gradient.abs().sum() > 0 for gradient in by_distance)
+    # tokens that the rationales alone hold are not reached by the student's pass
+    batch = batch_of(method, [0, 1])
+    only = set(batch.explicit.ids.flatten().tolist()) - set(batch.question.flatten().tolist())
+    only -= set(batch.answer.flatten().tolist())
+    assert only
+    assert by_distance[0][sorted(only)].abs().sum() == 0
+
+
+def test_without_distance_and_teacher_it_is_the_latents_alone():
+    method = build(gamma=0.0)
+    batch = batch_of(method, [0, 1, 2])
+    total, parts = method.losses(batch)
+    assert_close(total - parts["teacher"], method.task_loss(batch))
+
+
+def test_peer_compat_wants_the_last_step_left_out_and_freezes_the_markers():
+    with pytest.raises(LoriError, match=r"set data\.template\.drop_last_step"):
+        build(peer_compat=True)
+    lora = LoRA(rank=2, alpha=4, targets=["q_proj"])
+    assert build(lora=lora).student.markers.requires_grad
+    method = build(lora=lora, peer_compat=True, drop_last_step=True)
+    assert not method.student.markers.requires_grad
+    total, _ = method.losses(batch_of(method, [0, 1]))
+    total.backward()
+    reached = {name for name, parameter in method.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, parameter in method.named_parameters() if parameter.requires_grad}

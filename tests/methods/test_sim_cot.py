@@ -1,0 +1,91 @@
+"""SIM-CoT against its formula; what the decoder is given and what becomes of it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from plain import TINY, batch_of, cross_entropy, joint_losses, states, student
+from torch.testing import assert_close
+
+from lori_pl.data.template import Template
+from lori_pl.errors import LoriError
+from lori_pl.methods import CODI, SIMCoT
+from lori_pl.models.backbone import Backbone
+
+
+def build(kind=SIMCoT, **settings):
+    torch.manual_seed(0)
+    backbone = Backbone(tokenizer="synthetic", config=TINY)
+    method = kind(backbone, student_init="base", template=Template(), **settings)
+    method.configure_model()
+    return method
+
+
+def steps_of(method, batch, row, most):
+    """The tokens of each step and the end token, cut out of the explicit sequence where `<<` stands."""
+    tokenizer, explicit = method.student.tokenizer, batch.explicit
+    ids = explicit.ids[row][explicit.mask[row]].tolist()
+    begin = tokenizer.convert_tokens_to_ids("<<")
+    starts = [i for i, token in enumerate(ids) if token == begin]
+    end = ids.index(tokenizer.convert_tokens_to_ids("####"))
+    bounds = [*starts[:most], end]
+    return [[*ids[a:b], tokenizer.eos_token_id] for a, b in pairwise(bounds)]
+
+
+@pytest.mark.parametrize("latents", [1, 2, 4])
+@pytest.mark.parametrize("width", [16, 24])
+def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, width):
+    decoder = None if width == 16 else Backbone(config={**TINY, "hidden_size": width})
+    method = build(latents=latents, gamma=1.5, w_steps=0.5, decoder=decoder)
+    batch = batch_of(method, [0, 1, 2], single_steps=latents)
+    total, parts = method.losses(batch)
+    expected = joint_losses(method, batch, 1)
+    lm, problems = method.decoder.lm, []
+    table = lm.get_input_embeddings().weight
+    for row in range(3):
+        _, _, inputs = student(method, batch, row)
+        written = []
+        for latent, ids in zip(inputs, steps_of(method, batch, row, latents), strict=False):
+            sequence = torch.cat([method.decoder.bridge(latent)[None], table[torch.tensor(ids[:-1])]])
+            written.append(cross_entropy(lm, states(lm, sequence)[-1], torch.tensor(ids)))
+        assert len(written) == min(latents, int(batch.steps[row]))
+        problems.append(torch.stack(written).mean())
+    expected["steps"] = torch.stack(problems).mean()
+    for name, value in expected.items():
+        assert_close(parts[name], value, atol=1e-5, rtol=1e-5, msg=name)
+    whole = expected["task"] + 1.5 * expected["distillation"] + expected["teacher"] + 0.5 * expected["steps"]
+    assert_close(total, whole, atol=1e-5, rtol=1e-5)
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    found, wanted = (torch.autograd.grad(loss, trained) for loss in (total, whole))
+    for one, other in zip(found, wanted, strict=True):
+        assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_without_the_steps_it_is_codi_and_the_student_the_same():
+    method, codi = build(latents=2, w_steps=0.0), build(CODI, latents=2)
+    batch = batch_of(method, [0, 1], single_steps=2)
+    assert_close(method.losses(batch)[0], codi.losses(batch)[0])
+    assert not any("decoder" in name for name in method.student.state_dict())
+
+
+def test_the_steps_teach_the_latents():
+    method = build(latents=2)
+    _, parts = method.losses(batch_of(method, [0, 1], single_steps=2))
+    projector = method.student.thought.projector.layers[0].weight
+    (gradient,) = torch.autograd.grad(parts["steps"], [projector])
+    assert gradient.abs().sum() > 0
+
+
+def test_a_student_that_is_only_tested_has_no_decoder():
+    torch.manual_seed(0)
+    method = SIMCoT(Backbone(tokenizer="synthetic", config=TINY), student_init="base", template=Template())
+    method.trains = False
+    method.configure_model()
+    assert method.decoder is None
+
+
+def test_no_latents_are_refused():
+    with pytest.raises(LoriError, match=r"model\.latents is 0"):
+        build(latents=0)
