@@ -42,12 +42,17 @@ def sum_across_ranks(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def batch_deviation(states: Tensor) -> Tensor:
-    """Standard deviation (L,) of all entries of each layer of (B, L, D), over the batches of all ranks (unbiased)."""
-    entries = states.transpose(0, 1).flatten(1)
-    count = sum_across_ranks(entries.new_tensor(entries.shape[1]))
-    mean = sum_across_ranks(entries.sum(1)) / count
-    squares = sum_across_ranks((entries - mean[:, None]).square().sum(1))
+def batch_deviation(states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Standard deviation (L,) of all entries of each layer of (B, L, D), over the batches of all ranks (unbiased).
+
+    Args:
+        states: (B, L, D).
+        mask: (B,) true at rows that count; ``None`` counts all.
+    """
+    counted = states.new_ones(len(states), 1, 1) if mask is None else mask[:, None, None].to(states.dtype)
+    count = sum_across_ranks(counted.sum() * states.shape[2])
+    mean = sum_across_ranks((states * counted).sum((0, 2))) / count
+    squares = sum_across_ranks(((states - mean[:, None]).square() * counted).sum((0, 2)))
     return (squares / (count - 1)).sqrt()
 
 

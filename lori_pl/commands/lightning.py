@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
+from lori_pl.callbacks.best_checkpoint import BestCheckpoint
 from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.callbacks.last_validation import LastValidation
 from lori_pl.callbacks.predictions import PredictionWriter
@@ -67,9 +68,9 @@ def requires_rationale(model: Mapping[str, Any] | None) -> bool:
     return bool(model and model.get("class_path")) and method_class(model or {}).requires_rationale(model or {})
 
 
-def single_steps(model: Mapping[str, Any] | None) -> int | None:
-    """How many steps of a rationale the method of a parsed model config reads one by one."""
-    return method_class(model or {}).single_steps(model or {}) if model and model.get("class_path") else None
+def reads_pieces(model: Mapping[str, Any] | None) -> bool:
+    """Whether the method of a parsed model config reads the explicit sequences in pieces."""
+    return bool(model and model.get("class_path")) and method_class(model or {}).reads_pieces
 
 
 def teacher_tokenizer(model: Mapping[str, Any] | None) -> str | None:
@@ -115,7 +116,7 @@ class LoriCLI(LightningCLI):
         parser.link_arguments("model", "data.teacher_cache", compute_fn=teacher_cache)
         parser.link_arguments("model", "data.markers", compute_fn=uses_markers)
         parser.link_arguments("model", "data.needs_rationale", compute_fn=requires_rationale)
-        parser.link_arguments("model", "data.single_steps", compute_fn=single_steps)
+        parser.link_arguments("model", "data.pieces", compute_fn=reads_pieces)
         parser.link_arguments("data.template", "model.init_args.template")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint after fit.")
@@ -227,7 +228,7 @@ class LoriCLI(LightningCLI):
         if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
             if ModelCheckpoint not in given and trainer.get("enable_checkpointing") is not False:
                 folder = self.root / CHECKPOINTS
-                best = ModelCheckpoint(folder, "best", "val/accuracy", mode="max", enable_version_counter=False)
+                best = BestCheckpoint(folder, "best", "val/accuracy", mode="max", enable_version_counter=False)
                 # save_last alone would keep the newest best one only
                 extra += [best, ModelCheckpoint(folder, "last", enable_version_counter=False)]
             options = self.options.clone()

@@ -36,7 +36,6 @@ class PreparedSplit:
         teacher: They in the teacher's tokenizer, where it differs.
         counts: What was left out, by reason.
         cached: The teacher's statistics of the problems, where a cache gives them.
-        single_steps: Most steps that a batch gives of each rationale, one by one; ``None`` for none.
     """
 
     name: str
@@ -45,7 +44,6 @@ class PreparedSplit:
     teacher: EncodedProblems | None
     counts: dict[str, int] = field(default_factory=dict)
     cached: CachedRows | None = None
-    single_steps: int | None = None
 
     @property
     def steps(self) -> np.ndarray:
@@ -84,8 +82,7 @@ class PairedDataModule(pl.LightningDataModule):
         teacher_tokenizer: The teacher's, where it differs; the command line takes it from the model.
         teacher_tokenizer_revision: Its revision on the hub.
         teacher_cache: Folder of the teacher's statistics; the command line takes it from ``model.cache``.
-        single_steps: Also give training rationales step by step, at most so many of each problem; set from the model's
-            method.
+        pieces: Also give training and validation sequences in pieces; set from the model's method.
         markers: Whether ``<bot>`` and ``<eot>`` surround the student's thought; set from the model's method.
         needs_rationale: Whether training needs rationales; set from the model's method.
     """
@@ -113,7 +110,7 @@ class PairedDataModule(pl.LightningDataModule):
         teacher_tokenizer: str | None = None,
         teacher_tokenizer_revision: str | None = None,
         teacher_cache: str | None = None,
-        single_steps: int | None = None,
+        pieces: bool = False,
         markers: bool = True,
         needs_rationale: bool = True,
     ) -> None:
@@ -139,7 +136,7 @@ class PairedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.predict_file = predict_file
         self.teacher_cache = teacher_cache
-        self.single_steps = single_steps
+        self.pieces = pieces
         self.needs_rationale = self.source.needs_rationale = needs_rationale
         for each in (self.source, *(test_sources or {}).values()):
             if on_bad_row is not None and isinstance(each, RowSource):
@@ -221,8 +218,8 @@ class PairedDataModule(pl.LightningDataModule):
         part = wanted + wanted // 4 + 16
         while True:
             chosen = problems[:part]
-            by_step = self.single_steps is not None and split == "train"
-            student = EncodedProblems(chosen, self.encoder, self.rationale_tokens, by_step)
+            in_pieces = self.pieces and split != "test"
+            student = EncodedProblems(chosen, self.encoder, self.rationale_tokens, in_pieces)
             teacher = (
                 EncodedProblems(chosen, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None
             )
@@ -242,8 +239,7 @@ class PairedDataModule(pl.LightningDataModule):
         if len(rows) < len(problems):
             problems, student = [problems[i] for i in rows], student.select(rows)
             teacher = teacher.select(rows) if teacher is not None else None
-        most = self.single_steps if by_step else None
-        return PreparedSplit(label, problems, student, teacher, counts, single_steps=most)
+        return PreparedSplit(label, problems, student, teacher, counts)
 
     def _short_enough(
         self, problems: list[Problem], split: Split, student: EncodedProblems, teacher: EncodedProblems | None

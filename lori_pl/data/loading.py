@@ -27,7 +27,7 @@ def collate_pairs(split: PreparedSplit) -> Callable[[Sequence[int]], PairedBatch
         student=split.student,
         teacher=split.teacher,
         cached=split.cached,
-        single_steps=split.single_steps,
+        pieces=split.student.step_starts is not None,
     )
 
 

@@ -21,6 +21,8 @@ from lori_pl.data.problem import Problem
 from lori_pl.data.template import Encoder, RationaleTokens
 
 Ids = Sequence[int] | np.ndarray
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Token ids of a question, its rationale, and the answer with the end token."""
 
 
 class Ragged:
@@ -72,6 +74,10 @@ class EncodedProblems:
         chosen.selected = None if self.selected is None else self.selected.select(rows)
         chosen.step_starts = None if self.step_starts is None else self.step_starts.select(rows)
         return chosen
+
+    def parts(self, rows: Sequence[int]) -> list[Parts]:
+        """Gives the parts of each problem of ``rows``."""
+        return [(self.questions[i], self.rationales[i], self.answers[i]) for i in rows]
 
     def keys(self) -> np.ndarray:
         """(n, 16) uint8: a digest of what a teacher has read of each problem when its answer begins.
@@ -126,6 +132,19 @@ class ExplicitBatch:
 
 
 @dataclass
+class Pieces:
+    """What a method needs that cuts the sequences of B problems anew at every stage; stays on the host.
+
+    Args:
+        parts: Token ids of question, rationale and answer of each.
+        starts: Positions in each rationale at which its steps begin.
+    """
+
+    parts: list[Parts]
+    starts: list[np.ndarray]
+
+
+@dataclass
 class StepBatch:
     """The rationales of B problems, a step a row; where there are more steps than K, the last row holds the rest.
 
@@ -162,7 +181,7 @@ class PairedBatch:
         explicit: The problem in words, in the student's tokenizer.
         teacher: The same in the teacher's tokenizer; the same object as ``explicit`` where the two agree.
         statistics: What a cache holds of the teacher, tensors (B, ...) by ``TERM/NAME``; ``None`` without one.
-        single_steps: The rationale step by step, where a method reads it so.
+        pieces: The explicit sequences in pieces, where a method cuts them anew.
     """
 
     index: Tensor
@@ -176,7 +195,7 @@ class PairedBatch:
     explicit: ExplicitBatch
     teacher: ExplicitBatch
     statistics: dict[str, Tensor] | None = None
-    single_steps: StepBatch | None = None
+    pieces: Pieces | None = None
 
 
 def pad(rows: Sequence[Ids], value: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -202,17 +221,27 @@ def pad_questions(questions: Sequence[Ids], encoder: Encoder, left: bool = True)
 
 def explicit_batch(rows: Sequence[int], data: EncodedProblems) -> ExplicitBatch:
     """Collates the explicit sequences of ``rows``."""
-    encoder = data.encoder
+    selected = None if data.selected is None else [data.selected[i] for i in rows]
+    return join_parts(data.parts(rows), data.encoder, selected)
+
+
+def join_parts(parts: Sequence[Parts], encoder: Encoder, selected: Sequence[Ids] | None = None) -> ExplicitBatch:
+    """Collates explicit sequences from their parts.
+
+    Args:
+        parts: Question, rationale and answer of each problem.
+        encoder: Tokenizer and template.
+        selected: Positions of the rationale tokens that make a trajectory; ``None`` for all.
+    """
     prompt = np.asarray(encoder.prompt)
-    parts = [(data.questions[i], data.rationales[i], prompt, data.answers[i]) for i in rows]
-    ids, mask = pad([np.concatenate(part) for part in parts], encoder.pad, left=False)
+    ids, mask = pad([np.concatenate([q, r, prompt, a]) for q, r, a in parts], encoder.pad, left=False)
     question = torch.tensor([len(part[0]) for part in parts])[:, None]
     rationale = torch.tensor([len(part[1]) for part in parts])[:, None]
-    if data.selected is None:
+    if selected is None:
         columns = torch.arange(int(rationale.max()) if len(parts) else 0)[None]
         rationale_mask = columns < rationale
     else:
-        columns, rationale_mask = pad([data.selected[i] for i in rows], 0, left=False)
+        columns, rationale_mask = pad(selected, 0, left=False)
     target = mask & (torch.arange(ids.shape[1])[None] >= question)
     weight = 1.0 / (target.sum(1, keepdim=True).clamp_min(1) * max(len(parts), 1))
     return ExplicitBatch(
@@ -226,18 +255,17 @@ def explicit_batch(rows: Sequence[int], data: EncodedProblems) -> ExplicitBatch:
     )
 
 
-def step_batch(rows: Sequence[int], data: EncodedProblems, most: int) -> StepBatch:
-    """Collates the steps of ``rows``, at most ``most`` of each problem."""
-    assert data.step_starts is not None
+def step_batch(pieces: Pieces, encoder: Encoder, most: int) -> StepBatch:
+    """Collates rationales step by step, at most ``most`` of each problem."""
     parts, places, numbers, shares = [], [], [], []
-    for place, row in enumerate(rows):
-        rationale, starts = data.rationales[row], data.step_starts[row][:most]
+    for place, ((_, rationale, _), found) in enumerate(zip(pieces.parts, pieces.starts, strict=True)):
+        starts = found[:most]
         for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(rationale)], strict=True)):
-            parts.append(np.append(rationale[start:end], data.encoder.end))
+            parts.append(np.append(rationale[start:end], encoder.end))
             places.append(place)
             numbers.append(number)
-            shares.append(1.0 / (len(starts) * len(rows)))
-    ids, mask = pad(parts, data.encoder.pad, left=False)
+            shares.append(1.0 / (len(starts) * len(pieces.parts)))
+    ids, mask = pad(parts, encoder.pad, left=False)
     weight = torch.tensor(shares)[:, None] / mask.sum(1, keepdim=True)
     return StepBatch(
         ids=ids,
@@ -255,7 +283,7 @@ def paired_batch(
     student: EncodedProblems,
     teacher: EncodedProblems | None,
     cached: CachedRows | None = None,
-    single_steps: int | None = None,
+    pieces: bool = False,
 ) -> PairedBatch:
     """Collates ``rows`` into a batch of pairs.
 
@@ -265,7 +293,7 @@ def paired_batch(
         student: The data in the student's tokenizer.
         teacher: The data in the teacher's, where it differs.
         cached: The teacher's statistics of every row, where there is a cache.
-        single_steps: Also gives the rationale step by step, at most so many of each problem.
+        pieces: Also gives the explicit sequences in pieces.
     """
     encoder = student.encoder
     question, question_mask = pad_questions([student.questions[i] for i in rows], encoder)
@@ -284,5 +312,10 @@ def paired_batch(
         explicit=explicit,
         teacher=explicit if teacher is None else explicit_batch(rows, teacher),
         statistics=None if cached is None else cached.read(rows),
-        single_steps=None if single_steps is None else step_batch(rows, student, single_steps),
+        pieces=_pieces(rows, student) if pieces else None,
     )
+
+
+def _pieces(rows: Sequence[int], data: EncodedProblems) -> Pieces:
+    assert data.step_starts is not None
+    return Pieces(data.parts(rows), [data.step_starts[i] for i in rows])

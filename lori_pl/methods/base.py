@@ -48,6 +48,8 @@ class Method(pl.LightningModule):
     name: ClassVar[str]
     reasoning: ClassVar[Reasoning]
     latents: int = 0
+    reads_pieces: ClassVar[bool] = False
+    """Whether training reads the explicit sequences in pieces (`Pieces`)."""
 
     def __init__(
         self,
@@ -86,11 +88,6 @@ class Method(pl.LightningModule):
     def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
         """Whether training under this parsed config needs rationales."""
         return False
-
-    @classmethod
-    def single_steps(cls, config: Mapping[str, Any]) -> int | None:
-        """How many steps of a rationale training under this parsed config reads one by one; ``None`` for none."""
-        return None
 
     @classmethod
     def check(cls, fields: Mapping[str, Any]) -> None:

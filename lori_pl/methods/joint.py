@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from lori_pl.alignment import Signals
 from lori_pl.alignment.distributed import batch_deviation
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.methods.latent import LatentMethod
+from lori_pl.methods.latent import LatentMethod, StudentPass
+from lori_pl.models.attention import AttentionInputs, recorded_attention
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection
 
@@ -33,6 +35,7 @@ class JointMethod(LatentMethod):
 
     first_layer = 1
     """The first layer that L_KD compares, 0 for the embeddings."""
+    reads_attention = False
 
     def __init__(self, backbone: Backbone, gamma: float = 1.0, **settings: Any) -> None:
         super().__init__(backbone, **settings)
@@ -53,20 +56,39 @@ class JointMethod(LatentMethod):
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
         """CE_student, L_KD and CE_teacher."""
         layers = LayerSelection(final_norm=self.student_layers.final_norm, embedding_layer=True)
-        trajectory = self.student_layers if "trajectory" in self.needs else None
-        losses, student = self.read_student(batch, trajectory, layers)
-        words, teacher = self.read_words(batch, layers)
-        assert student.anchor is not None
+        student = self.read_student(batch, self.wanted[0], layers)
+        recording: AbstractContextManager[list[AttentionInputs]] = (
+            recorded_attention(self.student.lm) if self.reads_attention else nullcontext([])
+        )
+        with recording as attention:
+            words, teacher = self.read_words(batch, layers)
+        signals = student.signals
+        assert signals.anchor is not None
         compared = slice(self.first_layer, None)
         parts = {
-            "task": losses.mean(),
-            "distillation": anchor_distance(student.anchor[:, compared], teacher[:, compared].detach()),
+            "task": student.losses.mean(),
+            "distillation": anchor_distance(signals.anchor[:, compared], teacher[:, compared].detach()),
             "teacher": words.mean(),
         }
         total = parts["task"] + self.gamma * parts["distillation"] + parts["teacher"]
+        for name, (weight, loss) in self.further_losses(batch, student, attention).items():
+            parts[name] = loss
+            total = total + weight * loss
         # layer numbers are columns here, for layer 0 is there
-        student.anchor = student.anchor[:, self.student_layers.resolve(self.student.depth)]
-        return total, parts, student
+        signals.anchor = signals.anchor[:, self.student_layers.resolve(self.student.depth)]
+        return total, parts, signals
+
+    def further_losses(
+        self, batch: PairedBatch, student: StudentPass, attention: list[AttentionInputs]
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Losses of a method's own by name, each with its weight.
+
+        Args:
+            batch: The batch.
+            student: The student's pass.
+            attention: What each layer's attention read in the teacher's pass, if ``reads_attention``.
+        """
+        return {}
 
 
 def anchor_distance(student: Tensor, teacher: Tensor) -> Tensor:

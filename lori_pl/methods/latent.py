@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,23 @@ from lori_pl.methods.distillation import Distillation
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
+from lori_pl.models.reasoner import DecodingState
 from lori_pl.models.thought import LatentScale, Reasoning, ThoughtSettings
+
+
+@dataclass
+class StudentPass:
+    """What a student's pass over question, thought and answer gives.
+
+    Args:
+        losses: (B,) cross-entropy of each answer.
+        signals: The states that were asked for.
+        state: Where the pass ended, with the keys and values of all that was read.
+    """
+
+    losses: Tensor
+    signals: Signals
+    state: DecodingState
 
 
 class LatentMethod(Distillation):
@@ -25,6 +42,7 @@ class LatentMethod(Distillation):
         backbone: The student's language model.
         latents: Number of latents K.
         latent_scale: Initial gain of the projector's LayerNorm: the ``embedding`` matrix's RMS entry, or ``unit``.
+        projector: Whether a latent is the projected last hidden state, or that state as it is.
         settings: As in `Distillation`.
 
     Raises:
@@ -34,13 +52,19 @@ class LatentMethod(Distillation):
     reasoning: ClassVar[Reasoning] = "latent"
 
     def __init__(
-        self, backbone: Backbone, latents: int = 5, latent_scale: LatentScale = "embedding", **settings: Any
+        self,
+        backbone: Backbone,
+        latents: int = 5,
+        latent_scale: LatentScale = "embedding",
+        projector: bool = True,
+        **settings: Any,
     ) -> None:
         super().__init__(backbone, **settings)
         if latents < 0:
             raise LoriError(f"model.latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
         self.latents = latents
         self.latent_scale = latent_scale
+        self.projector = projector
         if "trajectory" in self.needs and latents == 0:
             raise LoriError(
                 "model.latents is 0, so there is no trajectory to align: leave out the term that reads it "
@@ -49,25 +73,29 @@ class LatentMethod(Distillation):
 
     @property
     def thought(self) -> ThoughtSettings:
-        """K latents, one after the other, each through a projector."""
-        return ThoughtSettings(self.reasoning, self.latents, latent_scale=self.latent_scale)
+        """K latents, one after the other."""
+        return ThoughtSettings(self.reasoning, self.latents, self.projector, self.latent_scale)
+
+    @property
+    def wanted(self) -> tuple[LayerSelection | None, LayerSelection | None]:
+        """Layers whose states at the latents, and at the anchor, the terms read."""
+        trajectory, anchor = (self.student_layers if need in self.needs else None for need in ("trajectory", "anchor"))
+        return trajectory, anchor
 
     def read_student(
         self, batch: PairedBatch, trajectory: LayerSelection | None, anchor: LayerSelection | None
-    ) -> tuple[Tensor, Signals]:
+    ) -> StudentPass:
         """Question, thought and answer, once.
 
         Args:
             batch: The batch.
             trajectory: Layers whose states at the latents are wanted.
             anchor: Layers whose states at the anchor are wanted.
-
-        Returns:
-            The cross-entropy of each answer (B,), and the states asked for.
         """
         state, states = self.student.think(batch.question, batch.question_mask, record=trajectory)
         hidden, at_anchor = self.student.finish(state, batch.answer, batch.answer_mask, batch.anchor, anchor)
-        return answer_cross_entropy(self.student, hidden, batch), Signals(states, None, at_anchor)
+        losses = answer_cross_entropy(self.student, hidden, batch)
+        return StudentPass(losses, Signals(states, None, at_anchor), state)
 
     def read_words(self, batch: PairedBatch, anchor: LayerSelection) -> tuple[Tensor, Tensor]:
         """The student's own explicit sequence: question, rationale and answer in words.
@@ -86,10 +114,9 @@ class LatentMethod(Distillation):
 
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
         """The method's loss without its terms, its parts by name, and the student's signals for the terms."""
-        wanted = {need: self.student_layers if need in self.needs else None for need in ("trajectory", "anchor")}
-        losses, student = self.read_student(batch, **wanted)
-        task = losses.mean()
-        return task, {"task": task}, student
+        student = self.read_student(batch, *self.wanted)
+        task = student.losses.mean()
+        return task, {"task": task}, student.signals
 
     def losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's own losses plus the weighted ones of the terms."""
@@ -111,7 +138,7 @@ class LatentMethod(Distillation):
         values: dict[str, Tensor] = {}
         student = statistics = None
         if batch is not None and self.needs:
-            _, student = self.read_student(batch, self.student_layers, self.student_layers)
+            student = self.read_student(batch, self.student_layers, self.student_layers).signals
             teacher = self.teacher_signals(batch)
             known = teacher is not None or batch.statistics is not None
         for name, term in self.named_terms.items():

@@ -37,5 +37,5 @@ class PCCoT(JointMethod):
 
     @property
     def thought(self) -> ThoughtSettings:
-        """K latents together, each through a projector."""
-        return ThoughtSettings(self.reasoning, self.latents, latent_scale=self.latent_scale, passes=self.passes)
+        """K latents together."""
+        return ThoughtSettings(self.reasoning, self.latents, self.projector, self.latent_scale, self.passes)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lori_pl.alignment import Signals
-from lori_pl.data.pairing import PairedBatch, StepBatch
+from lori_pl.data.pairing import PairedBatch, StepBatch, step_batch
 from lori_pl.errors import LoriError
 from lori_pl.methods.codi import CODI
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
@@ -67,6 +68,7 @@ class SIMCoT(CODI):
     """
 
     name = "sim_cot_codi"
+    reads_pieces = True
 
     def __init__(
         self, backbone: Backbone, decoder: Backbone | None = None, w_steps: float = 1.0, **settings: Any
@@ -77,11 +79,6 @@ class SIMCoT(CODI):
         self.decoder_backbone = decoder
         self.w_steps = w_steps
         self.decoder: StepDecoder | None = None
-
-    @classmethod
-    def single_steps(cls, config: Mapping[str, Any]) -> int | None:
-        """As many as there are latents."""
-        return int((config.get("init_args") or {}).get("latents", 5))
 
     def configure_model(self) -> None:
         """Builds the student and, for training, the decoder."""
@@ -103,10 +100,11 @@ class SIMCoT(CODI):
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
         """CODI's losses and the steps'."""
         assert self.decoder is not None
-        assert batch.single_steps is not None
+        assert batch.pieces is not None
         with self.collected_latents() as latents:
             total, parts, student = super().own_losses(batch)
-        steps = batch.single_steps
+        steps = step_batch(batch.pieces, self.student.encoder, self.latents)
+        steps = move_data_to_device(steps, batch.question.device)
         parts["steps"] = self.decoder(torch.cat(latents, dim=1)[steps.row, steps.number], steps)
         return total + self.w_steps * parts["steps"], parts, student
 

@@ -101,9 +101,7 @@ def generate(
     encoder, thought = reasoner.encoder, reasoner.thought
     latents = thought.count(latents)
     batch = question.shape[0]
-    prefix = torch.tensor(
-        encoder.suffix if reasoner.reasoning != "words" else [], device=question.device, dtype=torch.long
-    )
+    prefix = torch.tensor(reasoner.given, device=question.device, dtype=torch.long)
     limit = question_mask.new_full((batch,), max_new_tokens, dtype=torch.long)
     if (positions := position_limit(reasoner.lm)) is not None:
         lengths = question_mask.sum(1) + latents + len(prefix)

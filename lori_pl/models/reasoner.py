@@ -17,7 +17,7 @@ from lori_pl.data.template import Encoder, Template
 from lori_pl.errors import LoriError
 from lori_pl.models.backbone import DType, base_model, frozen, head_logits
 from lori_pl.models.generation import Generation, Stopwatch, generate
-from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers
+from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 
 
@@ -117,6 +117,13 @@ class LatentReasoner(nn.Module):
     def has_markers(self) -> bool:
         """Whether ``<bot>`` and ``<eot>`` surround the thought."""
         return self.reasoning in MARKED
+
+    @property
+    def given(self) -> list[int]:
+        """Tokens that are read behind the thought, before the model writes its first."""
+        if self.reasoning == "words":
+            return []
+        return self.encoder.eot if self.settings.then == "words" else self.encoder.suffix
 
     @property
     def depth(self) -> int:
@@ -233,6 +240,7 @@ class LatentReasoner(nn.Module):
         answer_mask: Tensor,
         anchor: int,
         record: LayerSelection | None = None,
+        columns: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Reads the answer part under teacher forcing, after a thought.
 
@@ -242,6 +250,7 @@ class LatentReasoner(nn.Module):
             answer_mask: (B, A) true at real tokens.
             anchor: Column that predicts the answer's first token.
             record: Layers whose hidden states at the anchor are wanted.
+            columns: (B, 1) where the anchor of each row is, if it is not ``anchor``.
 
         Returns:
             Last hidden states (B, A - anchor - 1, D) that predict the columns after ``anchor``, and the anchor's
@@ -261,7 +270,7 @@ class LatentReasoner(nn.Module):
             self.lm,
             record.resolve(self.depth),
             record.final_norm,
-            lambda hidden: hidden[:, [anchor]],
+            lambda hidden: hidden[:, [anchor]] if columns is None else take(hidden, columns),
         ) as records:
             hidden = run()
         return hidden, stack_layers(records)[:, :, 0]

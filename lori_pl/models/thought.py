@@ -33,6 +33,8 @@ class ThoughtSettings:
         projector: Whether a latent is the projected last hidden state, or that state as it is.
         latent_scale: Initial gain of the projector's LayerNorm.
         passes: Passes over the latents, where they are updated together.
+        then: What follows the thought: the ``answer`` behind its prompt, or ``words``, the rest of a rationale, the
+            prompt and the answer, all written by the model (a student in the middle of its stages).
 
     Raises:
         LoriError: If a value is out of range.
@@ -43,6 +45,7 @@ class ThoughtSettings:
     projector: bool = True
     latent_scale: LatentScale = "embedding"
     passes: int = 3
+    then: Literal["answer", "words"] = "answer"
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -52,6 +55,8 @@ class ThoughtSettings:
             raise LoriError(f"latent_scale '{self.latent_scale}' is unknown; give {' or '.join(get_args(LatentScale))}")
         if type(self.latents) is not int or self.latents < 0:
             raise LoriError(f"latents is {self.latents!r}: give 0 or more (0 is <bot><eot> alone)")
+        if self.then not in ("answer", "words"):
+            raise LoriError(f"then '{self.then}' is unknown; give answer or words")
         if type(self.passes) is not int or self.passes < 1:
             raise LoriError(f"passes is {self.passes!r}: give 1 or more")
 

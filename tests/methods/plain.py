@@ -27,15 +27,15 @@ TINY: dict[str, Any] = {
 }
 
 
-def batch_of(method: Any, rows: list[int], swap: bool = False, single_steps: int | None = None) -> PairedBatch:
+def batch_of(method: Any, rows: list[int], swap: bool = False, pieces: bool = False) -> PairedBatch:
     """A batch of the embedded world; with `swap` every problem has another's rationale."""
     problems = synthetic_problems(max(rows) + 1, 0, min_steps=2, max_steps=3)
-    encoded = EncodedProblems(problems, method.student.encoder, steps=single_steps is not None)
+    encoded = EncodedProblems(problems, method.student.encoder, steps=pieces)
     if swap:
         order = [*range(1, len(problems)), 0]
         encoded.rationales = encoded.rationales.select(order)
     steps = np.array([len(problem.steps) for problem in problems])
-    return paired_batch(rows, steps, encoded, None, single_steps=single_steps)
+    return paired_batch(rows, steps, encoded, None, pieces=pieces)
 
 
 def states(lm: Any, embedded: Tensor) -> list[Tensor]:

@@ -39,7 +39,7 @@ def steps_of(method, batch, row, most):
 def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, width):
     decoder = None if width == 16 else Backbone(config={**TINY, "hidden_size": width})
     method = build(latents=latents, gamma=1.5, w_steps=0.5, decoder=decoder)
-    batch = batch_of(method, [0, 1, 2], single_steps=latents)
+    batch = batch_of(method, [0, 1, 2], pieces=True)
     total, parts = method.losses(batch)
     expected = joint_losses(method, batch, 1)
     lm, problems = method.decoder.lm, []
@@ -65,14 +65,14 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, width):
 
 def test_without_the_steps_it_is_codi_and_the_student_the_same():
     method, codi = build(latents=2, w_steps=0.0), build(CODI, latents=2)
-    batch = batch_of(method, [0, 1], single_steps=2)
+    batch = batch_of(method, [0, 1], pieces=True)
     assert_close(method.losses(batch)[0], codi.losses(batch)[0])
     assert not any("decoder" in name for name in method.student.state_dict())
 
 
 def test_the_steps_teach_the_latents():
     method = build(latents=2)
-    _, parts = method.losses(batch_of(method, [0, 1], single_steps=2))
+    _, parts = method.losses(batch_of(method, [0, 1], pieces=True))
     projector = method.student.thought.projector.layers[0].weight
     (gradient,) = torch.autograd.grad(parts["steps"], [projector])
     assert gradient.abs().sum() > 0

@@ -1,0 +1,113 @@
+"""iCoT-SI: explicit CoT whose rationale is taken away token by token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from lori_pl.data.pairing import PairedBatch, Pieces, join_parts
+from lori_pl.data.template import Template
+from lori_pl.errors import LoriError
+from lori_pl.methods.losses import explicit_cross_entropy
+from lori_pl.methods.optimization import Schedule
+from lori_pl.methods.stages import StagedMethod, Stages
+from lori_pl.models.backbone import Backbone
+from lori_pl.models.thought import Reasoning
+
+
+class ICoTSI(StagedMethod):
+    """iCoT-SI, stepwise internalisation (Deng et al., 2024, arXiv 2405.14838; code as of c2e3891).
+
+    In stage s the first s + o tokens of each rationale are missing, o drawn anew for each problem and step with
+    P(o) proportional to exp(-smoothing o); where that exceeds ``remove_all``, all of them are. The loss is explicit
+    CoT's on what is left. In the last stage nothing is left and it is No-CoT.
+
+    Args:
+        backbone: The student's language model, an explicit-CoT model's weights in the published runs.
+        stages: How long a stage lasts, each of which takes one more token.
+        remove_all: Beyond so many tokens everything goes.
+        side: The end of the rationale that tokens are taken from.
+        smoothing: The rate of the random offset o; ``null`` for none.
+        template: How problems become text; the command line takes it from ``data.template``.
+        optimizer: Optimiser.
+        schedule: Learning rate by step.
+        max_new_tokens: Most tokens generated for an answer in evaluation.
+
+    Raises:
+        LoriError: If a value is out of range.
+    """
+
+    name = "icot_si"
+    reasoning: ClassVar[Reasoning] = "words"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stages: Stages,
+        remove_all: int = 39,
+        side: Literal["left", "right"] = "left",
+        smoothing: float | None = 4.0,
+        template: Template | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        max_new_tokens: int = 64,
+    ) -> None:
+        super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
+        if remove_all < 0:
+            raise LoriError(f"model.remove_all is {remove_all}: give 0 or more")
+        if smoothing is not None and not smoothing > 0:
+            raise LoriError(f"model.smoothing is {smoothing}: give more than 0, or null for no offset")
+        self.stages = stages
+        self.remove_all = remove_all
+        self.side = side
+        self.smoothing = smoothing
+
+    @property
+    def final_stage(self) -> int:
+        """The first in which every rationale is gone, whatever its offset."""
+        return self.remove_all + 1
+
+    def enter(self, stage: int) -> None:
+        """Also lets the student answer at once in the last stage, and write before it."""
+        super().enter(stage)
+        if self.reasoner is not None:
+            kind: Reasoning = "none" if self.is_final else "words"
+            self.reasoner.settings = replace(self.reasoner.settings, reasoning=kind)
+
+    def check_reasoning(self, reasoning: str, place: str) -> None:
+        """Takes students of any stage."""
+        if reasoning not in ("words", "none"):
+            super().check_reasoning(reasoning, place)
+
+    def offsets(self, batch: PairedBatch) -> np.ndarray:
+        """The random offsets (B,) of this step, from the batch's seed."""
+        if self.smoothing is None or not self.training:
+            return np.zeros(len(batch.index), dtype=np.int64)
+        # on_train_batch_start has seeded it
+        drawn = torch.empty(len(batch.index)).exponential_(self.smoothing)
+        return drawn.floor().long().numpy()
+
+    def shortened(self, pieces: Pieces, offsets: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The parts of each problem without the tokens that this stage takes away."""
+        shortened = []
+        for (question, rationale, answer), offset in zip(pieces.parts, offsets.tolist(), strict=True):
+            gone = self.stage + offset
+            if gone > self.remove_all:
+                gone = len(rationale)
+            kept = rationale[gone:] if self.side == "left" else rationale[: max(0, len(rationale) - gone)]
+            shortened.append((question, kept, answer))
+        return shortened
+
+    def task_losses(self, batch: PairedBatch) -> Tensor:
+        """Explicit CoT's cross-entropy on what is left (B,); No-CoT's in the last stage."""
+        if self.is_final:
+            return super().task_losses(batch)
+        assert batch.pieces is not None
+        left = join_parts(self.shortened(batch.pieces, self.offsets(batch)), self.student.encoder)
+        return explicit_cross_entropy(self.student, move_data_to_device(left, batch.question.device))

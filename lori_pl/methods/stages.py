@@ -1,0 +1,132 @@
+"""Methods that take the rationale away bit by bit: when each stage begins, and what a new one does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from lori_pl.data.datamodule import PreparedSplit
+from lori_pl.data.pairing import PairedBatch
+from lori_pl.errors import LoriError
+from lori_pl.methods.base import Method
+
+
+@dataclass
+class Stages:
+    """How long a stage lasts.
+
+    Args:
+        steps: Optimiser steps a stage; ``None`` where ``epochs`` says it.
+        epochs: Epochs a stage, a part of one too; ``None`` where ``steps`` says it.
+        reset_optimizer: Forget the optimiser's moments when a stage begins, as the published codes do.
+
+    Raises:
+        LoriError: If not exactly one length is given, or it is not positive.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    reset_optimizer: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if (self.steps is None) == (self.epochs is None):
+            raise LoriError("model.stages: give the length of a stage as steps or as epochs, one of the two")
+        if self.steps is not None and self.steps < 1:
+            raise LoriError(f"model.stages.steps is {self.steps}: give 1 or more")
+        if self.epochs is not None and not self.epochs > 0:
+            raise LoriError(f"model.stages.epochs is {self.epochs}: give more than 0")
+
+    def length(self, steps_an_epoch: int) -> float:
+        """Gives the steps of a stage."""
+        return float(self.steps) if self.steps is not None else float(self.epochs or 0) * steps_an_epoch
+
+    def stage(self, step: int, steps_an_epoch: int) -> int:
+        """Gives the number of the stage, from 0, that optimiser step ``step``, from 0, belongs to."""
+        # a hair more, else rounding puts a step on the boundary into the stage before
+        return int((step + 1e-9 * (step + 1)) / self.length(steps_an_epoch))
+
+
+class StagedMethod(Method):
+    """Base of the methods whose task changes from stage to stage.
+
+    The stage is a function of the optimiser step alone, so that a resumed run is in the stage that an uninterrupted one
+    would be in. The best checkpoint is chosen among those of the last stage (``is_final``), where nothing of the
+    rationale is left.
+    """
+
+    reads_pieces: ClassVar[bool] = True
+    stages: Stages
+
+    stage = 0
+
+    @classmethod
+    def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
+        """What is taken away has to be there."""
+        return True
+
+    @property
+    def final_stage(self) -> int:
+        """Number of the last stage.
+
+        Raises:
+            NotImplementedError: If the method does not say it.
+        """
+        raise NotImplementedError
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the last stage has been reached."""
+        return self.stage >= self.final_stage
+
+    def enter(self, stage: int) -> None:
+        """Begins a stage, or goes on with it."""
+        self.stage = min(stage, self.final_stage)
+
+    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
+        """The student's and the explicit ones, which are the longest in between."""
+        read = ("question, rationale, answer prompt and answer", self.student.lm, split.student.lengths())
+        return [*super().sequences(split), read]
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Optimiser steps an epoch."""
+        batches = float(self.trainer.num_training_batches)
+        return max(1, int(np.ceil(batches / self.trainer.accumulate_grad_batches)))
+
+    def on_train_start(self) -> None:
+        """Takes up the stage of a resumed run."""
+        super().on_train_start()
+        self.enter(self.stages.stage(self.trainer.global_step, self.steps_an_epoch))
+
+    def on_train_batch_start(self, batch: PairedBatch, batch_idx: int) -> None:
+        """Begins the stage that this step belongs to."""
+        super().on_train_batch_start(batch, batch_idx)
+        step = self.trainer.global_step
+        now = min(self.stages.stage(step, self.steps_an_epoch), self.final_stage)
+        if step and self.is_first_of_its_step(batch_idx):
+            before = min(self.stages.stage(step - 1, self.steps_an_epoch), self.final_stage)
+            if now != before and self.stages.reset_optimizer:
+                optimizer: Any = self.optimizers(use_pl_optimizer=False)
+                optimizer.state = defaultdict(dict)
+        self.enter(now)
+        self.log("train/stage", float(self.stage), batch_size=len(batch.index))
+
+    def is_first_of_its_step(self, batch_idx: int) -> bool:
+        """Whether no gradient of this optimiser step has been accumulated yet."""
+        return batch_idx % self.trainer.accumulate_grad_batches == 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also notes the stage."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lori_pl"]["stage"] = self.stage
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also takes up the stage, so that a test answers as the checkpoint's student does."""
+        super().on_load_checkpoint(checkpoint)
+        self.enter(int(checkpoint["lori_pl"].get("stage", 0)))

@@ -1,0 +1,58 @@
+"""What attention reads, recorded while a model runs: queries, keys and values of every layer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass
+class AttentionInputs:
+    """What one layer's attention reads, positions applied.
+
+    Args:
+        query: (B, H, T, d).
+        key: (B, G, T, d), G key-value heads, each of which serves H / G queries.
+        value: (B, G, T, d).
+        scaling: What the products of query and key are multiplied with.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+
+
+@contextmanager
+def recorded_attention(lm: PreTrainedModel) -> Iterator[list[AttentionInputs]]:
+    """Records what attention reads, layer by layer in order, for every pass in the block; results do not change.
+
+    Args:
+        lm: The causal language model, with any attention that transformers dispatches by name.
+
+    Yields:
+        One entry a layer and pass.
+    """
+    name = lm.config.get_text_config()._attn_implementation
+    plain = ALL_ATTENTION_FUNCTIONS.get(name)
+    found: list[AttentionInputs] = []
+
+    def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **keywords: Any) -> Any:
+        scaling = keywords.get("scaling")
+        found.append(AttentionInputs(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling))
+        # eager attention is no entry: each architecture has its own
+        attend = plain or sys.modules[type(module).__module__].eager_attention_forward
+        return attend(module, query, key, value, *args, **keywords)
+
+    ALL_ATTENTION_FUNCTIONS[name] = record
+    try:
+        yield found
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[name]

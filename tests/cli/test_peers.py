@@ -1,0 +1,104 @@
+"""Every peer through the command line: train, resume, test, export; LoRi's terms beside its own losses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import BACKBONE, LORI_TERMS, assert_same, checkpoint
+
+from lori_pl import LatentReasoner
+from lori_pl.data import synthetic_problems
+
+STAGES = {"stages": {"steps": 2}}
+PEERS = {
+    "CODI": {"latents": 2},
+    "PCCoT": {"latents": 4, "passes": 2},
+    "KaVa": {"latents": 4, "passes": 2},
+    "SIMCoT": {"latents": 2},
+    "Coconut": {**STAGES, "latents_a_step": 1, "latent_stages": 2},
+    "ICoTSI": {**STAGES, "remove_all": 2, "smoothing": 1.0},
+}
+LATENT = [name for name in PEERS if name != "ICoTSI"]
+
+
+def arguments(name, teacher):
+    if name == "ICoTSI":
+        return {"backbone": {"name": teacher}, **PEERS[name]}
+    return {"backbone": {}, "teacher": {"name": teacher}, **PEERS[name]}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_resumed_in_mid_stage_equals_uninterrupted(world, teacher, name):
+    flags = ["--trainer.val_check_interval", "4", "--model.schedule.decay", "none", "--model.schedule.warmup", "0"]
+    settings = arguments(name, teacher)
+    assert world.fit(name, "whole", *flags, "--trainer.max_steps", "9", **settings) == 0
+    # a stage begins at step 4, another is under way at 5
+    assert world.fit(name, "parts", *flags, "--trainer.max_steps", "5", "--test_after_fit", "false", **settings) == 0
+    assert world.fit(name, "parts", *flags, "--ckpt_path", "last", "--trainer.max_steps", "9", **settings) == 0
+    whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
+    assert whole["global_step"] == parts["global_step"] == 9
+    assert_same(whole["state_dict"], parts["state_dict"])
+    assert whole["lori_pl"] == parts["lori_pl"]
+    summary = json.loads((world.folder / "whole" / "summary.json").read_text())
+    (label,) = summary["methods"]
+    assert label in ("codi", "pccot", "kava", "sim_cot_codi", "coconut", "icot_si")
+    # the student's folder is enough, and answers as the checkpoint that it came from
+    student = LatentReasoner.from_pretrained(world.folder / "whole" / "student")
+    questions = [problem.question for problem in synthetic_problems(3, 1, "test", min_steps=1, max_steps=2)]
+    assert len(student.answer(questions, max_new_tokens=4)) == 3
+    tested = ["--ckpt_path", str(world.folder / "whole" / "student")]
+    assert world.run("test", *tested, method=name, root="tested", **settings) == 0
+    again = json.loads((world.folder / "tested" / "summary.json").read_text())["methods"][label]
+    assert again["accuracy"] == summary["methods"][label]["accuracy"]
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_lori_s_terms_join_every_latent_method(world, teacher, name):
+    terms = [LORI_TERMS["alignment"], LORI_TERMS["anchor"]]
+    settings = arguments(name, teacher) | {"terms": terms, "statistics_problems": 16}
+    assert world.fit(name, "run", "--test_after_fit", "false", **settings) == 0
+    saved = checkpoint(world.folder / "run")["state_dict"]
+    assert any(key.startswith("terms.0.") for key in saved)
+
+
+def test_the_best_checkpoint_of_a_staged_method_is_one_of_its_last_stage(world, teacher):
+    flags = ["--trainer.val_check_interval", "1", "--trainer.max_steps", "8"]
+    assert world.fit("Coconut", "run", *flags, **arguments("Coconut", teacher)) == 0
+    best = checkpoint(world.folder / "run", "best.ckpt")
+    # stages of two steps: 1, 2 and the last, which begins at step 4
+    assert best["lori_pl"]["stage"] == 2
+    assert best["global_step"] > 4
+
+
+def test_a_checkpoint_in_mid_stage_is_tested_as_it_stands(world, teacher, capsys):
+    settings = arguments("Coconut", teacher)
+    flags = ["--trainer.max_steps", "3", "--test_after_fit", "false"]
+    assert world.fit("Coconut", "run", *flags, **settings) == 0
+    student = LatentReasoner.from_pretrained(world.folder / "run" / "student")
+    assert (student.settings.then, student.thought.latents) == ("words", 2)
+    last = str(world.folder / "run" / "checkpoints" / "last.ckpt")
+    assert world.run("test", "--ckpt_path", last, method="Coconut", root="tested", **settings) == 0
+    summary = json.loads((world.folder / "tested" / "summary.json").read_text())
+    assert summary["methods"]["coconut"]["passes"] > 1 + 2 + 1
+
+
+def test_the_optimiser_forgets_when_a_stage_begins(world, monkeypatch):
+    from lori_pl.methods import ICoTSI
+
+    seen = []
+    original = ICoTSI.training_step
+
+    def spy(self, batch, batch_idx):
+        seen.append(len(self.optimizers(use_pl_optimizer=False).state))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(ICoTSI, "training_step", spy)
+    settings = {"backbone": BACKBONE, **PEERS["ICoTSI"]}
+    flags = ["--trainer.max_steps", "8", "--test_after_fit", "false"]
+    assert world.fit("ICoTSI", "run", *flags, **settings) == 0
+    assert [count > 0 for count in seen] == [False, True, False, True, False, True, False, True]
+    seen.clear()
+    kept = settings | {"stages": {"steps": 2, "reset_optimizer": False}}
+    assert world.fit("ICoTSI", "kept", *flags, **kept) == 0
+    assert [count > 0 for count in seen] == [False] + [True] * 7
