@@ -255,12 +255,20 @@ def join_parts(parts: Sequence[Parts], encoder: Encoder, selected: Sequence[Ids]
     )
 
 
-def step_batch(pieces: Pieces, encoder: Encoder, most: int) -> StepBatch:
-    """Collates rationales step by step, at most ``most`` of each problem."""
+def step_batch(pieces: Pieces, encoder: Encoder, most: int, takes_rest: bool = True) -> StepBatch:
+    """Collates rationales step by step.
+
+    Args:
+        pieces: The problems.
+        encoder: Tokenizer and template.
+        most: Most rows a problem.
+        takes_rest: Whether the last of them holds all steps that are left; else these are left out.
+    """
     parts, places, numbers, shares = [], [], [], []
     for place, ((_, rationale, _), found) in enumerate(zip(pieces.parts, pieces.starts, strict=True)):
         starts = found[:most]
-        for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(rationale)], strict=True)):
+        behind = found[most] if len(found) > most and not takes_rest else len(rationale)
+        for number, (start, end) in enumerate(zip(starts, [*starts[1:], behind], strict=True)):
             parts.append(np.append(rationale[start:end], encoder.end))
             places.append(place)
             numbers.append(number)

@@ -10,6 +10,19 @@ from lori_pl.methods.lori import LoRi
 from lori_pl.methods.no_cot import NoCoT
 from lori_pl.methods.pause import Pause
 from lori_pl.methods.pccot import PCCoT
-from lori_pl.methods.sim_cot import SIMCoT
+from lori_pl.methods.sim_cot import SIMCoT, SIMCoTCoconut
 
-__all__ = ["CODI", "Coconut", "ExplicitCoT", "ICoTSI", "KaVa", "LoRi", "Method", "NoCoT", "PCCoT", "Pause", "SIMCoT"]
+__all__ = [
+    "CODI",
+    "Coconut",
+    "ExplicitCoT",
+    "ICoTSI",
+    "KaVa",
+    "LoRi",
+    "Method",
+    "NoCoT",
+    "PCCoT",
+    "Pause",
+    "SIMCoT",
+    "SIMCoTCoconut",
+]

@@ -1,4 +1,4 @@
-"""SIM-CoT: an auxiliary decoder has to write each rationale step from one latent."""
+"""SIM-CoT: an auxiliary decoder has to write each rationale step from the latents that stand for it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from transformers import PreTrainedModel
 from lori_pl.alignment import Signals
 from lori_pl.data.pairing import PairedBatch, StepBatch, step_batch
 from lori_pl.errors import LoriError
+from lori_pl.methods.coconut import Coconut
 from lori_pl.methods.codi import CODI
+from lori_pl.methods.latent import LatentMethod
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.embeddings import head_logits
 from lori_pl.models.hidden import base_model
 
 
 class StepDecoder(nn.Module):
-    """A language model that reads one latent and writes the step that it stands for.
+    """A language model that reads the latents of one step and writes the step.
 
     Args:
         lm: The language model.
@@ -36,38 +38,35 @@ class StepDecoder(nn.Module):
         self.bridge = nn.Identity() if hidden == latent else nn.Linear(latent, hidden)
 
     def forward(self, latents: Tensor, steps: StepBatch) -> Tensor:
-        """Cross-entropy of the steps, weighted as they say, from the latents (N, D) that stand for them."""
+        """Cross-entropy of every real token (M,) of the steps, from the latents (N, c, D) that stand for them."""
         embedded = self.lm.get_input_embeddings()(steps.ids[:, :-1])
-        first = self.bridge(latents).to(embedded.dtype)[:, None]
-        # the latent stands where a step's first token would, so a column predicts the token of its own number
+        first = self.bridge(latents).to(embedded.dtype)
+        before = steps.mask.new_ones(len(first), first.shape[1] - 1)
         hidden = base_model(self.lm)(
-            inputs_embeds=torch.cat([first, embedded], dim=1), attention_mask=steps.mask.long(), use_cache=False
+            inputs_embeds=torch.cat([first, embedded], dim=1),
+            attention_mask=torch.cat([before, steps.mask], dim=1).long(),
+            use_cache=False,
         ).last_hidden_state
-        logits = head_logits(self.lm, hidden.flatten(0, 1)[steps.target_index]).float()
-        losses = F.cross_entropy(logits, steps.ids.flatten()[steps.target_index], reduction="none")
-        return (losses * steps.target_weight).sum()
+        # the last latent predicts a step's first token
+        predicting = hidden[:, first.shape[1] - 1 :].flatten(0, 1)[steps.target_index]
+        logits = head_logits(self.lm, predicting).float()
+        return F.cross_entropy(logits, steps.ids.flatten()[steps.target_index], reduction="none")
 
 
-class SIMCoT(CODI):
-    """SIM-CoT (InternLM/SIM-CoT, commit f3ae967) on CODI: CODI's loss plus the steps' cross-entropy.
+class StepSupervision(LatentMethod):
+    """What SIM-CoT adds to a method with recurrent latents: w_steps CE_steps, from a decoder that no student has.
 
-    L = CE_student + gamma L_KD + CE_teacher + w_steps CE_steps: from latent z_i, as it goes into the student, a decoder
-    of its own writes step i; CE_steps is the mean over a step's tokens, over the latents that have a step, then over
-    problems. Where there are more steps than latents, the last latent stands for the rest. The decoder is part of no
-    student.
+    CE_steps is the mean over a step's tokens and an end token, over the steps that latents stand for, over problems.
+    Where latents stand for the whole rationale and there are more steps than places, the last place has the rest.
 
     Args:
         backbone: The student's language model.
         decoder: The decoder's language model, of the same tokenizer; ``null`` for another copy of what the student
             starts from.
         w_steps: Weight of the steps' cross-entropy.
-        settings: As in `CODI`, `LatentMethod` and `Distillation`.
-
-    Raises:
-        LoriError: If there are no latents.
+        settings: Those of the method.
     """
 
-    name = "sim_cot_codi"
     reads_pieces = True
 
     def __init__(
@@ -79,6 +78,11 @@ class SIMCoT(CODI):
         self.decoder_backbone = decoder
         self.w_steps = w_steps
         self.decoder: StepDecoder | None = None
+
+    @property
+    def places(self) -> tuple[int, bool]:
+        """How many steps latents stand for now, and whether the last stands for all that follow."""
+        return self.latents, True
 
     def configure_model(self) -> None:
         """Builds the student and, for training, the decoder."""
@@ -98,15 +102,23 @@ class SIMCoT(CODI):
         return {**super().optimizer_parts(), "decoder": self.decoder}
 
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
-        """CODI's losses and the steps'."""
+        """The method's losses and the steps'."""
         assert self.decoder is not None
         assert batch.pieces is not None
         with self.collected_latents() as latents:
             total, parts, student = super().own_losses(batch)
-        steps = step_batch(batch.pieces, self.student.encoder, self.latents)
+        places, takes_rest = self.places
+        if not places:  # before the first latents come
+            return total, parts, student
+        steps = step_batch(batch.pieces, self.student.encoder, places, takes_rest)
         steps = move_data_to_device(steps, batch.question.device)
-        parts["steps"] = self.decoder(torch.cat(latents, dim=1)[steps.row, steps.number], steps)
+        grouped = torch.cat(latents, dim=1).unflatten(1, (places, -1))
+        parts["steps"] = self.weigh(self.decoder(grouped[steps.row, steps.number], steps), steps)
         return total + self.w_steps * parts["steps"], parts, student
+
+    def weigh(self, losses: Tensor, steps: StepBatch) -> Tensor:
+        """Makes one number of the cross-entropies (M,) of all tokens."""
+        return (losses * steps.target_weight).sum()
 
     @contextmanager
     def collected_latents(self) -> Iterator[list[Tensor]]:
@@ -118,3 +130,39 @@ class SIMCoT(CODI):
             yield found
         finally:
             handle.remove()
+
+
+class SIMCoT(StepSupervision, CODI):
+    """SIM-CoT (InternLM/SIM-CoT, commit f3ae967) on CODI: latent z_i stands for step i.
+
+    Args:
+        backbone: The student's language model.
+        settings: As in `StepSupervision`, `CODI`, `LatentMethod` and `Distillation`.
+    """
+
+    name = "sim_cot_codi"
+
+
+class SIMCoTCoconut(StepSupervision, Coconut):
+    """SIM-CoT (InternLM/SIM-CoT, commit f3ae967) on Coconut: c latents stand for a step, as many steps as a stage has.
+
+    Args:
+        backbone: The student's language model.
+        peer_compat: As the published code: CE_steps is the sum over all tokens, over the number of problems.
+        settings: As in `StepSupervision`, `Coconut` and `Distillation`.
+    """
+
+    name = "sim_cot_coconut"
+
+    def __init__(self, backbone: Backbone, peer_compat: bool = False, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        self.peer_compat = peer_compat
+
+    @property
+    def places(self) -> tuple[int, bool]:
+        """The steps that this stage has taken away; all of them in the last."""
+        return self.removed, self.is_final
+
+    def weigh(self, losses: Tensor, steps: StepBatch) -> Tensor:
+        """Also the published sum."""
+        return losses.sum() / (steps.row.max() + 1) if self.peer_compat else super().weigh(losses, steps)

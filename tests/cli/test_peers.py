@@ -17,6 +17,7 @@ PEERS = {
     "KaVa": {"latents": 4, "passes": 2},
     "SIMCoT": {"latents": 2},
     "Coconut": {**STAGES, "latents_a_step": 1, "latent_stages": 2},
+    "SIMCoTCoconut": {**STAGES, "latents_a_step": 1, "latent_stages": 2},
     "ICoTSI": {**STAGES, "remove_all": 2, "smoothing": 1.0},
 }
 LATENT = [name for name in PEERS if name != "ICoTSI"]
@@ -42,7 +43,7 @@ def test_resumed_in_mid_stage_equals_uninterrupted(world, teacher, name):
     assert whole["lori_pl"] == parts["lori_pl"]
     summary = json.loads((world.folder / "whole" / "summary.json").read_text())
     (label,) = summary["methods"]
-    assert label in ("codi", "pccot", "kava", "sim_cot_codi", "coconut", "icot_si")
+    assert label in ("codi", "pccot", "kava", "sim_cot_codi", "coconut", "sim_cot_coconut", "icot_si")
     # the student's folder is enough, and answers as the checkpoint that it came from
     student = LatentReasoner.from_pretrained(world.folder / "whole" / "student")
     questions = [problem.question for problem in synthetic_problems(3, 1, "test", min_steps=1, max_steps=2)]

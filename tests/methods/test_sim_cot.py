@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from plain import TINY, batch_of, cross_entropy, joint_losses, states, student
+from plain import TINY, batch_of, cross_entropy, joint_losses, one_by_one, states, student
 from torch.testing import assert_close
 
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
-from lori_pl.methods import CODI, SIMCoT
+from lori_pl.methods import CODI, SIMCoT, SIMCoTCoconut
+from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone
 
 
@@ -61,6 +62,38 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, width):
     found, wanted = (torch.autograd.grad(loss, trained) for loss in (total, whole))
     for one, other in zip(found, wanted, strict=True):
         assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("peer_compat", [False, True])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_on_coconut_each_stage_s_latents_write_the_steps_that_they_took_away(stage, peer_compat):
+    """c latents a step; in the last stage (3) the second step's latents write all that follow."""
+    settings = {"stages": Stages(steps=2), "latents_a_step": 2, "latent_stages": 2, "first_stage": 0}
+    method = build(SIMCoTCoconut, w_steps=0.5, peer_compat=peer_compat, **settings)
+    method.enter(stage)
+    removed = min(stage, 2)
+    batch = batch_of(method, [0, 1, 2], pieces=True)
+    total, parts = method.losses(batch)
+    if not removed:
+        assert parts.keys() == {"task"}
+        return
+    lm, problems, summed = method.decoder.lm, [], 0.0
+    table = lm.get_input_embeddings().weight
+    method.latents = 2 * removed  # for the plain computation
+    for row in range(3):
+        embedded = method.student.lm.get_input_embeddings().weight[batch.question[row][batch.question_mask[row]]]
+        inputs = one_by_one(method, embedded).unflatten(0, (removed, 2))
+        whole = steps_of(method, batch, row, 99)
+        steps = steps_of(method, batch, row, removed) if stage == 3 else whole[:removed]
+        written = []
+        for latents, ids in zip(inputs, steps, strict=False):
+            hidden = states(lm, torch.cat([latents, table[torch.tensor(ids[:-1])]]))[-1][1:]
+            written.append(cross_entropy(lm, hidden, torch.tensor(ids)))
+            summed = summed + written[-1] * len(ids) / 3
+        problems.append(torch.stack(written).mean())
+    expected = summed if peer_compat else torch.stack(problems).mean()
+    assert_close(parts["steps"], expected, atol=1e-5, rtol=1e-5)
+    assert_close(total, parts["task"] + 0.5 * expected, atol=1e-5, rtol=1e-5)
 
 
 def test_without_the_steps_it_is_codi_and_the_student_the_same():
