@@ -77,6 +77,11 @@ class LatentMethod(Distillation):
         return ThoughtSettings(self.reasoning, self.latents, self.projector, self.latent_scale)
 
     @property
+    def label(self) -> str:
+        """The method's name, with LoRi's before it where terms align it with a frozen teacher."""
+        return f"lori_{self.name}" if self.active_terms else self.name
+
+    @property
     def wanted(self) -> tuple[LayerSelection | None, LayerSelection | None]:
         """Layers whose states at the latents, and at the anchor, the terms read."""
         trajectory, anchor = (self.student_layers if need in self.needs else None for need in ("trajectory", "anchor"))

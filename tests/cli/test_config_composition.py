@@ -38,7 +38,9 @@ def with_bases(name: str) -> list[str]:
         case "experiment":
             # one that names no method is meant for several, of which LoRi takes every option
             model = yaml.safe_load((CONFIGS / name).read_text()).get("model") or {}
-            return [name] if "class_path" in model else [LORI, TINY, name]
+            if "class_path" not in model:
+                return [LORI, TINY, name]
+            return [name] if {"backbone", "teacher"} & model["init_args"].keys() else [TINY, name]
     return [EXPLICIT, TINY, name]
 
 

@@ -58,7 +58,9 @@ def test_resumed_in_mid_stage_equals_uninterrupted(world, teacher, name):
 def test_lori_s_terms_join_every_latent_method(world, teacher, name):
     terms = [LORI_TERMS["alignment"], LORI_TERMS["anchor"]]
     settings = arguments(name, teacher) | {"terms": terms, "statistics_problems": 16}
-    assert world.fit(name, "run", "--test_after_fit", "false", **settings) == 0
+    assert world.fit(name, "run", **settings) == 0
+    (label,) = json.loads((world.folder / "run" / "summary.json").read_text())["methods"]
+    assert label.startswith("lori_")
     saved = checkpoint(world.folder / "run")["state_dict"]
     assert any(key.startswith("terms.0.") for key in saved)
 
