@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch
-from lori_pl.models.hidden import base_model
 from lori_pl.models.reasoner import LatentReasoner
 
 
@@ -35,12 +34,8 @@ def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: Paired
 
 def explicit_cross_entropy(reasoner: LatentReasoner, batch: ExplicitBatch) -> Tensor:
     """Cross-entropy on rationale, answer prompt, answer and end token (B,); the head sees only those positions."""
-    hidden = base_model(reasoner.lm)(
-        inputs_embeds=reasoner.embed(batch.ids),
-        attention_mask=batch.mask.long(),
-        position_ids=(batch.mask.long().cumsum(1) - 1).clamp_min(0),
-        use_cache=False,
-    ).last_hidden_state
+    position = (batch.mask.long().cumsum(1) - 1).clamp_min(0)
+    hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, position, None)
     logits = reasoner.logits(hidden.flatten(0, 1)[batch.target_index - 1]).float()
     loss = F.cross_entropy(logits, batch.ids.flatten()[batch.target_index], reduction="none")
     problems, width = batch.ids.shape

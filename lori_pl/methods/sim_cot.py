@@ -21,6 +21,7 @@ from lori_pl.methods.latent import LatentMethod
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.embeddings import head_logits
 from lori_pl.models.hidden import base_model
+from lori_pl.models.masks import attention_mask
 
 
 class StepDecoder(nn.Module):
@@ -42,9 +43,10 @@ class StepDecoder(nn.Module):
         embedded = self.lm.get_input_embeddings()(steps.ids[:, :-1])
         first = self.bridge(latents).to(embedded.dtype)
         before = steps.mask.new_ones(len(first), first.shape[1] - 1)
+        inputs, mask = torch.cat([first, embedded], dim=1), torch.cat([before, steps.mask], dim=1)
         hidden = base_model(self.lm)(
-            inputs_embeds=torch.cat([first, embedded], dim=1),
-            attention_mask=torch.cat([before, steps.mask], dim=1).long(),
+            inputs_embeds=inputs,
+            attention_mask=attention_mask(self.lm, mask, mask.shape[1], inputs.dtype),
             use_cache=False,
         ).last_hidden_state
         # the last latent predicts a step's first token

@@ -18,6 +18,7 @@ from lori_pl.errors import LoriError
 from lori_pl.models.backbone import DType, base_model, frozen, head_logits
 from lori_pl.models.generation import Generation, Stopwatch, generate
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
+from lori_pl.models.masks import attention_mask
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 
 
@@ -172,7 +173,7 @@ class LatentReasoner(nn.Module):
         inputs = inputs.to(self.lm.dtype) if not torch.is_autocast_enabled(inputs.device.type) else inputs
         output = base_model(self.lm)(
             inputs_embeds=inputs,
-            attention_mask=mask.long(),
+            attention_mask=attention_mask(self.lm, mask, inputs.shape[1], inputs.dtype),
             position_ids=position,
             past_key_values=cache,
             use_cache=cache is not None,

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from lori_pl.data.pairing import ExplicitBatch
 from lori_pl.models.backbone import frozen
 from lori_pl.models.hidden import LayerSelection, base_model, record_hidden, stack_layers, take
+from lori_pl.models.masks import attention_mask
 
 
 def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: LayerSelection) -> tuple[Tensor, Tensor]:
@@ -30,13 +31,12 @@ def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: Layer
     """
     columns = torch.cat([batch.anchor[:, None], batch.rationale_index], dim=1)
     layers = selection.resolve(lm.config.get_text_config().num_hidden_layers)
-    mask = batch.mask.long()
     # hooks see the hidden states of all tokens but keep copies of the chosen ones only
     with record_hidden(lm, layers, selection.final_norm, lambda hidden: take(hidden, columns)) as records:
         base_model(lm)(
             input_ids=batch.ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            attention_mask=attention_mask(lm, batch.mask, batch.mask.shape[1], lm.dtype),
+            position_ids=(batch.mask.long().cumsum(1) - 1).clamp_min(0),
             use_cache=False,
         )
     states = stack_layers(records)
