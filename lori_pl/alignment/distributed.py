@@ -41,6 +41,17 @@ def sum_across_ranks(tensor: Tensor) -> Tensor:
     return _SumAcrossRanks.apply(tensor) if is_distributed() else tensor
 
 
+def mean_across_ranks(total: Tensor, count: Tensor) -> Tensor:
+    """This rank's share of `sum_rank total / sum_rank count`, times the ranks: its mean over them is that mean.
+
+    Args:
+        total: This rank's sum, with gradients.
+        count: What it is a sum of, without.
+    """
+    ranks = dist.get_world_size() if is_distributed() else 1
+    return total * ranks / sum_across_ranks(count.to(total.dtype))
+
+
 @torch.no_grad()
 def batch_deviation(states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Standard deviation (L,) of all entries of each layer of (B, L, D), over the batches of all ranks (unbiased).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -11,6 +13,10 @@ class BestCheckpoint(ModelCheckpoint):
 
     Before it, steps in words help the student, so that its accuracy is another thing.
     """
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        # always behind a validation: by itself Lightning would wait for the end of the epoch
+        super().__init__(*args, save_on_train_epoch_end=False, **keywords)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Considers the checkpoint, if the method is in its last stage or has none."""

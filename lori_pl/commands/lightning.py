@@ -274,7 +274,9 @@ class LoriCLI(LightningCLI):
         if score is not None:
             progress["validation"] = round(float(score), 6)
         if best is not None:
-            self.model.load_state_dict(read_checkpoint(best)["state_dict"])
+            saved = read_checkpoint(best)
+            self.model.on_load_checkpoint(saved)
+            self.model.load_state_dict(saved["state_dict"])
         if self.trainer.is_global_zero:
             student = self.model.student.eval()
             # a resumed run replaces its earlier student

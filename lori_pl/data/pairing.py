@@ -79,6 +79,17 @@ class EncodedProblems:
         """Gives the parts of each problem of ``rows``."""
         return [(self.questions[i], self.rationales[i], self.answers[i]) for i in rows]
 
+    def step_columns(self, number: int) -> np.ndarray:
+        """(n,) where step ``number`` of each rationale begins: 0 for the first, its length where there are fewer."""
+        starts = self.step_starts
+        assert starts is not None
+        if number == 0:
+            return np.zeros(len(starts), dtype=np.int64)
+        there = starts.lengths > number
+        columns = self.rationales.lengths.copy()
+        columns[there] = starts.values[starts.offsets[:-1][there] + number]
+        return columns
+
     def keys(self) -> np.ndarray:
         """(n, 16) uint8: a digest of what a teacher has read of each problem when its answer begins.
 

@@ -23,7 +23,7 @@ from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.metrics import AnswerAccuracy, MeanByProblem, TestSetMetrics
-from lori_pl.methods.checkpoints import check_made_by, check_template
+from lori_pl.methods.checkpoints import check_made_by, check_student, check_template
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
 from lori_pl.methods.positions import check_questions, check_sequences
@@ -113,6 +113,11 @@ class Method(pl.LightningModule):
     def thought(self) -> ThoughtSettings:
         """How the student thinks."""
         return ThoughtSettings(self.reasoning, self.latents)
+
+    @property
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """Arguments, beside the number of latents, that make another student of the same weights."""
+        return {"passes": self.thought.passes} if self.reasoning == "parallel" else {}
 
     @property
     def label(self) -> str:
@@ -275,8 +280,8 @@ class Method(pl.LightningModule):
         """Sets the number of latents, and makes sure that each question leaves a position for an answer."""
         self.set_latents()
         encoder = self.student.encoder
-        fixed = len(encoder.bot) + self.student.thought.latents + len(encoder.suffix)
-        check_questions(self.data.splits["predict"], self.student.lm, 0 if self.reasoning == "words" else fixed)
+        further = len(encoder.bot) + self.student.thought.latents + len(self.student.given)
+        check_questions(self.data.splits["predict"], self.student.lm, further)
 
     def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
         """Generates answers; accuracy is that of real generation, the loss that of teacher forcing."""
@@ -383,6 +388,7 @@ class Method(pl.LightningModule):
             "method": self.name,
             "reasoning": self.reasoning,
             "latents": self.latents,
+            "settings": self.checkpoint_settings,
             "template": asdict(self.template),
             "optimizer": self.optimizer_settings,
         }
@@ -395,10 +401,5 @@ class Method(pl.LightningModule):
         """
         check_made_by(checkpoint, self.name)
         made = checkpoint["lori_pl"]
-        if (latents := made.get("latents", self.latents)) != self.latents:
-            raise LoriError(
-                f"the checkpoint was made with model.latents {latents}, and this run has {self.latents}; give the "
-                "config of its run (and --latents for another number in a test)"
-            )
-        check_template(made.get("template", {}), self.template, "the checkpoint")
+        check_student(made, self.latents, self.checkpoint_settings, self.template)
         self.resumed_settings = made.get("optimizer", [])

@@ -46,6 +46,32 @@ def check_template(saved: Mapping[str, Any], template: Template, place: str) -> 
         )
 
 
+def check_student(made: Mapping[str, Any], latents: int, settings: Mapping[str, Any], template: Template) -> None:
+    """Refuses a checkpoint of a student that thinks or reads otherwise than this run's.
+
+    Args:
+        made: What the checkpoint says of its student.
+        latents: This run's number of latents.
+        settings: This run's further arguments that make another student of the same weights.
+        template: This run's template.
+
+    Raises:
+        LoriError: Naming what differs, with both values.
+    """
+    if (before := made.get("latents", latents)) != latents:
+        raise LoriError(
+            f"the checkpoint was made with model.latents {before}, and this run has {latents}; give the config of its "
+            "run (and --latents for another number in a test)"
+        )
+    for name, value in made.get("settings", {}).items():
+        if name in settings and settings[name] != value:
+            raise LoriError(
+                f"the checkpoint was made with model.{name} {value}, and this run has {settings[name]}; give the "
+                "config of its run"
+            )
+    check_template(made.get("template", {}), template, "the checkpoint")
+
+
 def check_made_by(checkpoint: Mapping[str, Any], method: str) -> None:
     """Refuses a checkpoint of another method.
 

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lori_pl.alignment import Signals
+from lori_pl.alignment.distributed import mean_across_ranks
+from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, pad
 from lori_pl.errors import LoriError
 from lori_pl.methods.latent import LatentMethod
+from lori_pl.methods.losses import unused
 from lori_pl.methods.stages import StagedMethod, Stages
 from lori_pl.models.backbone import Backbone
 
@@ -87,13 +91,13 @@ class Coconut(StagedMethod, LatentMethod):
         if self.is_final:
             student = self.read_student(batch, *self.wanted)
             tokens = batch.target_mask.sum(1)
-            task = (student.losses * tokens).sum() / tokens.sum()
+            task = mean_across_ranks((student.losses * tokens).sum(), tokens.sum())
             return task, {"task": task}, student.signals
         assert batch.pieces is not None
         encoder, removed = self.student.encoder, self.removed
         rows, before = [], []
         for (_, rationale, answer), starts in zip(batch.pieces.parts, batch.pieces.starts, strict=True):
-            begin = starts[removed] if removed < len(starts) else len(rationale)
+            begin = 0 if not removed else starts[removed] if removed < len(starts) else len(rationale)
             rows.append(np.concatenate([encoder.eot, rationale[begin:], encoder.prompt, answer]))
             before.append(len(rows[-1]) - len(answer) - 1)
         ids, mask = (tensor.to(batch.question.device) for tensor in pad(rows, encoder.pad, left=False))
@@ -102,5 +106,25 @@ class Coconut(StagedMethod, LatentMethod):
         columns = torch.tensor(before, device=ids.device)[:, None]
         hidden, at_anchor = self.student.finish(state, ids, mask, 0, anchor, columns)
         losses = F.cross_entropy(self.student.logits(hidden).float().transpose(1, 2), ids[:, 1:], reduction="none")
-        task = (losses * mask[:, 1:]).sum() / mask[:, 1:].sum()
-        return task, {"task": task}, Signals(trajectory, None, at_anchor)
+        task = mean_across_ranks((losses * mask[:, 1:]).sum(), mask[:, 1:].sum())
+        # without latents the projector is not used
+        total = task if removed else task + unused(self.student.thought)
+        return total, {"task": task}, Signals(trajectory, None, at_anchor)
+
+    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
+        """The longest of all stages in training; the last stage's in validation."""
+        encoder, parts = self.student.encoder, split.student
+        fixed = parts.questions.lengths + parts.answers.lengths + len(encoder.bot) + len(encoder.suffix)
+        lengths = fixed + self.latents
+        if split.name == "train":
+            for removed in range(min(self.first_stage, self.latent_stages), self.latent_stages + 1):
+                left = parts.rationales.lengths - parts.step_columns(removed)
+                lengths = np.maximum(lengths, fixed + self.latents_a_step * removed + left)
+        what = f"question, up to {self.latents} latents, the steps that are left, answer prompt and answer"
+        return [(what, self.student.lm, lengths)]
+
+    @property
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """Also what a stage's number means."""
+        names = ("latents_a_step", "latent_stages", "first_stage")
+        return {**super().checkpoint_settings, **{name: getattr(self, name) for name in names}}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, Pieces, join_parts
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
@@ -80,6 +82,15 @@ class ICoTSI(StagedMethod):
             kind: Reasoning = "none" if self.is_final else "words"
             self.reasoner.settings = replace(self.reasoner.settings, reasoning=kind)
 
+    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
+        """The explicit ones: nothing is longer."""
+        return [("question, rationale, answer prompt and answer", self.student.lm, split.student.lengths())]
+
+    @property
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """Also what a stage's number means."""
+        return {**super().checkpoint_settings, "remove_all": self.remove_all, "side": self.side}
+
     def check_reasoning(self, reasoning: str, place: str) -> None:
         """Takes students of any stage."""
         if reasoning not in ("words", "none"):
@@ -106,7 +117,7 @@ class ICoTSI(StagedMethod):
 
     def task_losses(self, batch: PairedBatch) -> Tensor:
         """Explicit CoT's cross-entropy on what is left (B,); No-CoT's in the last stage."""
-        if self.is_final:
+        if self.student.reasoning == "none":
             return super().task_losses(batch)
         assert batch.pieces is not None
         left = join_parts(self.shortened(batch.pieces, self.offsets(batch)), self.student.encoder)

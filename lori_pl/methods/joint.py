@@ -15,6 +15,7 @@ from lori_pl.alignment import Signals
 from lori_pl.alignment.distributed import batch_deviation
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch
+from lori_pl.errors import LoriError
 from lori_pl.methods.latent import LatentMethod, StudentPass
 from lori_pl.models.attention import AttentionInputs, recorded_attention
 from lori_pl.models.backbone import Backbone
@@ -39,6 +40,8 @@ class JointMethod(LatentMethod):
 
     def __init__(self, backbone: Backbone, gamma: float = 1.0, **settings: Any) -> None:
         super().__init__(backbone, **settings)
+        if not gamma >= 0:
+            raise LoriError(f"model.gamma is {gamma}: give 0 or more")
         self.gamma = gamma
 
     @classmethod

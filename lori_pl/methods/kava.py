@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lori_pl.alignment.distributed import batch_deviation
+from lori_pl.alignment.precision import autocast_off
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
 from lori_pl.methods.latent import StudentPass
-from lori_pl.methods.losses import token_mean
 from lori_pl.methods.pccot import PCCoT
 from lori_pl.models.attention import AttentionInputs
 from lori_pl.models.backbone import Backbone
+from lori_pl.models.masks import slides
 
 Distance = Literal["smooth_l1", "l1", "mse"]
 _DISTANCES: dict[Distance, Callable[..., Tensor]] = {
@@ -67,9 +68,21 @@ class KaVa(PCCoT):
             raise LoriError(f"model.importance is {importance}: give a share, 0 to 1")
         if latents == 0:
             raise LoriError("model.latents is 0, so no keys and values could follow the teacher's; give 1 or more")
+        if not w_cache >= 0:
+            raise LoriError(f"model.w_cache is {w_cache}: give 0 or more")
         self.w_cache = w_cache
         self.importance = importance
         self.cache_distance: Distance = cache_distance
+
+    def configure_model(self) -> None:
+        """Builds the student.
+
+        Raises:
+            LoriError: If its cache forgets, so that latents do not stay where they were put.
+        """
+        super().configure_model()
+        if slides(self.student.lm.config.get_text_config()):
+            raise LoriError("KaVa reads the cache, and this model's forgets (sliding window): take another model")
 
     def further_losses(
         self, batch: PairedBatch, student: StudentPass, attention: list[AttentionInputs]
@@ -77,13 +90,16 @@ class KaVa(PCCoT):
         """The distances of keys and values."""
         rationale, asking = self._tokens(batch)
         latents = slice(batch.question.shape[1], batch.question.shape[1] + self.latents)
-        distances: dict[str, list[Tensor]] = {"keys": [], "values": []}
+        own: dict[str, list[Tensor]] = {"keys": [], "values": []}
+        targets: dict[str, list[Tensor]] = {"keys": [], "values": []}
         for layer, read in zip(student.state.cache.layers, attention, strict=True):
-            columns, real = select_tokens(read, rationale, asking, self.latents, self.importance)
-            for name, own, theirs in (("keys", layer.keys, read.key), ("values", layer.values, read.value)):
-                target = theirs.detach().gather(2, columns[..., None].expand(-1, -1, -1, theirs.shape[-1]))
-                distances[name].append(self._distance(own[:, :, latents].float(), target.float(), real))
-        return {name: (self.w_cache / 2, torch.stack(found).mean()) for name, found in distances.items()}
+            with autocast_off(rationale.device):
+                columns, real = select_tokens(read, rationale, asking, self.latents, self.importance)
+            for name, mine, theirs in (("keys", layer.keys, read.key), ("values", layer.values, read.value)):
+                index = columns[..., None].expand(-1, -1, -1, theirs.shape[-1])
+                own[name].append(mine[:, :, latents])
+                targets[name].append(theirs.detach().gather(2, index))
+        return {name: (self.w_cache / 2, self._distance(own[name], targets[name], real)) for name in own}
 
     def _tokens(self, batch: PairedBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Where the explicit sequences (B, T) have rationale tokens; columns (B, A) of answer tokens, and which are."""
@@ -95,11 +111,15 @@ class KaVa(PCCoT):
         behind = anchor + 1 + column[: batch.answer.shape[1] - batch.anchor - 1]
         return rationale, (behind.clamp_max(explicit.mask.shape[1] - 1), behind < end)
 
-    def _distance(self, own: Tensor, target: Tensor, real: Tensor) -> Tensor:
-        """Distance of (B, G, K, d) where (B, K) says that there is a token, over the deviation of what is followed."""
-        distance = _DISTANCES[self.cache_distance](own, target, reduction="none").mean((1, 3))
-        followed = target.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
-        return token_mean(distance, real).mean() / batch_deviation(followed[:, None], real.flatten())[0]
+    def _distance(self, own: list[Tensor], targets: list[Tensor], real: Tensor) -> Tensor:
+        """Distance of (B, G, K, d) of each layer, where (B, K) has a token, over the targets' deviation."""
+        followed = torch.stack(targets, dim=1).float()  # (B, L, G, K, d)
+        distance = _DISTANCES[self.cache_distance](torch.stack(own, dim=1).float(), followed, reduction="none")
+        by_token = distance.mean((2, 4)).transpose(1, 2)  # (B, K, L)
+        weight = real / real.sum(1, keepdim=True).clamp_min(1)
+        by_layer = torch.einsum("bkl,bk->bl", by_token, weight).mean(0)
+        rows = followed.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)  # (B K, L, G d)
+        return (by_layer / batch_deviation(rows, real.flatten())).mean()
 
 
 @torch.no_grad()

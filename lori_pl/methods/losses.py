@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch
 from lori_pl.models.reasoner import LatentReasoner
@@ -13,6 +14,12 @@ def token_mean(loss: Tensor, mask: Tensor) -> Tensor:
     """Averages token losses (B, T) over each problem's tokens in ``mask``: (B,)."""
     weight = mask.to(loss.dtype)
     return (loss * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+def unused(module: nn.Module) -> Tensor:
+    """Zero, with a gradient of zero for all that trains in ``module``: what a step leaves out would stall DDP."""
+    training = [parameter.sum() for parameter in module.parameters() if parameter.requires_grad]
+    return 0.0 * torch.stack(training).sum() if training else torch.zeros(())
 
 
 def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: PairedBatch) -> Tensor:

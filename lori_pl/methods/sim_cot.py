@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lori_pl.alignment import Signals
+from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, StepBatch, step_batch
+from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.coconut import Coconut
 from lori_pl.methods.codi import CODI
 from lori_pl.methods.latent import LatentMethod
+from lori_pl.methods.losses import unused
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.embeddings import head_logits
 from lori_pl.models.hidden import base_model
@@ -41,12 +45,13 @@ class StepDecoder(nn.Module):
     def forward(self, latents: Tensor, steps: StepBatch) -> Tensor:
         """Cross-entropy of every real token (M,) of the steps, from the latents (N, c, D) that stand for them."""
         embedded = self.lm.get_input_embeddings()(steps.ids[:, :-1])
-        first = self.bridge(latents).to(embedded.dtype)
+        first = self.bridge(latents.to(next(self.bridge.parameters(), latents).dtype)).to(embedded.dtype)
         before = steps.mask.new_ones(len(first), first.shape[1] - 1)
         inputs, mask = torch.cat([first, embedded], dim=1), torch.cat([before, steps.mask], dim=1)
         hidden = base_model(self.lm)(
             inputs_embeds=inputs,
             attention_mask=attention_mask(self.lm, mask, mask.shape[1], inputs.dtype),
+            position_ids=torch.arange(mask.shape[1], device=mask.device).expand(mask.shape),
             use_cache=False,
         ).last_hidden_state
         # the last latent predicts a step's first token
@@ -77,6 +82,8 @@ class StepSupervision(LatentMethod):
         super().__init__(backbone, **settings)
         if self.latents == 0:
             raise LoriError("model.latents is 0, so there is nothing that a step could be written from; give 1 or more")
+        if not w_steps >= 0:
+            raise LoriError(f"model.w_steps is {w_steps}: give 0 or more")
         self.decoder_backbone = decoder
         self.w_steps = w_steps
         self.decoder: StepDecoder | None = None
@@ -95,8 +102,33 @@ class StepSupervision(LatentMethod):
         if self.decoder_backbone is None:
             lm = prepare_training(self.load_backbone(tokenizer), self.backbone)
         else:
-            lm = prepare_training(load_causal_lm(self.decoder_backbone, tokenizer), self.decoder_backbone)
+            lm = prepare_training(self._load_decoder(self.decoder_backbone), self.decoder_backbone)
         self.decoder = StepDecoder(lm, self.student.hidden_size)
+
+    def _load_decoder(self, backbone: Backbone) -> PreTrainedModel:
+        tokenizer = self.student.tokenizer
+        if named := backbone.tokenizer or backbone.name:
+            theirs = load_tokenizer(named, False, backbone.revision)
+            if not theirs.get_vocab().items() <= tokenizer.get_vocab().items():
+                raise LoriError(
+                    f"model.decoder ({named}) has another tokenizer than the student, and is given the student's "
+                    "tokens; take a model of the same family"
+                )
+        return load_causal_lm(backbone, tokenizer)
+
+    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
+        """The method's and, in training, a whole rationale behind a step's latents, the most that the decoder reads."""
+        found = super().sequences(split)
+        if split.name == "train" and self.decoder is not None:
+            lengths = split.student.rationales.lengths + self.latents + 1
+            found.append(("latents and rationale", self.decoder.lm, lengths))
+        return found
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Leaves the decoder out where there is none to load it into: outside training."""
+        if self.decoder is None:
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith("decoder.")}
+        return super().load_state_dict(state_dict, strict, assign)
 
     def optimizer_parts(self) -> dict[str, nn.Module]:
         """The decoder gets groups of its own."""
@@ -110,8 +142,8 @@ class StepSupervision(LatentMethod):
         with self.collected_latents() as latents:
             total, parts, student = super().own_losses(batch)
         places, takes_rest = self.places
-        if not places:  # before the first latents come
-            return total, parts, student
+        if not places:  # before the first latents come, the decoder waits
+            return total + unused(self.decoder), parts, student
         steps = step_batch(batch.pieces, self.student.encoder, places, takes_rest)
         steps = move_data_to_device(steps, batch.question.device)
         grouped = torch.cat(latents, dim=1).unflatten(1, (places, -1))

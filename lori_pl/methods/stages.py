@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers import PreTrainedModel
 
-from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,7 +37,10 @@ class Stages:
     def __post_init__(self) -> None:
         """Checks the values."""
         if (self.steps is None) == (self.epochs is None):
-            raise LoriError("model.stages: give the length of a stage as steps or as epochs, one of the two")
+            raise LoriError(
+                f"model.stages has steps {self.steps} and epochs {self.epochs}: give the length of a stage as one of "
+                "the two, and set the other to null"
+            )
         if self.steps is not None and self.steps < 1:
             raise LoriError(f"model.stages.steps is {self.steps}: give 1 or more")
         if self.epochs is not None and not self.epochs > 0:
@@ -88,10 +92,11 @@ class StagedMethod(Method):
         """Begins a stage, or goes on with it."""
         self.stage = min(stage, self.final_stage)
 
-    def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
-        """The student's and the explicit ones, which are the longest in between."""
-        read = ("question, rationale, answer prompt and answer", self.student.lm, split.student.lengths())
-        return [*super().sequences(split), read]
+    def configure_model(self) -> None:
+        """Builds the student as it is in this stage; one from a folder stays as it was saved."""
+        super().configure_model()
+        if self.folder is None:
+            self.enter(self.stage)
 
     @property
     def steps_an_epoch(self) -> int:
@@ -100,9 +105,18 @@ class StagedMethod(Method):
         return max(1, int(np.ceil(batches / self.trainer.accumulate_grad_batches)))
 
     def on_train_start(self) -> None:
-        """Takes up the stage of a resumed run."""
+        """Takes up the stage of a resumed run, and warns of one that ends too early."""
         super().on_train_start()
         self.enter(self.stages.stage(self.trainer.global_step, self.steps_an_epoch))
+        total = self.trainer.estimated_stepping_batches
+        if np.isfinite(total) and self.stages.stage(int(total) - 1, self.steps_an_epoch) < self.final_stage:
+            first = int(np.ceil(self.stages.length(self.steps_an_epoch) * self.final_stage))
+            log.warning(
+                "training ends after %d steps, before the last stage, which begins at step %d: the student will still "
+                "write steps in words; shorten model.stages or train longer",
+                int(total),
+                first,
+            )
 
     def on_train_batch_start(self, batch: PairedBatch, batch_idx: int) -> None:
         """Begins the stage that this step belongs to."""

@@ -9,6 +9,9 @@ from typing import Any
 from lori_pl.alignment import Term
 from lori_pl.errors import LoriError
 
+RESERVED = frozenset({"task", "loss", "distillation", "teacher", "keys", "values", "steps", "stage"})
+"""What the methods call their own losses."""
+
 
 def weighs(term: Any, weights: Mapping[str, float]) -> bool:
     """Whether a term, or what a parsed config says of it, has a weight that is not zero under these overrides."""
@@ -35,7 +38,7 @@ def weighted_terms(terms: list[Term], weights: dict[str, float]) -> list[Term]:
                 f"{type(term).__name__}: needs is {sorted(term.needs)}; let it name 'trajectory', 'anchor' or both"
             )
         for name in term.weights:
-            if name in owners or name in ("task", "loss"):
+            if name in owners or name in RESERVED:
                 raise LoriError(f"model.terms: two terms give a loss named '{name}'; leave one out or rename its loss")
             owners[name] = term
     if unknown := sorted(set(weights) - set(owners)):

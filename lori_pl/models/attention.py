@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lori_pl.errors import LoriError
+
 
 @dataclass
 class AttentionInputs:
@@ -39,6 +41,9 @@ def recorded_attention(lm: PreTrainedModel) -> Iterator[list[AttentionInputs]]:
 
     Yields:
         One entry a layer and pass.
+
+    Raises:
+        LoriError: If the model ran and nothing was recorded.
     """
     name = lm.config.get_text_config()._attn_implementation
     plain = ALL_ATTENTION_FUNCTIONS.get(name)
@@ -56,3 +61,8 @@ def recorded_attention(lm: PreTrainedModel) -> Iterator[list[AttentionInputs]]:
         yield found
     finally:
         del ALL_ATTENTION_FUNCTIONS[name]
+    if not found:
+        raise LoriError(
+            f"{type(lm).__name__} does not take its attention from transformers' interface, so it cannot be read: take "
+            "another model"
+        )

@@ -29,7 +29,7 @@ def attention_mask(lm: PreTrainedModel, mask: Tensor, queries: int, dtype: torch
     """
     config = lm.config.get_text_config()
     kind = config._attn_implementation
-    if kind not in ("sdpa", "eager") or config.model_type in _OWN_MASKS or _slides(config):
+    if kind not in ("sdpa", "eager") or config.model_type in _OWN_MASKS or slides(config):
         return mask.long()
     column = torch.arange(mask.shape[1], device=mask.device)
     row = column[mask.shape[1] - queries :, None]
@@ -39,7 +39,8 @@ def attention_mask(lm: PreTrainedModel, mask: Tensor, queries: int, dtype: torch
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def _slides(config: object) -> bool:
+def slides(config: object) -> bool:
+    """Whether a model of this config has layers with a sliding window, whose cache forgets."""
     layers = getattr(config, "layer_types", None)
     if layers:
         return any(layer != "full_attention" for layer in layers)

@@ -359,7 +359,7 @@ class LatentReasoner(nn.Module):
         # a tokenizer may write the mark with other spaces than the template
         marks = (mark, self.tokenizer.decode(self.encoder.prompt))
         before, after = (part.strip() for part in self.template.answer.split("{answer}", 1))
-        if self.reasoning != "words":  # there the answer prompt was read, not written
+        if self.given[-len(self.encoder.prompt) :] == self.encoder.prompt:  # it was read, not written
             output = f"{mark} {output}"
         if after:
             output = output.strip().removesuffix(after)

@@ -203,9 +203,9 @@ class ParallelThought(Thought):
         self.placeholder = nn.Parameter(torch.randn(hidden) * embedding_rms, requires_grad=latents > 1)
 
     @property
-    def most(self) -> None:
-        """Any number of latents may be asked for."""
-        return None
+    def most(self) -> int | None:
+        """Any number of latents may be asked for, but of a single one, whose placeholder has learned nothing."""
+        return self.latents if self.latents < 2 else None
 
     def passes_of(self, latents: int) -> int:
         """T, whatever their number."""

@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.cli import main
+from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.sweep.cells import expand
 from lori_pl.sweep.specification import load_specification
@@ -71,6 +72,13 @@ def test_config_parses(parse: Parse, name: str):
     config = parse(*with_bases(name))
     assert config.model.class_path.startswith("lori_pl.methods.")
     assert lightning_commands.student_tokenizer(config.model)
+    check_stages(config)
+
+
+def check_stages(config: Namespace) -> None:
+    """The one group of options that parses and may yet contradict itself."""
+    if stages := config.model.init_args.get("stages"):
+        Stages(**stages.as_dict())
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -81,7 +89,7 @@ def test_sweep_reads_and_its_cells_parse(parse: Parse, monkeypatch: pytest.Monke
     for configs, cell in first_of_each.items():
         command = cell.command(Path("unused"))
         flags = [argument for argument in command[command.index("fit") + 1 :] if not argument.startswith("--config=")]
-        parse(*configs, *flags)
+        check_stages(parse(*configs, *flags))
 
 
 def test_every_file_stands_in_the_readme():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import BACKBONE, LORI_TERMS, assert_same, checkpoint
 
 from lori_pl import LatentReasoner
 from lori_pl.data import synthetic_problems
+from lori_pl.data.tokenizer import load_tokenizer
 
 STAGES = {"stages": {"steps": 2}}
 PEERS = {
@@ -34,9 +36,10 @@ def test_resumed_in_mid_stage_equals_uninterrupted(world, teacher, name):
     flags = ["--trainer.val_check_interval", "4", "--model.schedule.decay", "none", "--model.schedule.warmup", "0"]
     settings = arguments(name, teacher)
     assert world.fit(name, "whole", *flags, "--trainer.max_steps", "9", **settings) == 0
-    # a stage begins at step 4, another is under way at 5
-    assert world.fit(name, "parts", *flags, "--trainer.max_steps", "5", "--test_after_fit", "false", **settings) == 0
-    assert world.fit(name, "parts", *flags, "--ckpt_path", "last", "--trainer.max_steps", "9", **settings) == 0
+    # stages begin at steps 2 and 4: in the middle of one, and where one ends
+    for last in ("3", "4", "9"):
+        more = ["--ckpt_path", "last"] if last != "3" else []
+        assert world.fit(name, "parts", *flags, *more, "--trainer.max_steps", last, **settings) == 0
     whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
     assert whole["global_step"] == parts["global_step"] == 9
     assert_same(whole["state_dict"], parts["state_dict"])
@@ -50,8 +53,18 @@ def test_resumed_in_mid_stage_equals_uninterrupted(world, teacher, name):
     assert len(student.answer(questions, max_new_tokens=4)) == 3
     tested = ["--ckpt_path", str(world.folder / "whole" / "student")]
     assert world.run("test", *tested, method=name, root="tested", **settings) == 0
-    again = json.loads((world.folder / "tested" / "summary.json").read_text())["methods"][label]
-    assert again["accuracy"] == summary["methods"][label]["accuracy"]
+    best = str(world.folder / "whole" / "checkpoints" / "best.ckpt")
+    assert world.run("test", "--ckpt_path", best, method=name, root="again", **settings) == 0
+    for folder in ("tested", "again"):
+        found = json.loads((world.folder / folder / "summary.json").read_text())["methods"][label]
+        assert found["accuracy"] == summary["methods"][label]["accuracy"]
+        assert found["passes"] == summary["methods"][label]["passes"]
+    # an exported checkpoint is the student that the run left
+    exported = str(world.folder / "exported")
+    assert world.run("export", "--ckpt_path", best, "--folder", exported, method=name, **settings) == 0
+    other = LatentReasoner.from_pretrained(exported)
+    assert (other.settings, other.given) == (student.settings, student.given)
+    assert_same(dict(other.state_dict()), dict(student.state_dict()))
 
 
 @pytest.mark.parametrize("name", LATENT)
@@ -72,6 +85,49 @@ def test_the_best_checkpoint_of_a_staged_method_is_one_of_its_last_stage(world, 
     # stages of two steps: 1, 2 and the last, which begins at step 4
     assert best["lori_pl"]["stage"] == 2
     assert best["global_step"] > 4
+
+
+def test_the_best_checkpoint_is_one_of_the_last_stage_when_epochs_are_validated(world, teacher):
+    settings = arguments("Coconut", teacher) | {"stages": {"epochs": 1}}
+    flags = [
+        "--trainer.val_check_interval",
+        "1.0",
+        "--trainer.check_val_every_n_epoch",
+        "1",
+        "--trainer.max_steps",
+        "-1",
+    ]
+    assert world.fit("Coconut", "run", *flags, "--trainer.max_epochs", "4", **settings) == 0
+    best = checkpoint(world.folder / "run", "best.ckpt")
+    assert best["lori_pl"]["stage"] == 2
+    assert best["global_step"] > 16
+
+
+def test_a_run_that_ends_before_its_last_stage_is_warned_of(world, teacher, caplog):
+    flags = ["--trainer.max_steps", "4", "--test_after_fit", "false"]
+    assert world.fit("Coconut", "run", *flags, **arguments("Coconut", teacher)) == 0
+    assert "training ends after 4 steps, before the last stage, which begins at step 4" in caplog.text
+
+
+def test_another_student_of_the_same_weights_is_refused(world, teacher, capsys):
+    flags = ["--trainer.max_steps", "2", "--test_after_fit", "false"]
+    last = str(world.folder / "pccot" / "checkpoints" / "last.ckpt")
+    settings = arguments("PCCoT", teacher)
+    assert world.fit("PCCoT", "pccot", *flags, **settings) == 0
+    capsys.readouterr()
+    assert world.run("test", "--ckpt_path", last, method="PCCoT", root="tested", **settings | {"passes": 1}) == 2
+    assert "made with model.passes 2, and this run has 1" in capsys.readouterr().err
+
+
+def test_a_decoder_of_another_tokenizer_is_refused(world, teacher, capsys, tmp_path):
+    other = tmp_path / "other"
+    tokenizer = load_tokenizer("synthetic", False)
+    extended = copy.deepcopy(tokenizer)
+    extended.add_tokens(["quokka"])
+    extended.save_pretrained(other)
+    settings = arguments("SIMCoT", teacher) | {"decoder": {**BACKBONE, "tokenizer": str(other)}}
+    assert world.fit("SIMCoT", "run", **settings) == 2
+    assert "has another tokenizer than the student" in capsys.readouterr().err
 
 
 def test_a_checkpoint_in_mid_stage_is_tested_as_it_stands(world, teacher, capsys):

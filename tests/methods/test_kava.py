@@ -150,6 +150,30 @@ def test_the_token_that_is_asked_for_and_the_one_that_is_new_are_kept():
     assert not none.any()
 
 
+def test_the_choice_is_made_in_full_precision_under_autocast():
+    method = build(latents=4, passes=2)
+    batch = batch_of(method, [0, 1, 2, 3])
+    plain = method.losses(batch)[1]["keys"]
+    chosen = []
+    original = torch.Tensor.topk
+
+    def spy(self, *args, **keywords):
+        chosen.append(self.dtype)
+        return original(self, *args, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(torch.Tensor, "topk", spy)
+        mixed = method.losses(batch)[1]["keys"]
+    assert chosen == [torch.float32] * 2
+    assert_close(mixed, plain, atol=0.02, rtol=0.02)
+
+
+def test_models_whose_cache_forgets_are_refused():
+    config = {**TINY, "model_type": "mistral", "sliding_window": 8, "num_key_value_heads": 2}
+    with pytest.raises(LoriError, match="sliding window"):
+        build(config=config)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"), [({"importance": 1.5}, "importance is 1.5"), ({"latents": 0}, "latents is 0")]
 )

@@ -1,4 +1,7 @@
-"""A training step never waits for the device: on the meta device whatever would have to read a value is an error."""
+"""A training step never waits for what the device computes: on the meta device, reading a value is an error.
+
+Copies to the device are no part of it: Coconut, iCoT-SI and SIM-CoT cut their sequences on the host.
+"""
 
 from __future__ import annotations
 
