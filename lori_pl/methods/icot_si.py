@@ -8,16 +8,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, Pieces, join_parts
-from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.methods.losses import explicit_cross_entropy
-from lori_pl.methods.optimization import Schedule
 from lori_pl.methods.stages import StagedMethod, Stages
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.thought import Reasoning
@@ -36,10 +33,7 @@ class ICoTSI(StagedMethod):
         remove_all: Beyond so many tokens everything goes.
         side: The end of the rationale that tokens are taken from.
         smoothing: The rate of the random offset o; ``null`` for none.
-        template: How problems become text; the command line takes it from ``data.template``.
-        optimizer: Optimiser.
-        schedule: Learning rate by step.
-        max_new_tokens: Most tokens generated for an answer in evaluation.
+        settings: As in `Method`.
 
     Raises:
         LoriError: If a value is out of range.
@@ -55,12 +49,9 @@ class ICoTSI(StagedMethod):
         remove_all: int = 39,
         side: Literal["left", "right"] = "left",
         smoothing: float | None = 4.0,
-        template: Template | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
-        max_new_tokens: int = 64,
+        **settings: Any,
     ) -> None:
-        super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
+        super().__init__(backbone, **settings)
         if remove_all < 0:
             raise LoriError(f"model.remove_all is {remove_all}: give 0 or more")
         if smoothing is not None and not smoothing > 0:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch
+from lori_pl.models.masks import positions
 from lori_pl.models.reasoner import LatentReasoner
 
 
@@ -41,8 +42,7 @@ def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: Paired
 
 def explicit_cross_entropy(reasoner: LatentReasoner, batch: ExplicitBatch) -> Tensor:
     """Cross-entropy on rationale, answer prompt, answer and end token (B,); the head sees only those positions."""
-    position = (batch.mask.long().cumsum(1) - 1).clamp_min(0)
-    hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, position, None)
+    hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, positions(batch.mask), None)
     logits = reasoner.logits(hidden.flatten(0, 1)[batch.target_index - 1]).float()
     loss = F.cross_entropy(logits, batch.ids.flatten()[batch.target_index], reduction="none")
     problems, width = batch.ids.shape

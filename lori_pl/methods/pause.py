@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from lightning.pytorch.cli import OptimizerCallable
+from typing import Any
 
-from lori_pl.data.template import Template
 from lori_pl.methods.base import Method
-from lori_pl.methods.optimization import Schedule
 from lori_pl.models.backbone import Backbone
 
 
@@ -17,10 +14,7 @@ class Pause(Method):
     Args:
         backbone: The student's language model.
         latents: Number of fillers K.
-        template: How problems become text; the command line takes it from ``data.template``.
-        optimizer: Optimiser.
-        schedule: Learning rate by step.
-        max_new_tokens: Most tokens generated for an answer in evaluation.
+        settings: As in `Method`.
     """
 
     name = "pause"
@@ -30,10 +24,7 @@ class Pause(Method):
         self,
         backbone: Backbone,
         latents: int = 5,
-        template: Template | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
-        max_new_tokens: int = 64,
+        **settings: Any,
     ) -> None:
-        super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
+        super().__init__(backbone, **settings)
         self.latents = latents

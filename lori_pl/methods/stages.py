@@ -104,12 +104,16 @@ class StagedMethod(Method):
         batches = float(self.trainer.num_training_batches)
         return max(1, int(np.ceil(batches / self.trainer.accumulate_grad_batches)))
 
+    def stage_at(self, step: int) -> int:
+        """The stage that optimiser step ``step``, from 0, belongs to."""
+        return min(self.stages.stage(step, self.steps_an_epoch), self.final_stage)
+
     def on_train_start(self) -> None:
         """Takes up the stage of a resumed run, and warns of one that ends too early."""
         super().on_train_start()
-        self.enter(self.stages.stage(self.trainer.global_step, self.steps_an_epoch))
+        self.enter(self.stage_at(self.trainer.global_step))
         total = self.trainer.estimated_stepping_batches
-        if np.isfinite(total) and self.stages.stage(int(total) - 1, self.steps_an_epoch) < self.final_stage:
+        if np.isfinite(total) and self.stage_at(int(total) - 1) < self.final_stage:
             first = int(np.ceil(self.stages.length(self.steps_an_epoch) * self.final_stage))
             log.warning(
                 "training ends after %d steps, before the last stage, which begins at step %d: the student will still "
@@ -122,18 +126,13 @@ class StagedMethod(Method):
         """Begins the stage that this step belongs to."""
         super().on_train_batch_start(batch, batch_idx)
         step = self.trainer.global_step
-        now = min(self.stages.stage(step, self.steps_an_epoch), self.final_stage)
-        if step and self.is_first_of_its_step(batch_idx):
-            before = min(self.stages.stage(step - 1, self.steps_an_epoch), self.final_stage)
-            if now != before and self.stages.reset_optimizer:
-                optimizer: Any = self.optimizers(use_pl_optimizer=False)
-                optimizer.state = defaultdict(dict)
-        self.enter(now)
+        begins = step > 0 and self.stage_at(step) != self.stage_at(step - 1)
+        # once a step: not again for the gradients that are accumulated
+        if begins and self.stages.reset_optimizer and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            optimizer.state = defaultdict(dict)
+        self.enter(self.stage_at(step))
         self.log("train/stage", float(self.stage), batch_size=len(batch.index))
-
-    def is_first_of_its_step(self, batch_idx: int) -> bool:
-        """Whether no gradient of this optimiser step has been accumulated yet."""
-        return batch_idx % self.trainer.accumulate_grad_batches == 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also notes the stage."""

@@ -39,6 +39,11 @@ def attention_mask(lm: PreTrainedModel, mask: Tensor, queries: int, dtype: torch
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
+def positions(mask: Tensor) -> Tensor:
+    """Position ids (B, T) of the tokens of ``mask`` (B, T), padding on either side."""
+    return (mask.long().cumsum(1) - 1).clamp_min(0)
+
+
 def slides(config: object) -> bool:
     """Whether a model of this config has layers with a sliding window, whose cache forgets."""
     layers = getattr(config, "layer_types", None)

@@ -18,7 +18,7 @@ from lori_pl.errors import LoriError
 from lori_pl.models.backbone import DType, base_model, frozen, head_logits
 from lori_pl.models.generation import Generation, Stopwatch, generate
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
-from lori_pl.models.masks import attention_mask
+from lori_pl.models.masks import attention_mask, positions
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 
 
@@ -187,7 +187,7 @@ class LatentReasoner(nn.Module):
         Only a model with a sliding window needs it on the left, as batches have it: such a window counts columns.
         """
         mask = mask.bool()
-        position = (mask.cumsum(1) - 1).clamp_min(0)
+        position = positions(mask)
         cache = DynamicCache(config=self.lm.config)
         hidden = self.run(inputs, mask, position, cache)
         columns = torch.arange(mask.shape[1], device=mask.device)

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from lori_pl.data.pairing import ExplicitBatch
 from lori_pl.models.backbone import frozen
 from lori_pl.models.hidden import LayerSelection, base_model, record_hidden, stack_layers, take
-from lori_pl.models.masks import attention_mask
+from lori_pl.models.masks import attention_mask, positions
 
 
 def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: LayerSelection) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: Layer
         base_model(lm)(
             input_ids=batch.ids,
             attention_mask=attention_mask(lm, batch.mask, batch.mask.shape[1], lm.dtype),
-            position_ids=(batch.mask.long().cumsum(1) - 1).clamp_min(0),
+            position_ids=positions(batch.mask),
             use_cache=False,
         )
     states = stack_layers(records)

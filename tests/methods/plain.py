@@ -14,6 +14,9 @@ from torch import Tensor
 
 from lori_pl.data.pairing import EncodedProblems, PairedBatch, paired_batch
 from lori_pl.data.synthetic import synthetic_problems
+from lori_pl.data.template import Template
+from lori_pl.methods.distillation import Distillation
+from lori_pl.models.backbone import Backbone, LoRA
 
 TINY: dict[str, Any] = {
     "model_type": "llama",
@@ -25,6 +28,17 @@ TINY: dict[str, Any] = {
     "initializer_range": 0.3,
     "tie_word_embeddings": True,
 }
+
+
+def build(kind: Any, config: dict[str, Any] = TINY, lora: LoRA | None = None, **settings: Any) -> Any:
+    """A method of random weights that needs no folder."""
+    torch.manual_seed(0)
+    backbone = Backbone(tokenizer="synthetic", config=config, lora=lora, attention=settings.pop("attention", None))
+    if issubclass(kind, Distillation):
+        settings["student_init"] = "base"
+    method = kind(backbone, **{"template": Template()} | settings)
+    method.configure_model()
+    return method
 
 
 def batch_of(method: Any, rows: list[int], swap: bool = False, pieces: bool = False) -> PairedBatch:

@@ -6,14 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain import TINY, batch_of, joint_losses, together
+from plain import build as plain_build
 from torch.testing import assert_close
 
-from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.methods import KaVa, PCCoT
 from lori_pl.methods.kava import select_tokens
 from lori_pl.models.attention import AttentionInputs, recorded_attention
-from lori_pl.models.backbone import Backbone
 
 GQA = {**TINY, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 GPT2 = {
@@ -29,12 +28,8 @@ GPT2 = {
 }
 
 
-def build(kind=KaVa, config=TINY, attention=None, **settings):
-    torch.manual_seed(0)
-    backbone = Backbone(tokenizer="synthetic", config=config, attention=attention)
-    method = kind(backbone, student_init="base", template=Template(), **settings)
-    method.configure_model()
-    return method
+def build(kind=KaVa, **settings):
+    return plain_build(kind, **settings)
 
 
 def teacher(method, batch, row):

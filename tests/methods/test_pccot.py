@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain import TINY, batch_of, joint_losses
+from plain import batch_of, build, joint_losses
 from torch.testing import assert_close
 
-from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.methods import CODI, PCCoT
-from lori_pl.models.backbone import Backbone
-
-
-def build(kind=PCCoT, **settings):
-    torch.manual_seed(0)
-    backbone = Backbone(tokenizer="synthetic", config=TINY)
-    method = kind(backbone, student_init="base", template=Template(), **settings)
-    method.configure_model()
-    return method
 
 
 @pytest.mark.parametrize(("latents", "passes"), [(1, 1), (4, 1), (4, 3), (2, 5)])
 def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, passes):
-    method = build(latents=latents, passes=passes, gamma=1.5)
+    method = build(PCCoT, latents=latents, passes=passes, gamma=1.5)
     batch = batch_of(method, [0, 1, 2])
     total, parts = method.losses(batch)
     expected = joint_losses(method, batch, 1)
@@ -37,7 +27,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, passes):
 
 
 def test_with_as_many_passes_as_latents_it_is_codi():
-    method, codi = build(latents=3, passes=3), build(CODI, latents=3)
+    method, codi = build(PCCoT, latents=3, passes=3), build(CODI, latents=3)
     codi.student.thought.projector.load_state_dict(method.student.thought.projector.state_dict())
     batch = batch_of(method, [0, 1, 2])
     (total, parts), (other, others) = method.losses(batch), codi.losses(batch)
@@ -48,4 +38,4 @@ def test_with_as_many_passes_as_latents_it_is_codi():
 
 def test_no_pass_is_refused():
     with pytest.raises(LoriError, match=r"model\.passes is 0: give 1 or more"):
-        build(passes=0)
+        build(PCCoT, passes=0)

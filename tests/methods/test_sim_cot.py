@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from plain import TINY, batch_of, cross_entropy, joint_losses, one_by_one, states, student
+from plain import TINY, batch_of, build, cross_entropy, joint_losses, one_by_one, states, student
 from torch.testing import assert_close
 
 from lori_pl.data.template import Template
@@ -14,14 +14,6 @@ from lori_pl.errors import LoriError
 from lori_pl.methods import CODI, SIMCoT, SIMCoTCoconut
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone
-
-
-def build(kind=SIMCoT, **settings):
-    torch.manual_seed(0)
-    backbone = Backbone(tokenizer="synthetic", config=TINY)
-    method = kind(backbone, student_init="base", template=Template(), **settings)
-    method.configure_model()
-    return method
 
 
 def steps_of(method, batch, row, most):
@@ -39,7 +31,7 @@ def steps_of(method, batch, row, most):
 @pytest.mark.parametrize("width", [16, 24])
 def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, width):
     decoder = None if width == 16 else Backbone(config={**TINY, "hidden_size": width})
-    method = build(latents=latents, gamma=1.5, w_steps=0.5, decoder=decoder)
+    method = build(SIMCoT, latents=latents, gamma=1.5, w_steps=0.5, decoder=decoder)
     batch = batch_of(method, [0, 1, 2], pieces=True)
     total, parts = method.losses(batch)
     expected = joint_losses(method, batch, 1)
@@ -97,14 +89,14 @@ def test_on_coconut_each_stage_s_latents_write_the_steps_that_they_took_away(sta
 
 
 def test_without_the_steps_it_is_codi_and_the_student_the_same():
-    method, codi = build(latents=2, w_steps=0.0), build(CODI, latents=2)
+    method, codi = build(SIMCoT, latents=2, w_steps=0.0), build(CODI, latents=2)
     batch = batch_of(method, [0, 1], pieces=True)
     assert_close(method.losses(batch)[0], codi.losses(batch)[0])
     assert not any("decoder" in name for name in method.student.state_dict())
 
 
 def test_the_steps_teach_the_latents():
-    method = build(latents=2)
+    method = build(SIMCoT, latents=2)
     _, parts = method.losses(batch_of(method, [0, 1], pieces=True))
     projector = method.student.thought.projector.layers[0].weight
     (gradient,) = torch.autograd.grad(parts["steps"], [projector])
@@ -121,4 +113,4 @@ def test_a_student_that_is_only_tested_has_no_decoder():
 
 def test_no_latents_are_refused():
     with pytest.raises(LoriError, match=r"model\.latents is 0"):
-        build(latents=0)
+        build(SIMCoT, latents=0)

@@ -6,26 +6,14 @@ import math
 
 import pytest
 import torch
-from plain import TINY, batch_of, cross_entropy, one_by_one, states
+from plain import batch_of, build, cross_entropy, one_by_one, states
 from torch.testing import assert_close
 
-from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.methods import Coconut, ExplicitCoT, ICoTSI, LoRi, NoCoT
 from lori_pl.methods.stages import Stages
-from lori_pl.models.backbone import Backbone
 
 STAGES = Stages(steps=3)
-
-
-def build(kind, **settings):
-    torch.manual_seed(0)
-    backbone = Backbone(tokenizer="synthetic", config=TINY)
-    if kind in (Coconut, LoRi):
-        settings["student_init"] = "base"
-    method = kind(backbone, template=Template(), **settings)
-    method.configure_model()
-    return method
 
 
 def tokens_of(method, batch, row):
