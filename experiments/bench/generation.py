@@ -35,7 +35,7 @@ def main() -> None:
     def ours() -> None:
         for batch in batches:
             made = reasoner.generate(batch.question, batch.question_mask, max_new_tokens=TOKENS)
-            assert int(made.passes[0]) == 1 + LATENTS + TOKENS
+            assert int(made.passes[0]) == LATENTS + TOKENS
 
     @torch.no_grad()
     def bare() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
             rows, width = batch.question.shape
             mask = batch.question_mask.long()
             cache = DynamicCache(config=lm.config)
-            widths = [width, *[1] * LATENTS, suffix, *[1] * (TOKENS - 1)]
+            widths = [width, *[1] * (LATENTS - 1), 1 + suffix, *[1] * (TOKENS - 1)]
             token = torch.randint(400, VOCABULARY, (rows, 1))
             for number, size in enumerate(widths):
                 ids = batch.question if number == 0 else token.expand(rows, size)
@@ -52,7 +52,7 @@ def main() -> None:
                 hidden = base_model(lm)(
                     input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
                 ).last_hidden_state
-                if number > LATENTS:
+                if number >= LATENTS:
                     token = lm.get_output_embeddings()(hidden[:, -1]).argmax(-1, keepdim=True)
 
     generated, passes = in_turns([ours, bare], arguments.rounds)

@@ -218,9 +218,10 @@ class Method(pl.LightningModule):
 
     def task_losses(self, batch: PairedBatch) -> Tensor:
         """Cross-entropy on each problem's answer (B,), after the thought."""
-        state, _ = self.student.think(batch.question, batch.question_mask)
-        hidden, _ = self.student.finish(state, batch.answer, batch.answer_mask, batch.anchor)
-        return answer_cross_entropy(self.student, hidden, batch)
+        found = self.student.read_pair(
+            batch.question, batch.question_mask, batch.answer, batch.answer_mask, batch.anchor
+        )
+        return answer_cross_entropy(self.student, found.hidden, batch)
 
     def training_step(self, batch: PairedBatch, batch_idx: int) -> dict[str, Any]:
         """One step; every part of the loss is logged."""

@@ -101,15 +101,15 @@ class Coconut(StagedMethod, LatentMethod):
             rows.append(np.concatenate([encoder.eot, rationale[begin:], encoder.prompt, answer]))
             before.append(len(rows[-1]) - len(answer) - 1)
         ids, mask = (tensor.to(batch.question.device) for tensor in pad(rows, encoder.pad, left=False))
-        latents, anchor = self.wanted
-        state, trajectory = self.student.think(batch.question, batch.question_mask, record=latents)
         columns = torch.tensor(before, device=ids.device)[:, None]
-        hidden, at_anchor = self.student.finish(state, ids, mask, 0, anchor, columns)
-        losses = F.cross_entropy(self.student.logits(hidden).float().transpose(1, 2), ids[:, 1:], reduction="none")
+        found = self.student.read_pair(batch.question, batch.question_mask, ids, mask, 0, *self.wanted, columns)
+        losses = F.cross_entropy(
+            self.student.logits(found.hidden).float().transpose(1, 2), ids[:, 1:], reduction="none"
+        )
         task = mean_across_ranks((losses * mask[:, 1:]).sum(), mask[:, 1:].sum())
         # without latents the projector is not used
         total = task if removed else task + unused(self.student.thought)
-        return total, {"task": task}, Signals(trajectory, None, at_anchor)
+        return total, {"task": task}, Signals(found.trajectory, None, found.anchor)
 
     def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
         """The longest of all stages in training; the last stage's in validation."""

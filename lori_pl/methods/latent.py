@@ -16,7 +16,7 @@ from lori_pl.methods.distillation import Distillation
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
-from lori_pl.models.reasoner import DecodingState
+from lori_pl.models.state import DecodingState
 from lori_pl.models.thought import LatentScale, Reasoning, ThoughtSettings
 
 
@@ -97,10 +97,11 @@ class LatentMethod(Distillation):
             trajectory: Layers whose states at the latents are wanted.
             anchor: Layers whose states at the anchor are wanted.
         """
-        state, states = self.student.think(batch.question, batch.question_mask, record=trajectory)
-        hidden, at_anchor = self.student.finish(state, batch.answer, batch.answer_mask, batch.anchor, anchor)
-        losses = answer_cross_entropy(self.student, hidden, batch)
-        return StudentPass(losses, Signals(states, None, at_anchor), state)
+        found = self.student.read_pair(
+            batch.question, batch.question_mask, batch.answer, batch.answer_mask, batch.anchor, trajectory, anchor
+        )
+        losses = answer_cross_entropy(self.student, found.hidden, batch)
+        return StudentPass(losses, Signals(found.trajectory, None, found.anchor), found.state)
 
     def read_words(self, batch: PairedBatch, anchor: LayerSelection) -> tuple[Tensor, Tensor]:
         """The student's own explicit sequence: question, rationale and answer in words.

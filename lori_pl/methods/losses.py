@@ -42,8 +42,9 @@ def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: Paired
 
 def explicit_cross_entropy(reasoner: LatentReasoner, batch: ExplicitBatch) -> Tensor:
     """Cross-entropy on rationale, answer prompt, answer and end token (B,); the head sees only those positions."""
-    hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, positions(batch.mask), None)
-    logits = reasoner.logits(hidden.flatten(0, 1)[batch.target_index - 1]).float()
+    predicting = batch.target_index - 1
+    hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, positions(batch.mask), None, predicting)
+    logits = reasoner.logits(hidden.flatten(0, 1)[predicting]).float()
     loss = F.cross_entropy(logits, batch.ids.flatten()[batch.target_index], reduction="none")
     problems, width = batch.ids.shape
     # the weights are those of a mean over the batch

@@ -18,6 +18,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lori_pl.models.hidden import decoder_layers
+from lori_pl.models.trimming import mlp_at
 
 Piece = tuple[Tensor, Tensor]
 
@@ -64,7 +65,13 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def _checkpointed(layer: nn.Module, *args: Any, **keywords: Any) -> Any:
-    forward: Any = layer.plain_forward
+    plain: Any = layer.plain_forward
+    tokens = vars(layer).get("mlp_tokens")
+
+    def forward(*args: Any, **keywords: Any) -> Any:
+        with mlp_at(layer, tokens):
+            return plain(*args, **keywords)
+
     if not (layer.training and torch.is_grad_enabled()):
         return forward(*args, **keywords)
     # the cache comes by name (LLaMA) or in second place (GPT-2)

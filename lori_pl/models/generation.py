@@ -92,7 +92,7 @@ def generate(
     """Generates the answers of a batch; arguments as in :meth:`LatentReasoner.generate`.
 
     What is known before the first token is fed as early as possible: No-CoT's answer prompt and the pause method's
-    fillers go in with the question, so their prompt is one pass.
+    fillers go in with the question, so their prompt is one pass; the last latent goes in with the answer prompt.
     """
     if max_new_tokens < 1:
         raise LoriError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
@@ -120,7 +120,7 @@ def generate(
         if stopwatch is not None:
             stopwatch.mark("thought")
         state = reasoner.extend(state, reasoner.embed(prefix.expand(batch, -1)))
-        before = 2 + passes
+        before = 1 + passes
     else:
         parts = [reasoner.embed(question), reasoner.embed(prefix.expand(batch, -1))]
         if (fillers := thought.embeddings(batch, latents)) is not None:

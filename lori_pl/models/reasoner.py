@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,36 +19,9 @@ from lori_pl.models.backbone import DType, base_model, frozen, head_logits
 from lori_pl.models.generation import Generation, Stopwatch, generate
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
 from lori_pl.models.masks import attention_mask, positions
+from lori_pl.models.state import DecodingState, Reading
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
-
-
-@dataclass
-class DecodingState:
-    """Where a batch stands: what was read, and the last hidden state.
-
-    Args:
-        cache: Keys and values of all tokens so far.
-        mask: (B, S) true at real tokens of the cache.
-        position: (B,) position id of the last real token.
-        hidden: (B, 1, D) last hidden state (after the final norm) at the last real token.
-    """
-
-    cache: Cache
-    mask: Tensor
-    position: Tensor
-    hidden: Tensor
-
-    def fork(self) -> DecodingState:
-        """Gives a state of the same content, whose cache grows apart from this one's."""
-        cache = copy.copy(self.cache)
-        # passes put new tensors into a layer of the cache and never write into the old
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return replace(self, cache=cache)
-
-    def select(self, rows: Tensor) -> DecodingState:
-        """Gives the state of some rows (N,); the cache, which is cut in place, serves it alone."""
-        self.cache.batch_select_indices(rows)
-        return DecodingState(self.cache, self.mask[rows], self.position[rows], self.hidden[rows])
+from lori_pl.models.trimming import last_mlp_at
 
 
 @dataclass(frozen=True)
@@ -158,7 +131,9 @@ class LatentReasoner(nn.Module):
         ids = torch.tensor(self.encoder.bot + self.encoder.eot, device=hidden.device)
         return head_logits(self.lm, hidden, (ids, self.markers))
 
-    def run(self, inputs: Tensor, mask: Tensor, position: Tensor, cache: Cache | None) -> Tensor:
+    def run(
+        self, inputs: Tensor, mask: Tensor, position: Tensor, cache: Cache | None, read: Tensor | None = None
+    ) -> Tensor:
         """One backbone pass without the head.
 
         Args:
@@ -166,18 +141,21 @@ class LatentReasoner(nn.Module):
             mask: (B, S + n) true at real tokens, those in the cache first.
             position: (B, n) position ids.
             cache: Keys and values of the S tokens before, extended in place; ``None`` to keep none.
+            read: (N,) numbers, in the flattened (B, n), of the tokens whose last hidden state is wanted; ``None`` for
+                all.
 
         Returns:
-            (B, n, D) last hidden states, after the final norm.
+            (B, n, D) last hidden states, after the final norm; without meaning at tokens that are not wanted.
         """
         inputs = inputs.to(self.lm.dtype) if not torch.is_autocast_enabled(inputs.device.type) else inputs
-        output = base_model(self.lm)(
-            inputs_embeds=inputs,
-            attention_mask=attention_mask(self.lm, mask, inputs.shape[1], inputs.dtype),
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        with last_mlp_at(self.lm, read):
+            output = base_model(self.lm)(
+                inputs_embeds=inputs,
+                attention_mask=attention_mask(self.lm, mask, inputs.shape[1], inputs.dtype),
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -189,10 +167,10 @@ class LatentReasoner(nn.Module):
         mask = mask.bool()
         position = positions(mask)
         cache = DynamicCache(config=self.lm.config)
-        hidden = self.run(inputs, mask, position, cache)
         columns = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, columns, 0).amax(1)
         rows = torch.arange(mask.shape[0], device=mask.device)
+        hidden = self.run(inputs, mask, position, cache, rows * mask.shape[1] + last)
         return DecodingState(cache, mask, position[rows, last], hidden[rows, last][:, None])
 
     def extend(self, state: DecodingState, inputs: Tensor) -> DecodingState:
@@ -200,12 +178,18 @@ class LatentReasoner(nn.Module):
         return self.append(state, inputs)[0]
 
     def append(self, state: DecodingState, inputs: Tensor) -> tuple[DecodingState, Tensor]:
-        """As :meth:`extend`, and also gives the last hidden states (B, n, D) of all that was appended."""
+        """As :meth:`extend`, and also gives the last hidden states of all that was read, what was held first."""
+        if state.held is not None:
+            inputs = torch.cat([state.held, inputs.to(state.held.dtype)], dim=1)
         batch, n = inputs.shape[:2]
         mask = torch.cat([state.mask, state.mask.new_ones(batch, n)], dim=1)
         position = state.position[:, None] + torch.arange(1, n + 1, device=inputs.device)
         hidden = self.run(inputs, mask, position, state.cache)
         return DecodingState(state.cache, mask, position[:, -1], hidden[:, -1:]), hidden
+
+    def settle(self, state: DecodingState) -> DecodingState:
+        """Reads what a state holds, where nothing is to follow it yet."""
+        return state if state.held is None else self.extend(state, state.held[:, :0])
 
     def think(
         self, question: Tensor, question_mask: Tensor, latents: int | None = None, record: LayerSelection | None = None
@@ -226,55 +210,70 @@ class LatentReasoner(nn.Module):
         """
         latents = self.thought.count(latents)
         state = self.read(self.embed(question), question_mask)
-        if record is None or latents == 0:
-            return self.thought.extend(self, state, latents), None
-        layers = record.resolve(self.depth)
-        with record_hidden(self.lm, layers, record.final_norm, lambda hidden: hidden) as records:
-            state = self.thought.extend(self, state, latents)
-        # of latents that several passes update, the last pass counts
-        return state, stack_layers(records)[:, :, -latents:]
+        with self._recorded(record if latents else None) as found:
+            state = self.settle(self.thought.extend(self, state, latents))
+        return state, None if found is None else stack_layers(found)[:, :, -latents:]
 
-    def finish(
+    def read_pair(
         self,
-        state: DecodingState,
+        question: Tensor,
+        question_mask: Tensor,
         answer: Tensor,
         answer_mask: Tensor,
         anchor: int,
-        record: LayerSelection | None = None,
+        trajectory: LayerSelection | None = None,
+        at_anchor: LayerSelection | None = None,
         columns: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Reads the answer part under teacher forcing, after a thought.
+    ) -> Reading:
+        """Reads the question, thinks, and reads the answer part under teacher forcing.
+
+        The last latent goes in with the answer, which it does not depend on.
 
         Args:
-            state: Where the thought ended; its cache is extended in place, so it serves once.
+            question: (B, Q) ids, ending in ``<bot>`` where the reasoner has markers.
+            question_mask: (B, Q) true at real tokens.
             answer: (B, A) ids of ``<eot>``, answer prompt, answer and end, padded on the right.
             answer_mask: (B, A) true at real tokens.
             anchor: Column that predicts the answer's first token.
-            record: Layers whose hidden states at the anchor are wanted.
+            trajectory: Layers whose hidden states at the latents are wanted.
+            at_anchor: Layers whose hidden states at the anchor are wanted.
             columns: (B, 1) where the anchor of each row is, if it is not ``anchor``.
-
-        Returns:
-            Last hidden states (B, A - anchor - 1, D) that predict the columns after ``anchor``, and the anchor's
-            states (B, L, D) if ``record`` is given.
         """
-        mask = torch.cat([state.mask, answer_mask], dim=1)
-        position = state.position[:, None] + answer_mask.long().cumsum(1)
-        inputs = self.embed(answer)
+        latents = self.thought.latents
+        state = self.read(self.embed(question), question_mask)
+        with self._recorded(trajectory if latents else None) as found:
+            state = self.thought.extend(self, state, latents)
+            inputs, added = self.embed(answer), answer_mask
+            held = 0
+            if state.held is not None:
+                held = state.held.shape[1]
+                inputs = torch.cat([state.held, inputs.to(state.held.dtype)], dim=1)
+                added = torch.cat([state.mask.new_ones(len(inputs), held), answer_mask.bool()], dim=1)
+            if columns is None:
+                columns = torch.full((len(inputs), 1), anchor, device=inputs.device)
+            mask = torch.cat([state.mask, added], dim=1)
+            position = state.position[:, None] + added.long().cumsum(1)
+            with self._recorded(at_anchor, held + columns) as anchors:
+                hidden = self.run(inputs, mask, position, state.cache)
+        rows = None if found is None else stack_layers(found)[:, :, : -answer.shape[1]][:, :, -latents:]
+        return Reading(
+            hidden[:, held + anchor : -1],
+            rows,
+            None if anchors is None else stack_layers(anchors)[:, :, 0],
+            DecodingState(state.cache, mask, position[:, -1], hidden[:, -1:]),
+        )
 
-        def run() -> Tensor:
-            return self.run(inputs, mask, position, state.cache)[:, anchor:-1]
-
-        if record is None:
-            return run(), None
-        with record_hidden(
-            # a copy: a slice would keep the whole alive
-            self.lm,
-            record.resolve(self.depth),
-            record.final_norm,
-            lambda hidden: hidden[:, [anchor]] if columns is None else take(hidden, columns),
-        ) as records:
-            hidden = run()
-        return hidden, stack_layers(records)[:, :, 0]
+    @contextmanager
+    def _recorded(
+        self, selection: LayerSelection | None, columns: Tensor | None = None
+    ) -> Iterator[dict[int, list[Tensor]] | None]:
+        """Records the states of the passes in the block, at ``columns`` (B, n) or at all tokens; ``None`` for none."""
+        if selection is None:
+            yield None
+            return
+        select = (lambda hidden: hidden) if columns is None else (lambda hidden: take(hidden, columns))
+        with record_hidden(self.lm, selection.resolve(self.depth), selection.final_norm, select) as records:
+            yield records
 
     def generate(
         self,

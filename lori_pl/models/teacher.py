@@ -15,6 +15,7 @@ from lori_pl.data.pairing import ExplicitBatch
 from lori_pl.models.backbone import frozen
 from lori_pl.models.hidden import LayerSelection, base_model, record_hidden, stack_layers, take
 from lori_pl.models.masks import attention_mask, positions
+from lori_pl.models.trimming import last_mlp_at
 
 
 def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: LayerSelection) -> tuple[Tensor, Tensor]:
@@ -32,7 +33,9 @@ def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: Layer
     columns = torch.cat([batch.anchor[:, None], batch.rationale_index], dim=1)
     layers = selection.resolve(lm.config.get_text_config().num_hidden_layers)
     # hooks see the hidden states of all tokens but keep copies of the chosen ones only
-    with record_hidden(lm, layers, selection.final_norm, lambda hidden: take(hidden, columns)) as records:
+    first = torch.arange(len(columns), device=columns.device)[:, None] * batch.mask.shape[1]
+    kept = record_hidden(lm, layers, selection.final_norm, lambda hidden: take(hidden, columns))
+    with kept as records, last_mlp_at(lm, (first + columns).flatten()):
         base_model(lm)(
             input_ids=batch.ids,
             attention_mask=attention_mask(lm, batch.mask, batch.mask.shape[1], lm.dtype),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lori_pl.errors import LoriError
 
 if TYPE_CHECKING:
-    from lori_pl.models.reasoner import DecodingState, LatentReasoner
+    from lori_pl.models.reasoner import LatentReasoner
+    from lori_pl.models.state import DecodingState
 
 LatentScale = Literal["embedding", "unit"]
 Reasoning = Literal["latent", "parallel", "pause", "none", "words"]
@@ -136,7 +137,10 @@ class Thought(nn.Module):
         return 0
 
     def passes_of(self, latents: int) -> int:
-        """Passes, one after the other, that this many latents take once the question has been read."""
+        """Passes, one after the other, that this many latents take once the question has been read.
+
+        The last of them reads the answer's prompt too.
+        """
         return 0
 
     def embeddings(self, batch: int, latents: int) -> Tensor | None:
@@ -144,7 +148,10 @@ class Thought(nn.Module):
         return None
 
     def extend(self, reasoner: LatentReasoner, state: DecodingState, latents: int) -> DecodingState:
-        """Runs the latent steps on a state whose last hidden state is that of ``<bot>``."""
+        """Runs the latent steps on a state whose last hidden state is that of ``<bot>``.
+
+        What nothing before the answer depends on, such as the last latent, is held, so that it is read with the answer.
+        """
         return state
 
 
@@ -173,10 +180,10 @@ class RecurrentThought(Thought):
         return latents
 
     def extend(self, reasoner: LatentReasoner, state: DecodingState, latents: int) -> DecodingState:
-        """Runs K cached single-token passes."""
-        for _ in range(latents):
+        """Runs K - 1 cached single-token passes and holds the last latent."""
+        for _ in range(latents - 1):
             state = reasoner.extend(state, self.projector(state.hidden))
-        return state
+        return state.hold(self.projector(state.hidden)) if latents else state
 
 
 class ParallelThought(Thought):
@@ -212,7 +219,7 @@ class ParallelThought(Thought):
         return self.passes if latents else 0
 
     def extend(self, reasoner: LatentReasoner, state: DecodingState, latents: int) -> DecodingState:
-        """Runs T passes over all latents; what the last one adds to the cache stays."""
+        """Runs T - 1 passes over all latents, of which nothing stays, and holds what the last one reads."""
         if latents == 0:
             return state
         first = self.projector(state.hidden)
@@ -220,7 +227,7 @@ class ParallelThought(Thought):
         for _ in range(self.passes - 1):
             _, hidden = reasoner.append(state.fork(), torch.cat([first, others], dim=1))
             others = self.projector(hidden[:, :-1])
-        return reasoner.extend(state, torch.cat([first, others], dim=1))
+        return state.hold(torch.cat([first, others], dim=1))
 
 
 class PauseThought(Thought):
@@ -248,7 +255,5 @@ class PauseThought(Thought):
         return self.fillers[:latents].expand(batch, -1, -1)
 
     def extend(self, reasoner: LatentReasoner, state: DecodingState, latents: int) -> DecodingState:
-        """Runs all fillers in one pass."""
-        if latents == 0:
-            return state
-        return reasoner.extend(state, self.embeddings(state.mask.shape[0], latents))
+        """Holds all fillers."""
+        return state.hold(self.embeddings(state.mask.shape[0], latents)) if latents else state

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 import torch
-from tiny_models import backbone, encode, pairs, tiny_lm, tiny_reasoner
+from tiny_models import backbone, encode, pairs, read_pair, tiny_lm, tiny_reasoner
 from torch.nn import functional as F
 
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
@@ -21,10 +21,9 @@ KINDS = ("llama", "gpt2", "gemma2")
 def latent_loss(reasoner):
     batch = pairs(reasoner)
     record = LayerSelection()
-    state, trajectory = reasoner.think(batch.question, batch.question_mask, record=record)
-    hidden, anchor = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor, record)
-    loss = answer_cross_entropy(reasoner, hidden, batch).mean()
-    return loss + trajectory.pow(2).mean() + anchor.pow(2).mean()
+    read = read_pair(reasoner, batch, record, record)
+    loss = answer_cross_entropy(reasoner, read.hidden, batch).mean()
+    return loss + read.trajectory.pow(2).mean() + read.anchor.pow(2).mean()
 
 
 def gradients(reasoner, loss):
@@ -95,7 +94,7 @@ def test_the_latents_still_see_the_question(kind):
     checkpoint_layers(reasoner.lm)
     question, mask = encode(reasoner)
     embedded = reasoner.embed(question).detach().requires_grad_()
-    state = reasoner.thought.extend(reasoner, reasoner.read(embedded, mask), 3)
+    state = reasoner.settle(reasoner.thought.extend(reasoner, reasoner.read(embedded, mask), 3))
     seen = state.hidden.pow(2).sum()
     (gradient,) = torch.autograd.grad(seen, embedded)
     reach = gradient.norm(dim=-1)
@@ -131,7 +130,7 @@ def test_a_cache_that_something_else_changed_is_read_anew():
     order = torch.tensor([2, 0, 1])
     state.cache.reorder_cache(order)
     state.mask, state.position, state.hidden = state.mask[order], state.position[order], state.hidden[order]
-    last = reasoner.thought.extend(reasoner, state, 3).hidden
+    last = reasoner.settle(reasoner.thought.extend(reasoner, state, 3)).hidden
     torch.testing.assert_close(last, reasoner.think(question, mask)[0].hidden[order])
 
 

@@ -99,7 +99,7 @@ def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
     monkeypatch.setattr(reasoner, "run", lambda *args: passes.append(args[0].shape[1]) or plain(*args))
     question, mask = encode(reasoner)
     made = reasoner.generate(question, mask, max_new_tokens=10)
-    before = {"latent": 1 + 3, "parallel": 1 + 2}.get(reasoning, 0)
+    before = {"latent": 3, "parallel": 2}.get(reasoning, 0)
     assert made.passes.tolist() == [before + 2, before + 3, before + 1]
     assert made.finished.all()
     assert made.mask.sum(1).tolist() == [2, 3, 1]
@@ -108,9 +108,9 @@ def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
     # the calls that were really made are those of the slowest row
     assert len(passes) == made.passes.max()
     if reasoning == "latent":
-        assert passes == [question.shape[1], 1, 1, 1, len(reasoner.encoder.suffix), 1, 1]
+        assert passes == [question.shape[1], 1, 1, 1 + len(reasoner.encoder.suffix), 1, 1]
     if reasoning == "parallel":
-        assert passes == [question.shape[1], 3, 3, len(reasoner.encoder.suffix), 1, 1]
+        assert passes == [question.shape[1], 3, 3 + len(reasoner.encoder.suffix), 1, 1]
 
 
 def test_unfinished_rows_are_told(monkeypatch):

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from tiny_models import pairs, tiny_lm, tiny_reasoner
+from tiny_models import pairs, read_pair, tiny_lm, tiny_reasoner
 from torch import nn
 
 from lori_pl.errors import LoriError
@@ -180,12 +180,10 @@ def test_hooks_go_when_the_pass_fails():
 def test_the_anchor_of_the_student_is_a_slice_of_its_hidden_states():
     reasoner = tiny_reasoner()
     data = pairs(reasoner)
-    with torch.no_grad():
-        state, _ = reasoner.think(data.question, data.question_mask)
-        with record_hidden(reasoner.lm, [1, 2], True, lambda hidden: hidden) as whole:
-            _, anchor = reasoner.finish(state, data.answer, data.answer_mask, data.anchor, LayerSelection())
-    for layer in (1, 2):
-        torch.testing.assert_close(anchor[:, layer - 1], whole[layer][0][:, data.anchor])
+    with torch.no_grad(), record_hidden(reasoner.lm, [1, 2], True, lambda hidden: hidden) as whole:
+        anchor = read_pair(reasoner, data, at_anchor=LayerSelection()).anchor
+    for layer in (1, 2):  # in the last pass, behind the last latent
+        torch.testing.assert_close(anchor[:, layer - 1], whole[layer][-1][:, 1 + data.anchor])
 
 
 def test_take_and_stack():

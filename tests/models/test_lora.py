@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import backbone, encode, pairs, tiny_lm, tiny_reasoner
+from tiny_models import backbone, encode, pairs, read_pair, tiny_lm, tiny_reasoner
 
 from lori_pl import LatentReasoner
 from lori_pl.data.template import Template
@@ -20,9 +20,7 @@ LORA = LoRA(rank=2, alpha=4.0, dropout=0.0)
 
 def loss_of(reasoner):
     batch = pairs(reasoner)
-    state, _ = reasoner.think(batch.question, batch.question_mask)
-    hidden, _ = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor)
-    return answer_cross_entropy(reasoner, hidden, batch).mean()
+    return answer_cross_entropy(reasoner, read_pair(reasoner, batch).hidden, batch).mean()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
@@ -81,8 +79,7 @@ def test_merged_apart_and_live_agree(kind, reasoning, tmp_path):
     question, mask = encode(live)
 
     def outputs(reasoner):
-        state, _ = reasoner.think(question, mask)
-        hidden, _ = reasoner.finish(state, batch.answer, batch.answer_mask, 0)
+        hidden = reasoner.read_pair(question, mask, batch.answer, batch.answer_mask, 0).hidden
         return reasoner.logits(hidden), reasoner.generate(question, mask, max_new_tokens=5).tokens
 
     logits, tokens = outputs(live)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import QUESTIONS, encode, pairs, tiny_lm, tiny_reasoner
+from tiny_models import QUESTIONS, encode, pairs, read_pair, tiny_lm, tiny_reasoner
 
 from lori_pl import Answer, LatentReasoner
 from lori_pl.data.template import Template
@@ -13,7 +13,7 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
 from lori_pl.models.backbone import LoRA
 from lori_pl.models.checkpointing import checkpoint_layers
-from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers
 from lori_pl.models.thought import MARKED, ThoughtSettings
 
 KINDS = ("llama", "gpt2", "qwen2")
@@ -46,9 +46,7 @@ def test_the_task_loss_of_each_problem_is_its_own():
     reasoner = tiny_reasoner("llama")
 
     def losses(batch):
-        state, _ = reasoner.think(batch.question, batch.question_mask)
-        hidden, _ = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor)
-        return answer_cross_entropy(reasoner, hidden, batch)
+        return answer_cross_entropy(reasoner, read_pair(reasoner, batch).hidden, batch)
 
     alone = torch.cat([losses(_row(pairs(reasoner), row)) for row in range(3)])
     torch.testing.assert_close(losses(pairs(reasoner)), alone, atol=1e-5, rtol=1e-5)
@@ -74,11 +72,10 @@ def test_teacher_forcing_and_its_gradients_do_not_depend_on_the_batch(kind):
     reasoner = tiny_reasoner(kind).train()
 
     def loss_and_gradients(batch):
-        state, _ = reasoner.think(batch.question, batch.question_mask)
-        hidden, anchor = reasoner.finish(state, batch.answer, batch.answer_mask, batch.anchor, LayerSelection())
-        loss = answer_cross_entropy(reasoner, hidden, batch).mean()
+        read = read_pair(reasoner, batch, at_anchor=LayerSelection())
+        loss = answer_cross_entropy(reasoner, read.hidden, batch).mean()
         gradients = torch.autograd.grad(loss, list(reasoner.parameters()), allow_unused=True)
-        return loss, anchor, gradients
+        return loss, read.anchor, gradients
 
     whole_loss, whole_anchor, whole = loss_and_gradients(pairs(reasoner))
     parts = [loss_and_gradients(_row(pairs(reasoner), row)) for row in range(3)]
@@ -128,6 +125,31 @@ def test_trajectory_is_recorded_at_the_latents(reasoning):
         assert not torch.allclose(first[:, 0, 2], reasoner.thought.projector(trajectory[:, -1, 1]), atol=1e-3)
     else:
         torch.testing.assert_close(first[0, 0], reasoner.thought.fillers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause", "none"])
+def test_reading_all_together_is_reading_step_by_step(kind, reasoning):
+    reasoner = tiny_reasoner(kind, reasoning)
+    batch, layers = pairs(reasoner), LayerSelection(embedding_layer=True)
+    read = read_pair(reasoner, batch, layers, layers)
+    state, trajectory = reasoner.think(batch.question, batch.question_mask, record=layers)
+    for column in range(batch.answer.shape[1]):
+        position = state.position
+        with record_hidden(reasoner.lm, layers.resolve(2), True, lambda hidden: hidden) as records:
+            state = reasoner.extend(state, reasoner.embed(batch.answer[:, [column]]))
+        real = batch.answer_mask[:, column].bool()
+        assert torch.equal(state.position, position + 1)
+        if column == batch.anchor:
+            torch.testing.assert_close(read.anchor, stack_layers(records)[:, :, 0], atol=1e-5, rtol=1e-5)
+        if batch.anchor <= column < batch.answer.shape[1] - 1:
+            predicting = read.hidden[:, column - batch.anchor]
+            torch.testing.assert_close(predicting[real], state.hidden[real, 0], atol=1e-5, rtol=1e-5)
+    if reasoning == "none":
+        assert read.trajectory is None
+    else:
+        torch.testing.assert_close(read.trajectory, trajectory, atol=1e-5, rtol=1e-5)
+    assert read.state.cache.get_seq_length() == state.cache.get_seq_length()
 
 
 def test_latents_depend_on_the_question_and_pause_fillers_do_not():

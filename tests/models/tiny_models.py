@@ -13,7 +13,9 @@ from lori_pl.data.synthetic import synthetic_problems
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
+from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.reasoner import LatentReasoner
+from lori_pl.models.state import Reading
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 
 # a wide initialisation, so that a wrong mask or position changes the outputs visibly
@@ -85,3 +87,15 @@ def pairs(reasoner: LatentReasoner, count: int = 3, seed: int = 0) -> PairedBatc
     problems = synthetic_problems(count, seed, min_steps=1, max_steps=3)
     steps = torch.tensor([len(problem.steps) for problem in problems]).numpy()
     return paired_batch(range(count), steps, EncodedProblems(problems, reasoner.encoder), None)
+
+
+def read_pair(
+    reasoner: LatentReasoner,
+    batch: PairedBatch,
+    trajectory: LayerSelection | None = None,
+    at_anchor: LayerSelection | None = None,
+) -> Reading:
+    """Question, thought and answer of a batch."""
+    return reasoner.read_pair(
+        batch.question, batch.question_mask, batch.answer, batch.answer_mask, batch.anchor, trajectory, at_anchor
+    )
