@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from conftest import BASE
-from test_bad_input import message
+from failing import message
 
 from lori_pl import LatentReasoner
 from lori_pl.cli import main

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import BACKBONE, BASE, checkpoint
-from test_bad_input import message
+from failing import message
 
 import lori_pl.cache.shards as shards
 from lori_pl.cache.store import TeacherCache

@@ -1,0 +1,166 @@
+"""Checkpoints, student folders and output folders that are not what a command needs: one line, and nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import BACKBONE
+from failing import fails
+
+from lori_pl import LatentReasoner
+from lori_pl.callbacks.finite_loss import FiniteLoss
+from lori_pl.errors import LoriError
+from lori_pl.methods import ExplicitCoT
+
+
+def test_a_folder_that_is_no_model(world, capsys):
+    fails(world, capsys, "no model|no tokenizer", backbone={"name": str(world.folder)})
+
+
+def test_an_output_folder_that_holds_another_run(world, capsys):
+    assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
+    before = (world.folder / "run" / "summary.json").read_bytes()
+    fails(world, capsys, "holds another run", "--ckpt_path last", backbone=BACKBONE)
+    assert (world.folder / "run" / "summary.json").read_bytes() == before
+    student = ["--ckpt_path", str(world.folder / "run" / "student")]
+    assert world.run("test", *student, method="ExplicitCoT", root="run", backbone=BACKBONE) == 0
+    assert (world.folder / "run" / "test" / "summary.json").is_file()
+    fails(world, capsys, "run/test holds another run", command="test", flags=student, backbone=BACKBONE)
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_untrained_weights_are_refused(world, capsys, command):
+    fails(world, capsys, "needs trained weights", command=command, backbone=BACKBONE)
+
+
+def test_a_checkpoint_that_is_not_there(world, capsys):
+    fails(world, capsys, "no such file or folder", flags=["--ckpt_path", "nowhere.ckpt"], backbone=BACKBONE)
+    fails(world, capsys, "nothing to go on with", flags=["--ckpt_path", "last"], backbone=BACKBONE)
+
+
+def test_fit_goes_on_from_checkpoints_only(world, capsys, teacher):
+    fails(world, capsys, "best.ckpt does not exist", flags=["--ckpt_path", "best"], backbone=BACKBONE)
+    fails(world, capsys, "student's folder", "backbone.name", flags=["--ckpt_path", teacher], backbone=BACKBONE)
+
+
+def test_a_student_of_other_text(world, capsys, teacher):
+    flags = ["--ckpt_path", teacher, "--data.template.answer_prompt", "="]
+    fails(world, capsys, "another data.template", "answer_prompt", command="test", flags=flags, backbone=BACKBONE)
+
+
+def test_a_teacher_without_rationales_or_of_another_template(world, capsys, lori_args, teacher):
+    assert world.fit("NoCoT", "direct", backbone={"name": teacher}) == 0
+    arguments = lori_args | {"teacher": {"name": str(world.folder / "direct" / "student")}}
+    fails(world, capsys, "reasons by 'none'", "explicit-CoT", method="LoRi", **arguments)
+    for flags in (["--data.template.answer_prompt", "="], ["--data.template.drop_last_step", "true"]):
+        fails(world, capsys, "teacher.name", "another data.template", method="LoRi", flags=flags, **lori_args)
+
+
+def test_weights_that_are_no_numbers_are_not_saved():
+    module = torch.nn.Linear(2, 2)
+    trainer = type("Trainer", (), {"global_step": 7})
+    FiniteLoss().on_save_checkpoint(trainer, module, {})
+    with torch.no_grad():
+        module.bias[1] = float("nan")
+    with pytest.raises(LoriError, match=r"'bias' is not finite after step 7; the last checkpoint .* is kept"):
+        FiniteLoss().on_save_checkpoint(trainer, module, {})
+
+
+def test_a_folder_without_a_student(world, capsys):
+    flags = ["--ckpt_path", str(world.folder)]
+    fails(world, capsys, "no saved reasoner", command="test", flags=flags, backbone=BACKBONE)
+
+
+def test_a_checkpoint_of_another_method_or_model(world, capsys, lori_args):
+    assert world.fit("ExplicitCoT", "cot", backbone=BACKBONE) == 0
+    ckpt = ["--ckpt_path", str(world.folder / "cot" / "checkpoints" / "last.ckpt")]
+    fails(world, capsys, "made by explicit_cot, not by lori", method="LoRi", flags=ckpt, **lori_args)
+    other = {"tokenizer": "synthetic", "config": {**BACKBONE["config"], "hidden_size": 16}}
+    fails(world, capsys, "another model", flags=ckpt, root="other", backbone=other)
+    folder = ["--ckpt_path", str(world.folder / "cot" / "student")]
+    fails(world, capsys, "'words'", "'latent'", method="LoRi", command="test", flags=folder, root="folder", **lori_args)
+
+
+def test_a_damaged_checkpoint(world, capsys):
+    (world.folder / "bad.ckpt").write_bytes(b"no checkpoint")
+    flags = ["--ckpt_path", str(world.folder / "bad.ckpt")]
+    fails(world, capsys, "no readable checkpoint", flags=flags, backbone=BACKBONE)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "name"),
+    [
+        ("data.rationale_tokens", "step_results", "data.rationale_tokens all"),
+        ("model.alignment.layer_scale", "none", "LowRankAlignment.layer_scale rms"),
+        ("model.layers.final_norm", "false", "model.layers.final_norm True"),
+    ],
+)
+def test_training_on_with_an_alignment_that_was_measured_otherwise(world, capsys, lori_args, flag, value, name):
+    assert world.fit("LoRi", "run", "--test_after_fit=false", **lori_args) == 0
+    capsys.readouterr()
+    flags = [f"--{flag}={value}", "--ckpt_path=last", "--trainer.max_steps=6"]
+    fails(world, capsys, f"measured with {name}, and this run has", method="LoRi", flags=flags, **lori_args)
+
+
+def test_a_file_that_is_no_checkpoint(world, capsys):
+    torch.save([1, 2], world.folder / "list.pt")
+    flags = ["--ckpt_path", str(world.folder / "list.pt")]
+    fails(world, capsys, "is no checkpoint, it holds a list", command="test", flags=flags, backbone=BACKBONE)
+
+
+def test_a_checkpoint_of_another_student(world, capsys, lori_args):
+    assert world.fit("LoRi", "run", **lori_args) == 0
+    made = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]
+    capsys.readouterr()
+    for flags, words in (
+        (["--model.latents", "2"], ("model.latents 3", "this run has 2")),
+        (["--data.template.answer_prompt", "="], ("another data.template", "answer_prompt")),
+    ):
+        fails(world, capsys, *words, method="LoRi", command="test", flags=[*made, *flags], root="t", **lori_args)
+
+
+def test_a_teacher_that_nothing_says_was_trained_without_last_steps(world, capsys, lori_args, teacher):
+    (Path(teacher) / "reasoner.json").rename(world.folder / "reasoner.json")
+    try:
+        flags = ["--data.template.drop_last_step", "true", "--data.source.min_steps", "2"]
+        fails(world, capsys, "nothing says that the teacher", "drop_last_step", method="LoRi", flags=flags, **lori_args)
+    finally:
+        (world.folder / "reasoner.json").rename(Path(teacher) / "reasoner.json")
+
+
+def test_predictions_are_not_overwritten(world, capsys, monkeypatch):
+    assert world.fit("ExplicitCoT", "cot", backbone=BACKBONE) == 0
+    monkeypatch.setattr(LatentReasoner, "from_pretrained", lambda *_: pytest.fail("a model was loaded first"))
+    out = world.folder / "out.jsonl"
+    out.write_text("mine")
+    flags = ["--ckpt_path", str(world.folder / "cot" / "student"), "--predictions", str(out)]
+    fails(world, capsys, "exists already", command="predict", flags=flags, backbone=BACKBONE)
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(("device", "steps"), [("cpu", [0, 1, 2]), ("cuda", [0, 1, 2, 3])])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(world, capsys, monkeypatch, device, steps):
+    """At once on the CPU; on an accelerator, which nobody waits for, when the next checkpoint is due."""
+    original, look = ExplicitCoT.task_loss, FiniteLoss.on_train_batch_end
+    seen = []
+
+    def poisoned(self, batch):
+        loss = original(self, batch)
+        if not self.training:
+            return loss
+        seen.append(self.trainer.global_step)
+        return loss * float("nan") if seen[-1] == 2 else loss
+
+    def there(self, trainer, module, *batch):
+        look(self, trainer, SimpleNamespace(device=torch.device(device)), *batch)
+
+    monkeypatch.setattr(ExplicitCoT, "task_loss", poisoned)
+    monkeypatch.setattr(FiniteLoss, "on_train_batch_end", there)
+    fails(world, capsys, "'task' is not finite at step 3", "learning rate", backbone=BACKBONE)
+    assert seen == steps
+    saved = torch.load(world.folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
