@@ -26,6 +26,7 @@ from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.callbacks.last_validation import LastValidation
 from lori_pl.callbacks.predictions import PredictionWriter
 from lori_pl.callbacks.progress import ProgressFile
+from lori_pl.callbacks.regions import ProfiledRegions
 from lori_pl.callbacks.run_config import RunConfig
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.data.datamodule import PairedDataModule
@@ -235,6 +236,8 @@ class LoriCLI(LightningCLI):
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
             extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor(), LastValidation()]
+            if trainer.get("profiler") is not None:
+                extra.append(ProfiledRegions())
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))
             if kwargs.get("logger", logger):

@@ -18,6 +18,7 @@ from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
 from lori_pl.models.state import DecodingState
 from lori_pl.models.thought import LatentScale, Reasoning, ThoughtSettings
+from lori_pl.regions import region
 
 
 @dataclass
@@ -128,8 +129,9 @@ class LatentMethod(Distillation):
         """The method's own losses plus the weighted ones of the terms."""
         total, parts, student = self.own_losses(batch)
         if self.active_terms:
-            teacher = self.teacher_signals(batch)
-            with parametrize.cached():
+            with region("teacher"):
+                teacher = self.teacher_signals(batch)
+            with region("alignment"), parametrize.cached():
                 for key, term in self.named_terms.items():
                     for name, loss in term(student, self.teacher_statistics(key, term, batch, teacher)).items():
                         if name not in term.weights:

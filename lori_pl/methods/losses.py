@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch
 from lori_pl.models.masks import positions
 from lori_pl.models.reasoner import LatentReasoner
+from lori_pl.regions import region
 
 
 def token_mean(loss: Tensor, mask: Tensor) -> Tensor:
@@ -35,17 +36,19 @@ def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: Paired
         (B,).
     """
     target = batch.answer[:, batch.anchor + 1 :]
-    logits = reasoner.logits(hidden).float()
-    loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+    with region("answer"):
+        logits = reasoner.logits(hidden).float()
+        loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
     return token_mean(loss, batch.target_mask[:, batch.anchor + 1 :])
 
 
 def explicit_cross_entropy(reasoner: LatentReasoner, batch: ExplicitBatch) -> Tensor:
     """Cross-entropy on rationale, answer prompt, answer and end token (B,); the head sees only those positions."""
     predicting = batch.target_index - 1
-    hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, positions(batch.mask), None, predicting)
-    logits = reasoner.logits(hidden.flatten(0, 1)[predicting]).float()
-    loss = F.cross_entropy(logits, batch.ids.flatten()[batch.target_index], reduction="none")
+    with region("words"):
+        hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, positions(batch.mask), None, predicting)
+        logits = reasoner.logits(hidden.flatten(0, 1)[predicting]).float()
+        loss = F.cross_entropy(logits, batch.ids.flatten()[batch.target_index], reduction="none")
     problems, width = batch.ids.shape
     # the weights are those of a mean over the batch
     weighted = loss * batch.target_weight * problems

@@ -26,6 +26,7 @@ from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.embeddings import head_logits
 from lori_pl.models.hidden import base_model
 from lori_pl.models.masks import attention_mask
+from lori_pl.regions import region
 
 
 class StepDecoder(nn.Module):
@@ -147,7 +148,8 @@ class StepSupervision(LatentMethod):
         steps = step_batch(batch.pieces, self.student.encoder, places, takes_rest)
         steps = move_data_to_device(steps, batch.question.device)
         grouped = torch.cat(latents, dim=1).unflatten(1, (places, -1))
-        parts["steps"] = self.weigh(self.decoder(grouped[steps.row, steps.number], steps), steps)
+        with region("steps"):
+            parts["steps"] = self.weigh(self.decoder(grouped[steps.row, steps.number], steps), steps)
         return total + self.w_steps * parts["steps"], parts, student
 
     def weigh(self, losses: Tensor, steps: StepBatch) -> Tensor:

@@ -22,6 +22,7 @@ from lori_pl.models.masks import attention_mask, positions
 from lori_pl.models.state import DecodingState, Reading
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 from lori_pl.models.trimming import last_mlp_at
+from lori_pl.regions import region
 
 
 @dataclass(frozen=True)
@@ -240,9 +241,11 @@ class LatentReasoner(nn.Module):
             columns: (B, 1) where the anchor of each row is, if it is not ``anchor``.
         """
         latents = self.thought.latents
-        state = self.read(self.embed(question), question_mask)
+        with region("question"):
+            state = self.read(self.embed(question), question_mask)
         with self._recorded(trajectory if latents else None) as found:
-            state = self.thought.extend(self, state, latents)
+            with region("latents"):
+                state = self.thought.extend(self, state, latents)
             inputs, added = self.embed(answer), answer_mask
             held = 0
             if state.held is not None:
@@ -253,7 +256,7 @@ class LatentReasoner(nn.Module):
                 columns = torch.full((len(inputs), 1), anchor, device=inputs.device)
             mask = torch.cat([state.mask, added], dim=1)
             position = state.position[:, None] + added.long().cumsum(1)
-            with self._recorded(at_anchor, held + columns) as anchors:
+            with region("answer"), self._recorded(at_anchor, held + columns) as anchors:
                 hidden = self.run(inputs, mask, position, state.cache)
         rows = None if found is None else stack_layers(found)[:, :, : -answer.shape[1]][:, :, -latents:]
         return Reading(
