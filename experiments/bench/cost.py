@@ -1,0 +1,140 @@
+"""How a LoRi step's time and memory grow: one quantity at a time, the others as in the bars' model.
+
+Run in the root of the repository: ``python experiments/bench/cost.py``. Each point is a process of its own, so that
+its peak of memory is its own too. Leaves ``cost.csv`` beside this file and ``docs/images/cost.png``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from lori_pl.alignment import LowRankAlignment
+from lori_pl.evaluation.records import git_commit
+from lori_pl.files import replace_file
+
+TABLE, PICTURE = Path("experiments/bench/cost.csv"), Path("docs/images/cost.png")
+BASE = {"latents": 6, "batch": 8, "question": 96, "rationale": 32, "layers": 4, "hidden": 256, "rank": 32}
+GRID = {
+    "latents": [0, 3, 6, 12, 24],
+    "batch": [4, 8, 16, 32, 64],
+    "question": [32, 64, 96, 192, 384],
+    "rationale": [16, 32, 64, 128],
+    "layers": [2, 4, 8, 16],
+    "hidden": [128, 256, 512, 768],
+    "rank": [8, 32, 64, 128, 256],
+}
+NAMES = {
+    "latents": "latents K",
+    "batch": "problems a batch",
+    "question": "question tokens",
+    "rationale": "rationale tokens",
+    "layers": "layers",
+    "hidden": "hidden size",
+    "rank": "rank of hidden size",
+}
+ROUNDS, BATCHES = 5, 2
+MEMORY = "peak memory, MiB (right)"
+
+
+def point(values: dict[str, int], threads: int) -> dict[str, float]:
+    """Milliseconds of a step from the cache and with a live teacher, and the memory that the first adds at its peak."""
+    torch.set_num_threads(threads)
+    lengths = {"QUESTION": values["question"], "RATIONALE": values["rationale"]}
+    for name, length in lengths.items():
+        setattr(common, name, (length, length))
+    common.SHAPES["llama"] |= {
+        "hidden_size": values["hidden"],
+        "intermediate_size": 4 * values["hidden"],
+        "num_hidden_layers": values["layers"],
+    }
+    encoded = common.problems(BATCHES * values["batch"], common.encoder())
+    batches = common.bucketed(encoded, values["batch"], BATCHES)
+    found = {}
+    for name, cached in (("cached", True), ("live", False)):
+        # without latents there is no trajectory to align
+        alignment = LowRankAlignment(rank_hidden=values["rank"]) if values["latents"] else None
+        method = common.lori("llama", values["latents"], batches, cached, alignment=alignment)
+        step = common.stepper(method)
+        before = resident()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the building
+        (times,) = common.in_turns([lambda step=step: [step(batch) for batch in batches]], ROUNDS)
+        found[name] = 1000 * common.median(times) / len(batches)
+        found.setdefault("memory_mib", resident(peak=True) - before)
+    return found
+
+
+def resident(peak: bool = False) -> float:
+    """Resident memory of this process in MiB, or its peak so far."""
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    axes = figure.subplots(2, 4).flatten()
+    for axis, (name, title) in zip(axes, NAMES.items(), strict=False):
+        here = [row for row in rows if row["varied"] == name]
+        x = [row[name] for row in here]
+        axis.plot(x, [row["cached"] for row in here], marker="o", markersize=4, color="#c8641e", label="cached teacher")
+        axis.plot(x, [row["live"] for row in here], marker="o", markersize=4, color="#2f6fb3", label="live teacher")
+        axis.set_xlabel(title)
+        axis.set_ylim(0)
+        axis.set_xlim(0)
+        twin = axis.twinx()
+        twin.plot(
+            x, [row["memory_mib"] for row in here], color="#8a97a3", linestyle=":", label="peak memory, MiB (right)"
+        )
+        twin.set_ylim(0)
+        twin.tick_params(colors="#8a97a3")
+        axis.spines["top"].set_visible(False)
+    axes[0].set_ylabel("ms a step")
+    axes[4].set_ylabel("ms a step")
+    axes[-1].axis("off")
+    axes[-1].legend(handles=[*axes[0].get_lines(), *twin.get_lines()])
+    return figure
+
+
+def main() -> None:
+    options = common.parser(__doc__ or "")
+    options.add_argument("--point", help="measure one point, given as JSON, and print it")
+    arguments = options.parse_args()
+    if arguments.point:
+        print(json.dumps(point(json.loads(arguments.point), arguments.threads)))
+        return
+    rows = []
+    for name, grid in GRID.items():
+        for value in grid:
+            values = {**BASE, name: value}
+            command = [sys.executable, __file__, "--threads", str(arguments.threads), "--point", json.dumps(values)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found = {key: round(number, 2) for key, number in json.loads(output.splitlines()[-1]).items()}
+            rows.append({"varied": name, **values, **found, "commit": git_commit()})
+            print(f"{name} {value}: {found}", flush=True)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
+    replace_file(PICTURE, lambda file: draw(rows).savefig(file, format="png", dpi=110))
+    for name in GRID:
+        here = [row for row in rows if row["varied"] == name]
+        x, y = np.array([row[name] for row in here]), np.array([row["cached"] for row in here])
+        slope, offset = np.polyfit(x, y, 1)
+        worst = float(np.abs(slope * x + offset - y).max() / y.max())
+        print(f"{name:10} cached = {offset:.1f} + {slope:.3f} x  (worst deviation {100 * worst:.0f} % of the largest)")
+
+
+if __name__ == "__main__":
+    main()
