@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.profilers import AdvancedProfiler
 from torch.optim import Optimizer
 
 from lori_pl.regions import profiled, region
@@ -16,6 +17,7 @@ class ProfiledRegions(pl.Callback):
 
     The forward pass is in parts, and so is what follows the backward pass: ``optimiser``, from clipping on. Times are
     those of the calls: on a GPU, which is not waited for, take ``pytorch``, which knows the kernels that each began.
+    ``advanced`` sees no regions: it cannot look at an action within an action.
     """
 
     def __init__(self) -> None:
@@ -25,7 +27,8 @@ class ProfiledRegions(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Regions are looked at from here."""
-        self._step.enter_context(profiled(trainer.profiler.profile))
+        if not isinstance(trainer.profiler, AdvancedProfiler):
+            self._step.enter_context(profiled(trainer.profiler.profile))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

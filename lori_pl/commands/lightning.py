@@ -236,15 +236,15 @@ class LoriCLI(LightningCLI):
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
             extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor(), LastValidation()]
-            if trainer.get("profiler") is not None:
-                extra.append(ProfiledRegions())
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))
             if kwargs.get("logger", logger):
                 extra.append(LearningRateMonitor("step"))
         if trainer.get("enable_progress_bar") is not False and sys.stdout.isatty():
             extra.append(RichProgressBar())
-        self.config_init[self.subcommand]["trainer"]["callbacks"] = [*(trainer.get("callbacks") or []), *extra]
+        # the regions come first: what other callbacks do behind a step is no part of it
+        first = [ProfiledRegions()] if trainer.get("profiler") is not None else []
+        self.config_init[self.subcommand]["trainer"]["callbacks"] = [*first, *(trainer.get("callbacks") or []), *extra]
         made = super().instantiate_trainer(**kwargs)
         if isinstance(made.strategy.launcher, _MultiProcessingLauncher):
             raise LoriError(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
+from transformers import Cache
 
 from lori_pl.alignment import Signals
 from lori_pl.data.pairing import PairedBatch
@@ -16,7 +17,6 @@ from lori_pl.methods.distillation import Distillation
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
-from lori_pl.models.state import DecodingState
 from lori_pl.models.thought import LatentScale, Reasoning, ThoughtSettings
 from lori_pl.regions import region
 
@@ -28,12 +28,12 @@ class StudentPass:
     Args:
         losses: (B,) cross-entropy of each answer.
         signals: The states that were asked for.
-        state: Where the pass ended, with the keys and values of all that was read.
+        cache: Keys and values of all that was read.
     """
 
     losses: Tensor
     signals: Signals
-    state: DecodingState
+    cache: Cache
 
 
 class LatentMethod(Distillation):
@@ -102,7 +102,7 @@ class LatentMethod(Distillation):
             batch.question, batch.question_mask, batch.answer, batch.answer_mask, batch.anchor, trajectory, anchor
         )
         losses = answer_cross_entropy(self.student, found.hidden, batch)
-        return StudentPass(losses, Signals(found.trajectory, None, found.anchor), found.state)
+        return StudentPass(losses, Signals(found.trajectory, None, found.anchor), found.cache)
 
     def read_words(self, batch: PairedBatch, anchor: LayerSelection) -> tuple[Tensor, Tensor]:
         """The student's own explicit sequence: question, rationale and answer in words.

@@ -28,6 +28,7 @@ from transformers.utils import logging as hub_logging
 
 from lori_pl.errors import LoriError, one_line
 from lori_pl.models.checkpointing import checkpoint_layers
+from lori_pl.models.compiling import compile_layers
 from lori_pl.models.embeddings import grow_embeddings, head_logits, start_markers
 from lori_pl.models.hidden import base_model
 
@@ -66,6 +67,8 @@ class Backbone:
         attention: Attention implementation by transformers' name: ``sdpa``, ``eager``, ``flash_attention_2``, ...;
             ``None`` for ``sdpa`` where the model has it, else ``eager``.
         gradient_checkpointing: Recompute each layer in the backward pass; right with a KV cache.
+        compile: Compile the decoder layers for training (torch.compile): worth its minute of compilation where starting
+            kernels costs more than they do, as with latents on a GPU.
         lora: Train LoRA adapters instead of all weights.
         dropout: Sets every dropout rate of the config; ``None`` keeps the model's own.
         trust_remote_code: Run code that comes with the model. Only for sources that you trust.
@@ -78,6 +81,7 @@ class Backbone:
     dtype: DType = "float32"
     attention: str | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     lora: LoRA | None = None
     dropout: float | None = None
     trust_remote_code: bool = False
@@ -294,14 +298,17 @@ def _without_quantizer(model: PreTrainedModel, attention: str | None) -> PreTrai
 
 
 def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
-    """Applies LoRA and gradient checkpointing.
+    """Applies LoRA, gradient checkpointing and compilation.
 
     Returns:
         The transformers model itself; with LoRA its linear layers hold adapters, and only those train.
 
     Raises:
-        LoriError: If LoRA's targets are not in the model, or are its embeddings or head.
+        LoriError: If LoRA's targets are not in the model, or are its embeddings or head; if layers are to be both
+            compiled and recomputed, or cannot be compiled.
     """
+    if backbone.compile and backbone.gradient_checkpointing:
+        raise LoriError("backbone.compile and backbone.gradient_checkpointing exclude each other: leave one out")
     if backbone.lora is not None:
         lora = backbone.lora
         settings = LoraConfig(
@@ -326,6 +333,8 @@ def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedMo
         vars(model)[SOURCE] = replace(vars(model).get(SOURCE, backbone), lora=lora)
     if backbone.gradient_checkpointing:
         checkpoint_layers(model)
+    if backbone.compile:
+        compile_layers(model)
     return model
 
 

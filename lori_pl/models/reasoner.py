@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,8 +180,7 @@ class LatentReasoner(nn.Module):
 
     def append(self, state: DecodingState, inputs: Tensor) -> tuple[DecodingState, Tensor]:
         """As :meth:`extend`, and also gives the last hidden states of all that was read, what was held first."""
-        if state.held is not None:
-            inputs = torch.cat([state.held, inputs.to(state.held.dtype)], dim=1)
+        inputs, _ = state.release(inputs)
         batch, n = inputs.shape[:2]
         mask = torch.cat([state.mask, state.mask.new_ones(batch, n)], dim=1)
         position = state.position[:, None] + torch.arange(1, n + 1, device=inputs.device)
@@ -211,7 +210,7 @@ class LatentReasoner(nn.Module):
         """
         latents = self.thought.count(latents)
         state = self.read(self.embed(question), question_mask)
-        with self._recorded(record if latents else None) as found:
+        with self._recorded(record if latents else None, lambda hidden: hidden) as found:
             state = self.settle(self.thought.extend(self, state, latents))
         return state, None if found is None else stack_layers(found)[:, :, -latents:]
 
@@ -243,38 +242,32 @@ class LatentReasoner(nn.Module):
         latents = self.thought.latents
         with region("question"):
             state = self.read(self.embed(question), question_mask)
-        with self._recorded(trajectory if latents else None) as found:
+        kept: int | None = None
+        with self._recorded(trajectory if latents else None, lambda hidden: hidden[:, :kept]) as found:
             with region("latents"):
                 state = self.thought.extend(self, state, latents)
-            inputs, added = self.embed(answer), answer_mask
-            held = 0
-            if state.held is not None:
-                held = state.held.shape[1]
-                inputs = torch.cat([state.held, inputs.to(state.held.dtype)], dim=1)
-                added = torch.cat([state.mask.new_ones(len(inputs), held), answer_mask.bool()], dim=1)
-            if columns is None:
-                columns = torch.full((len(inputs), 1), anchor, device=inputs.device)
-            mask = torch.cat([state.mask, added], dim=1)
+            inputs, held = state.release(self.embed(answer))
+            kept = held
+            added = torch.cat([state.mask.new_ones(len(inputs), held), answer_mask.bool()], dim=1)
             position = state.position[:, None] + added.long().cumsum(1)
-            with region("answer"), self._recorded(at_anchor, held + columns) as anchors:
-                hidden = self.run(inputs, mask, position, state.cache)
-        rows = None if found is None else stack_layers(found)[:, :, : -answer.shape[1]][:, :, -latents:]
+            place = held + (torch.full_like(position[:, :1], anchor) if columns is None else columns)
+            with region("answer"), self._recorded(at_anchor, lambda hidden: take(hidden, place)) as anchors:
+                hidden = self.run(inputs, torch.cat([state.mask, added], dim=1), position, state.cache)
         return Reading(
             hidden[:, held + anchor : -1],
-            rows,
+            None if found is None else stack_layers(found)[:, :, -latents:],
             None if anchors is None else stack_layers(anchors)[:, :, 0],
-            DecodingState(state.cache, mask, position[:, -1], hidden[:, -1:]),
+            state.cache,
         )
 
     @contextmanager
     def _recorded(
-        self, selection: LayerSelection | None, columns: Tensor | None = None
+        self, selection: LayerSelection | None, select: Callable[[Tensor], Tensor]
     ) -> Iterator[dict[int, list[Tensor]] | None]:
-        """Records the states of the passes in the block, at ``columns`` (B, n) or at all tokens; ``None`` for none."""
+        """Records what ``select`` takes of the states of each pass in the block; ``None`` where no layer is wanted."""
         if selection is None:
             yield None
             return
-        select = (lambda hidden: hidden) if columns is None else (lambda hidden: take(hidden, columns))
         with record_hidden(self.lm, selection.resolve(self.depth), selection.final_norm, select) as records:
             yield records
 

@@ -90,7 +90,9 @@ def _base_of(lm: PreTrainedModel, base: Backbone | None) -> dict[str, Any]:
     if source is None or source.name is None:
         raise LoriError("saving adapters apart needs the name of the base model, and this one has none; merge them")
     name = str(Path(source.name).resolve()) if Path(source.name).exists() else source.name
-    return asdict(replace(source, name=name, tokenizer=None, attention=None, gradient_checkpointing=False))
+    return asdict(
+        replace(source, name=name, tokenizer=None, attention=None, gradient_checkpointing=False, compile=False)
+    )
 
 
 def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, base: Backbone | None = None) -> None:

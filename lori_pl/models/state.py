@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
@@ -38,6 +39,12 @@ class DecodingState:
         """Gives a state that reads embeddings (B, n, D) of real tokens once it is known what follows them."""
         return replace(self, held=inputs)
 
+    def release(self, inputs: Tensor) -> tuple[Tensor, int]:
+        """Puts what is held before embeddings (B, n, D), in their type, and says how many tokens that was."""
+        if self.held is None:
+            return inputs, 0
+        return torch.cat([self.held.to(inputs.dtype), inputs], dim=1), self.held.shape[1]
+
     def select(self, rows: Tensor) -> DecodingState:
         """Gives the state of some rows (N,), none held; the cache, which is cut in place, serves it alone."""
         self.cache.batch_select_indices(rows)
@@ -52,10 +59,10 @@ class Reading:
         hidden: (B, A - anchor - 1, D) last hidden states that predict the columns of the answer after the anchor.
         trajectory: (B, L, K, D) states at the latents, if they were asked for.
         anchor: (B, L, D) states at the anchor, if they were asked for.
-        state: Where it ended.
+        cache: Keys and values of all that was read.
     """
 
     hidden: Tensor
     trajectory: Tensor | None
     anchor: Tensor | None
-    state: DecodingState
+    cache: Cache

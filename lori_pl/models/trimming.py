@@ -23,7 +23,8 @@ def last_mlp_at(lm: PreTrainedModel, tokens: Tensor | None) -> Iterator[None]:
 
     Args:
         lm: The causal language model; one whose MLP takes more than the hidden states runs it on all.
-        tokens: (N,) numbers of the tokens in the flattened (B, T) of the pass; ``None`` for all.
+        tokens: (N,) numbers of the tokens in the flattened (B, T) of the pass, none twice where gradients are wanted;
+            ``None`` for all.
     """
     layer = decoder_layers(lm)[-1]
     if hasattr(layer, "plain_forward"):  # a checkpointed layer is run again later

@@ -139,7 +139,7 @@ def test_a_checkpoint_in_mid_stage_is_tested_as_it_stands(world, teacher, capsys
     last = str(world.folder / "run" / "checkpoints" / "last.ckpt")
     assert world.run("test", "--ckpt_path", last, method="Coconut", root="tested", **settings) == 0
     summary = json.loads((world.folder / "tested" / "summary.json").read_text())
-    assert summary["methods"]["coconut"]["passes"] > 1 + 2 + 1
+    assert summary["methods"]["coconut"]["passes"] > 2 + 1
 
 
 def test_the_optimiser_forgets_when_a_stage_begins(world, monkeypatch):

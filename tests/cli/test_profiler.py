@@ -7,7 +7,7 @@ import torch
 from conftest import BACKBONE
 
 from lori_pl.callbacks.regions import ProfiledRegions
-from lori_pl.regions import profiled, region
+from lori_pl.regions import region
 
 LORI = {"question", "latents", "answer", "teacher", "alignment", "optimiser"}
 
@@ -39,13 +39,16 @@ def test_a_profiler_by_name_prints_its_report(world, lori_args, caplog):
     assert "lori_pl/latents" in caplog.text
 
 
-def test_torchs_profiler_has_them_too():
-    def record(name):
-        return torch.profiler.record_function(name)
+def test_torchs_profiler_has_them_too(world, lori_args, caplog):
+    flags = ["--trainer.profiler", "pytorch", "--trainer.max_steps", "6", "--test_after_fit", "false"]
+    assert world.fit("LoRi", "run", *flags, **lori_args) == 0
+    assert "lori_pl/latents" in caplog.text
 
-    with torch.profiler.profile() as profile, profiled(record), region("latents"):
-        torch.ones(2) + 1
-    assert any(event.key == "lori_pl/latents" for event in profile.key_averages())
+
+def test_the_advanced_profiler_sees_whole_hooks_alone(world, lori_args, caplog):
+    assert world.fit("LoRi", "run", "--trainer.profiler", "advanced", "--test_after_fit", "false", **lori_args) == 0
+    assert "read_pair" in caplog.text
+    assert "lori_pl/" not in caplog.text.replace("/lori_pl/", "")
 
 
 def test_without_a_profiler_nothing_is_entered():

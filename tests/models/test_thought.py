@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import encode, pairs, read_pair, tiny_lm, tiny_reasoner
 
 from lori_pl import LatentReasoner
+from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
@@ -42,11 +45,20 @@ def test_trajectory_is_recorded_at_the_latents(reasoning):
         torch.testing.assert_close(first[0, 0], reasoner.thought.fillers)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def padded_answer(batch: PairedBatch) -> PairedBatch:
+    """The batch with a shorter answer in its second row."""
+    mask, targets = batch.answer_mask.clone(), batch.target_mask.clone()
+    mask[1, -1] = targets[1, -1] = False
+    answer = batch.answer.clone()
+    answer[1, -1] = 0
+    return replace(batch, answer=answer, answer_mask=mask, target_mask=targets)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gemma2"])
 @pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause", "none"])
 def test_reading_all_together_is_reading_step_by_step(kind, reasoning):
     reasoner = tiny_reasoner(kind, reasoning)
-    batch, layers = pairs(reasoner), LayerSelection(embedding_layer=True)
+    batch, layers = padded_answer(pairs(reasoner)), LayerSelection(embedding_layer=True)
     read = read_pair(reasoner, batch, layers, layers)
     state, trajectory = reasoner.think(batch.question, batch.question_mask, record=layers)
     for column in range(batch.answer.shape[1]):
@@ -64,7 +76,17 @@ def test_reading_all_together_is_reading_step_by_step(kind, reasoning):
         assert read.trajectory is None
     else:
         torch.testing.assert_close(read.trajectory, trajectory, atol=1e-5, rtol=1e-5)
-    assert read.state.cache.get_seq_length() == state.cache.get_seq_length()
+    assert read.cache.get_seq_length() == state.cache.get_seq_length()
+
+
+@pytest.mark.parametrize("reasoning", ["latent", "parallel"])
+def test_what_follows_a_latent_is_read_in_its_own_precision(reasoning, monkeypatch):
+    reasoner = tiny_reasoner(reasoning=reasoning)
+    kinds, plain = [], reasoner.run
+    monkeypatch.setattr(reasoner, "run", lambda *args: kinds.append(args[0].dtype) or plain(*args))
+    with torch.autocast("cpu", torch.bfloat16):
+        read_pair(reasoner, pairs(reasoner))
+    assert kinds[-1] == reasoner.embed(torch.tensor([[3]])).dtype == torch.float32
 
 
 def test_latents_depend_on_the_question_and_pause_fillers_do_not():

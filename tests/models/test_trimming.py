@@ -60,6 +60,16 @@ def test_states_and_gradients_are_those_of_the_whole_pass(kind, checkpointed, in
         torch.testing.assert_close(gradient, expected[name], atol=2e-4, rtol=1e-4, msg=name)
 
 
+def test_without_gradients_a_token_may_be_named_twice(inputs):
+    lm = tiny_lm()
+    twice = torch.cat([TOKENS, TOKENS[1:3]])
+    with torch.no_grad():
+        whole = base_model(lm)(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        with last_mlp_at(lm, twice):
+            got = base_model(lm)(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    torch.testing.assert_close(got.flatten(0, 1)[TOKENS], whole.flatten(0, 1)[TOKENS], atol=1e-5, rtol=1e-5)
+
+
 def test_outside_the_block_all_is_as_before(inputs):
     lm = tiny_lm()
     seen = count_rows(lm)
