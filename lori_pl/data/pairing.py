@@ -149,10 +149,12 @@ class Pieces:
     Args:
         parts: Token ids of question, rationale and answer of each.
         starts: Positions in each rationale at which its steps begin.
+        rows: (B,) row numbers in the data set.
     """
 
     parts: list[Parts]
     starts: list[np.ndarray]
+    rows: np.ndarray
 
 
 @dataclass
@@ -337,4 +339,4 @@ def paired_batch(
 
 def _pieces(rows: Sequence[int], data: EncodedProblems) -> Pieces:
     assert data.step_starts is not None
-    return Pieces(data.parts(rows), [data.step_starts[i] for i in rows])
+    return Pieces(data.parts(rows), [data.step_starts[i] for i in rows], np.asarray(rows, dtype=np.int64))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -60,6 +59,7 @@ class ICoTSI(StagedMethod):
         self.remove_all = remove_all
         self.side = side
         self.smoothing = smoothing
+        self.draw = (0, 0)
 
     @property
     def final_stage(self) -> int:
@@ -87,13 +87,17 @@ class ICoTSI(StagedMethod):
         if reasoning not in ("words", "none"):
             super().check_reasoning(reasoning, place)
 
-    def offsets(self, batch: PairedBatch) -> np.ndarray:
-        """The random offsets (B,) of this step, from the batch's seed."""
+    def on_train_batch_start(self, batch: PairedBatch, batch_idx: int) -> None:
+        """Also begins the draw of this step's offsets."""
+        super().on_train_batch_start(batch, batch_idx)
+        self.draw = (self.data.seed, self.trainer.global_step)
+
+    def offsets(self, pieces: Pieces) -> np.ndarray:
+        """The random offsets (B,) of this step: each problem's own, whatever the process and batch it is in."""
         if self.smoothing is None or not self.training:
-            return np.zeros(len(batch.index), dtype=np.int64)
-        # on_train_batch_start has seeded it
-        drawn = torch.empty(len(batch.index)).exponential_(self.smoothing)
-        return drawn.floor().long().numpy()
+            return np.zeros(len(pieces.rows), dtype=np.int64)
+        uniform = np.random.default_rng(self.draw).random(pieces.rows.max() + 1)[pieces.rows]
+        return (-np.log1p(-uniform) / self.smoothing).astype(np.int64)
 
     def shortened(self, pieces: Pieces, offsets: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The parts of each problem without the tokens that this stage takes away."""
@@ -111,5 +115,5 @@ class ICoTSI(StagedMethod):
         if self.student.reasoning == "none":
             return super().task_losses(batch)
         assert batch.pieces is not None
-        left = join_parts(self.shortened(batch.pieces, self.offsets(batch)), self.student.encoder)
+        left = join_parts(self.shortened(batch.pieces, self.offsets(batch.pieces)), self.student.encoder)
         return explicit_cross_entropy(self.student, move_data_to_device(left, batch.question.device))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -165,25 +164,6 @@ def test_the_number_of_latents_can_be_chosen_for_a_test(world, lori_args, capsys
         assert (summary["latents"], trained["latents"]) == (1, 3)
     assert world.fit("LoRi", "other", "--latents", "1", **lori_args) == 2
     assert "--model.latents" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("factors", ["shared", pytest.param("learned", marks=pytest.mark.slow)])
-def test_two_processes_equal_one_on_the_same_global_batch(world, lori_args, factors):
-    flags = ["--model.alignment.student_factors", factors, "--model.alignment.scope", "batch"]
-    flags += ["--data.source.test", "17"]
-    assert world.fit("LoRi", "one", *flags, **lori_args) == 0
-    arguments = ["fit", "--config", world.config("base", BASE), "--config", world.method("LoRi", **lori_args), *flags]
-    arguments += ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=4"]
-    command = [sys.executable, "-m", "lori_pl", *arguments, f"--trainer.default_root_dir={world.folder / 'two'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("one", "two"))
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
-    one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("one", "two"))
-    assert len(two.ids) == 17
-    assert two.ids == one.ids
-    assert (two.bits["lori", 0] == one.bits["lori", 0]).all()
 
 
 def test_the_saved_config_repeats_the_run(world, lori_args):

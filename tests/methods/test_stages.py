@@ -89,16 +89,22 @@ def test_with_nothing_removed_icot_si_is_explicit_cot_and_with_all_no_cot():
 
 def test_offsets_are_geometric_anew_each_time_and_none_outside_training():
     method = build(ICoTSI, stages=STAGES, smoothing=1.5).train()
-    batch = batch_of(method, list(range(8)), pieces=True)
-    torch.manual_seed(3)
-    drawn = [method.offsets(batch) for _ in range(2500)]
+    pieces = batch_of(method, list(range(8)), pieces=True).pieces
+
+    def offsets(step, pieces=pieces):
+        method.draw = (3, step)
+        return method.offsets(pieces)
+
+    drawn = [offsets(step) for step in range(2500)]
     values = torch.tensor([value for row in drawn for value in row.tolist()])
     for offset in range(4):
         share = (1 - math.exp(-1.5)) * math.exp(-1.5 * offset)
         assert abs(float((values == offset).float().mean()) - share) < 4 * math.sqrt(share / len(values)) + 1e-9
-    torch.manual_seed(3)
-    assert (method.offsets(batch) == drawn[0]).all()
-    assert (method.eval().offsets(batch) == 0).all()
+    # a problem's is its own, whatever the batch
+    few = batch_of(method, [6, 2], pieces=True).pieces
+    assert all((offsets(step, few) == drawn[step][[6, 2]]).all() for step in range(50))
+    method.eval()
+    assert (offsets(0) == 0).all()
 
 
 def test_what_an_offset_takes_beyond_the_limit_takes_everything():
