@@ -29,7 +29,10 @@ from lori_pl.methods.terms import named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
+from lori_pl.models.saving import adapted_base, add_adapters, load_reasoner
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
+
+TEACHER_ADAPTERS = "teacher"
 
 
 class Distillation(Method):
@@ -51,8 +54,9 @@ class Distillation(Method):
         schedule: Learning rate by step.
         max_new_tokens: Most tokens generated for an answer in evaluation.
         cache: Folder of the teacher's statistics, made by the command ``cache``; the teacher is then never run.
-        share_base: With LoRA, and where the student starts from the teacher, take its own base model with the adapters
-            off for the teacher; ``false`` loads a second copy, which gives the same.
+        share_base: With LoRA, and where the student starts from the teacher, or both are adapters on one base model,
+            take the student's own base model for the teacher, with the teacher's adapters if it has any; ``false``
+            loads a second copy, which gives the same.
     """
 
     term_fields: ClassVar[tuple[str, ...]] = ()
@@ -179,20 +183,23 @@ class Distillation(Method):
         teacher = self.teacher_backbone
         assert teacher is not None
         check_teacher(Path(teacher.name or ""), self.template)
+        if adapted_base(teacher) is not None:
+            return FrozenTeacher(load_reasoner(Path(teacher.name or ""), "cpu", teacher.dtype).lm, self.layers)
         lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
         return FrozenTeacher(lm, self.layers)
 
     @property
     def shares_base(self) -> bool:
-        """Whether the teacher is the very model that the student's adapters lie on."""
+        """Whether the teacher is, or has adapters on, the very model that the student's adapters lie on."""
         teacher, student = self.teacher_backbone, self.backbone
-        return (
-            self.share_base
-            and student.lora is not None
-            and self.student_init == "teacher"
-            and teacher is not None
-            and (teacher.dtype, teacher.attention) == (student.dtype, student.attention)
-        )
+        if not self.share_base or student.lora is None or teacher is None:
+            return False
+        if (teacher.dtype, teacher.attention) != (student.dtype, student.attention):
+            return False
+        if self.student_init == "teacher":
+            return True
+        base = adapted_base(teacher)
+        return base is not None and same_weights(base, student)
 
     def share_teacher(self) -> FrozenTeacher:
         """Takes the student's base model for the teacher, instead of a second copy.
@@ -201,8 +208,14 @@ class Distillation(Method):
             LoriError: As `load_teacher`.
         """
         assert self.teacher_backbone is not None
-        check_teacher(Path(self.teacher_backbone.name or ""), self.template)
-        return SharedTeacher(self.student.lm, self.layers)
+        folder = Path(self.teacher_backbone.name or "")
+        check_teacher(folder, self.template)
+        base = adapted_base(self.teacher_backbone)
+        if base is None:
+            return SharedTeacher(self.student.lm, self.layers)
+        assert base.lora is not None
+        add_adapters(self.student.lm, folder, base.lora, TEACHER_ADAPTERS)
+        return SharedTeacher(self.student.lm, self.layers, TEACHER_ADAPTERS)
 
     def teacher_shape(self) -> TrajectoryShape:
         """Layers and hidden size of the teacher's trajectories, from its config or else from the cache."""
@@ -372,7 +385,17 @@ class Distillation(Method):
                 )
 
 
+def same_weights(one: Backbone, other: Backbone) -> bool:
+    """Whether two backbones are loaded from the same place, and in the same way."""
+
+    def place(backbone: Backbone) -> tuple[Any, ...]:
+        name = backbone.name or ""
+        return str(Path(name).resolve()) if Path(name).exists() else name, backbone.revision, backbone.config
+
+    return place(one) == place(other)
+
+
 def shape_of(backbone: Backbone, selection: LayerSelection) -> TrajectoryShape:
     """Layers and hidden size of the trajectories of a model that is not loaded."""
-    config = load_config(backbone).get_text_config()
+    config = load_config(adapted_base(backbone) or backbone).get_text_config()
     return TrajectoryShape(len(selection.resolve(config.num_hidden_layers)), config.hidden_size)

@@ -297,6 +297,18 @@ def _without_quantizer(model: PreTrainedModel, attention: str | None) -> PreTrai
     return plain
 
 
+def lora_config(model: PreTrainedModel, lora: LoRA) -> LoraConfig:
+    """PEFT's settings of adapters for a model."""
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's transposed linear
+        task_type="CAUSAL_LM",
+    )
+
+
 def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
     """Applies LoRA, gradient checkpointing and compilation.
 
@@ -311,14 +323,7 @@ def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedMo
         raise LoriError("backbone.compile and backbone.gradient_checkpointing exclude each other: leave one out")
     if backbone.lora is not None:
         lora = backbone.lora
-        settings = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.targets,
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's transposed linear
-            task_type="CAUSAL_LM",
-        )
+        settings = lora_config(model, lora)
         try:
             # a frozen base in half precision with fp32 adapters is PEFT's own default
             wrapped = get_peft_model(model, settings)
@@ -360,6 +365,7 @@ __all__ = [
     "head_logits",
     "load_causal_lm",
     "load_config",
+    "lora_config",
     "prepare_training",
     "quiet_progress",
 ]

@@ -15,6 +15,7 @@ from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT
 from lori_pl.errors import LoriError, one_line
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.saving import ADAPTER, SETTINGS, adapted_base
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -40,6 +41,8 @@ def model_files(backbone: Backbone) -> list[Path]:
                 f"model.teacher.name '{backbone.name}': not on this machine ({one_line(error)}); give its folder, or "
                 "download it first"
             ) from error
+    if (base := adapted_base(backbone)) is not None:
+        return [path / ADAPTER, path / SETTINGS, *model_files(base)]
     weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
     if not weights:
         raise LoriError(f"model.teacher.name '{backbone.name}' holds no weights; give a saved model's folder")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,12 +27,15 @@ from lori_pl.models.backbone import (
     DType,
     LoRA,
     load_causal_lm,
+    lora_config,
     prepare_training,
     quiet_progress,
 )
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.thought import ThoughtSettings
 
+OWN_ADAPTERS = "default"
+"""PEFT's name for the adapters that train."""
 SETTINGS = "reasoner.json"
 THOUGHT = "thought.safetensors"
 ADAPTER = "adapter_model.safetensors"
@@ -60,10 +64,10 @@ def merged_state(lm: PreTrainedModel) -> dict[str, Tensor]:
         if ".lora_" in key:
             continue
         owner, _, leaf = key.partition(".base_layer.")
-        if leaf == "weight" and owner in adapted:
-            layer = adapted[owner]
+        # a layer may have adapters of a teacher's alone
+        if leaf == "weight" and owner in adapted and OWN_ADAPTERS in adapted[owner].lora_A:
             # in fp32: a small update would be lost in the rounding of half precision
-            deltas = [layer.get_delta_weight(name).float() for name in layer.active_adapters]
+            deltas = [adapted[owner].get_delta_weight(OWN_ADAPTERS).float()]
             value = torch.stack([value.float(), *deltas]).sum(0).to(value.dtype)
         state[f"{owner}.{leaf}" if leaf else key] = value
     return state
@@ -76,7 +80,9 @@ def adapter_state(lm: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _adapter_names(lm: PreTrainedModel) -> dict[str, str]:
-    return {f"base_model.model.{key.replace('.default.', '.')}": key for key in lm.state_dict() if ".lora_" in key}
+    own = f".{OWN_ADAPTERS}."
+    keys = [key for key in lm.state_dict() if ".lora_" in key and own in key]
+    return {f"base_model.model.{key.replace(own, '.')}": key for key in keys}
 
 
 def has_lora(lm: PreTrainedModel) -> bool:
@@ -128,7 +134,7 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, ba
             if reasoner.markers is not None:
                 thought["markers"] = reasoner.markers.detach().contiguous()
             save_file(adapter_state(lm), part / ADAPTER)
-            lm.peft_config["default"].save_pretrained(part)
+            lm.peft_config[OWN_ADAPTERS].save_pretrained(part)
         else:
             with quiet_progress():
                 lm.save_pretrained(part, state_dict=_with_markers(reasoner, merged_state(lm)))
@@ -163,6 +169,46 @@ def _with_markers(reasoner: LatentReasoner, state: dict[str, Tensor]) -> dict[st
     index = torch.tensor(reasoner.encoder.bot + reasoner.encoder.eot, device=table.device)
     written = table.detach().index_copy(0, index, reasoner.markers.detach().to(table.dtype))
     return {key: written if value.data_ptr() == table.data_ptr() else value for key, value in state.items()}
+
+
+def adapted_base(backbone: Backbone) -> Backbone | None:
+    """The base model, with its LoRA, of a folder that keeps adapters apart; ``None`` for any other backbone.
+
+    Raises:
+        LoriError: If the folder's settings are damaged.
+    """
+    folder = Path(backbone.name or "")
+    if backbone.name is None or not (folder / SETTINGS).is_file():
+        return None
+    base: Backbone | None = read_settings(folder).get("base")
+    return None if base is None else replace(base, dtype=backbone.dtype, attention=backbone.attention)
+
+
+def add_adapters(lm: PreTrainedModel, folder: Path, lora: LoRA, name: str) -> None:
+    """Adds a folder's LoRA adapters to a model of the same base with adapters of its own; frozen, and not in use.
+
+    Raises:
+        LoriError: If the folder's adapters are damaged or do not fit.
+    """
+    trains = {parameter: parameter.requires_grad for parameter in lm.parameters()}
+    inject_adapter_in_model(lora_config(lm, lora), lm, name)
+    names = {
+        f"base_model.model.{key.replace(f'.{name}.', '.')}": key
+        for key in lm.state_dict()
+        if ".lora_" in key and f".{name}." in key
+    }
+    try:
+        saved = {names.get(key, key): value for key, value in load_file(folder / ADAPTER).items()}
+        wrong = _load_into(lm, saved, tuple(names.values()))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise LoriError(f"{folder}: damaged weights ({one_line(error)}); export the teacher again") from error
+    if wrong:
+        raise LoriError(f"{folder}: the adapters do not fit {SETTINGS}, e.g. {wrong[0]}; export the teacher again")
+    for parameter in lm.parameters():
+        parameter.requires_grad_(trains.get(parameter, False))
+    for module in lm.modules():
+        if isinstance(module, LoraLayer):
+            module._active_adapter = [OWN_ADAPTERS]
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

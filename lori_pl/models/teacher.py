@@ -71,37 +71,46 @@ class FrozenTeacher(nn.Module):
 
 
 @contextmanager
-def adapters_off(lm: PreTrainedModel) -> Iterator[None]:
-    """Runs a block on the base model alone: LoRA adapters off, eval mode, no gradients; then all is as before."""
+def adapters(lm: PreTrainedModel, name: str | None) -> Iterator[None]:
+    """Runs a block with other LoRA adapters: eval mode, no gradients; then all is as before.
+
+    Args:
+        lm: The model.
+        name: The adapters that are on; ``None`` for the base model alone.
+    """
     layers = [module for module in lm.modules() if isinstance(module, LoraLayer)]
-    before = [layer._disable_adapters for layer in layers]
+    before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
     try:
         with frozen(lm):
             for layer in layers:
-                # enable_adapters() would also change what trains
-                layer._disable_adapters = True
+                # PEFT's own switches would also change what trains
+                layer._disable_adapters = name is None
+                if name is not None:
+                    layer._active_adapter = [name]
             yield
     finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer._disable_adapters = value
+        for layer, (off, active) in zip(layers, before, strict=True):
+            layer._disable_adapters, layer._active_adapter = off, active
 
 
 class SharedTeacher(FrozenTeacher):
-    """The teacher that a LoRA student started from: the student's own base model with its adapters off.
+    """A teacher on a LoRA student's own base model: that model alone, or with frozen adapters of the teacher's.
 
-    It gives what a second copy of the model would give, and takes no memory. The student's trained marker rows play no
-    part: an explicit sequence has no marker.
+    It gives what a second copy of the model would give, and takes no memory but for such adapters. The student's
+    trained marker rows play no part: an explicit sequence has no marker.
 
     Args:
         lm: The student's language model; it stays the student's.
         selection: The layers that make the trajectory.
+        adapter: Name of the teacher's adapters in it; ``None`` for a teacher that is the base model.
     """
 
-    def __init__(self, lm: PreTrainedModel, selection: LayerSelection) -> None:
+    def __init__(self, lm: PreTrainedModel, selection: LayerSelection, adapter: str | None = None) -> None:
         nn.Module.__init__(self)
         # in a tuple: not a sub-module, its weights stand once
         self._student = (lm,)
         self.selection = selection
+        self.adapter = adapter
         self.eval()
 
     @property
@@ -112,5 +121,5 @@ class SharedTeacher(FrozenTeacher):
     @torch.no_grad()
     def forward(self, batch: ExplicitBatch) -> tuple[Tensor, Tensor]:
         """As `FrozenTeacher`'s."""
-        with adapters_off(self.lm):
+        with adapters(self.lm, self.adapter):
             return explicit_signals(self.lm, batch, self.selection)

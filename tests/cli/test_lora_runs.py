@@ -17,7 +17,7 @@ from lori_pl.data.synthetic import synthetic_problems
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.methods import LoRi
 from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
-from lori_pl.models.teacher import adapters_off
+from lori_pl.models.teacher import adapters
 
 FLAGS = ["--trainer.val_check_interval=3", "--model.schedule.decay=none", "--model.schedule.warmup=0"]
 FLAGS += ["--model.optimizer.class_path=torch.optim.AdamW", "--model.optimizer.init_args.lr=0.003"]
@@ -111,7 +111,7 @@ def test_the_shared_base_serves_only_who_started_from_it(trained):
         assert trained.fit("LoRi", name, *FLAGS, "--trainer.max_steps=1", "--test_after_fit=false", **arguments) == 0
 
 
-def test_adapters_off_leaves_everything_as_it_was():
+def test_other_adapters_leave_everything_as_it_was():
     torch.manual_seed(0)
     backbone = Backbone(name=ARGUMENTS["teacher"]["name"], lora=LoRA(2, 4.0, 0.5))
     tokenizer = load_tokenizer(backbone.tokenizer_name, False)
@@ -125,7 +125,7 @@ def test_adapters_off_leaves_everything_as_it_was():
     with torch.no_grad():
         before = lm.eval()(ids).logits
     lm.train()
-    with adapters_off(lm):
+    with adapters(lm, None):
         assert torch.equal(lm(ids).logits, plain(ids).logits)
     assert lm.training
     assert all(module.training for module in lm.modules())
@@ -133,7 +133,7 @@ def test_adapters_off_leaves_everything_as_it_was():
     with torch.no_grad():
         assert torch.equal(lm.eval()(ids).logits, before)
     assert not torch.equal(before, plain(ids).logits)
-    with pytest.raises(RuntimeError, match="stop"), adapters_off(lm):
+    with pytest.raises(RuntimeError, match="stop"), adapters(lm, None):
         raise RuntimeError("stop")
     with torch.no_grad():
         assert torch.equal(lm(ids).logits, before)

@@ -1,0 +1,129 @@
+"""A teacher whose adapters stand apart from its base model: on the student's own base, or as a second copy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import LORI_TERMS, World, assert_same, checkpoint
+from failing import fails
+
+import lori_pl
+from lori_pl import LatentReasoner
+from lori_pl.cli import main
+from lori_pl.methods import LoRi
+from lori_pl.models.teacher import SharedTeacher
+
+BASE_MODEL = str(Path(lori_pl.__file__).parent / "assets" / "teacher")
+FLAGS = ["--trainer.max_steps=4", "--model.schedule.decay=none", "--model.schedule.warmup=0", "--test_after_fit=false"]
+FLAGS += ["--model.optimizer.class_path=torch.optim.AdamW", "--model.optimizer.init_args.lr=0.01"]
+# the teacher's adapters lie on modules that the student's do not, and the other way round
+TEACHER_LORA = {"rank": 3, "alpha": 6.0, "dropout": 0.0, "targets": ["q_proj", "down_proj"]}
+STUDENT_LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.3, "targets": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """With the teacher in the folder ``teacher``."""
+    world = World(tmp_path_factory.mktemp("adapters"))
+    backbone = {"name": BASE_MODEL, "lora": TEACHER_LORA}
+    assert world.fit("ExplicitCoT", "words", *FLAGS, backbone=backbone) == 0
+    run = world.folder / "words"
+    command = ["export", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    assert main([*command, "--folder", str(world.folder / "teacher"), "--apart"]) == 0
+    return world
+
+
+def arguments(world: World, **changes: Any) -> dict[str, Any]:
+    backbone = {"name": BASE_MODEL, "lora": STUDENT_LORA}
+    teacher = {"name": str(world.folder / "teacher")}
+    return {"backbone": backbone, "teacher": teacher, "student_init": "base", **LORI_TERMS, **changes}
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[LoRi]:
+    """Every method that has begun to train."""
+    seen: list[LoRi] = []
+    original = LoRi.on_train_start
+
+    def look(self):
+        original(self)
+        seen.append(self)
+
+    monkeypatch.setattr(LoRi, "on_train_start", look)
+    return seen
+
+
+def test_on_the_students_base_it_is_what_a_second_copy_is(world, started):
+    """Also with the student's dropout on, and adapters on other modules."""
+    for name, shares in (("shared", "true"), ("apart", "false")):
+        assert world.fit("LoRi", name, *FLAGS, f"--model.share_base={shares}", **arguments(world)) == 0
+    shared, apart = started
+    assert isinstance(shared.teacher, SharedTeacher)
+    assert not isinstance(apart.teacher, SharedTeacher)
+    # the second copy is the base and the adapters; on the student's base only the adapters are new
+    base = sum(parameter.numel() for parameter in LatentReasoner.from_pretrained(BASE_MODEL).parameters())
+    count = [sum(parameter.numel() for parameter in method.parameters()) for method in (shared, apart)]
+    assert count[1] - count[0] == base
+    assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("shared", "apart")))
+    assert not any(".teacher." in key for key in checkpoint(world.folder / "shared")["state_dict"])
+    # the teacher's adapters do something: the base model alone is another teacher
+    batch = next(iter(shared.data.train_dataloader())).teacher
+    with_adapters = shared.teacher(batch)[1]
+    shared.teacher.adapter = None
+    assert not torch.allclose(with_adapters, shared.teacher(batch)[1], atol=1e-3)
+    # and nothing of them is in the student's folder, merged or apart
+    merged = [LatentReasoner.from_pretrained(world.folder / name / "student") for name in ("shared", "apart")]
+    assert_same(*(dict(student.state_dict()) for student in merged))
+    for name in ("shared", "apart"):
+        run = world.folder / name
+        command = ["export", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]
+        assert main([*command, f"--folder={world.folder / name}-exported", "--apart"]) == 0
+    exported = [LatentReasoner.from_pretrained(world.folder / f"{name}-exported") for name in ("shared", "apart")]
+    assert_same(*(dict(student.state_dict()) for student in exported))
+
+
+def test_a_run_goes_on(world, started):
+    flags = [*FLAGS, "--ckpt_path=last", "--trainer.max_steps=6"]
+    assert world.fit("LoRi", "on", *FLAGS, **arguments(world)) == 0
+    assert world.fit("LoRi", "on", *flags, **arguments(world)) == 0
+    assert world.fit("LoRi", "whole", *FLAGS, "--trainer.max_steps=6", **arguments(world)) == 0
+    assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("on", "whole")))
+
+
+@pytest.mark.parametrize(("side", "change"), [("backbone", {"lora": None}), ("teacher", {"dtype": "bfloat16"})])
+def test_another_student_gets_a_copy(world, started, side, change):
+    found = arguments(world)
+    found[side] |= change
+    assert world.fit("LoRi", f"copy-{side}", *FLAGS, **found) == 0
+    assert not isinstance(started[0].teacher, SharedTeacher)
+
+
+def test_a_cache_is_made_of_it(world):
+    folder, found = world.folder / "cache", arguments(world)
+    assert world.run("cache", f"--folder={folder}", method="LoRi", **found) == 0
+    assert world.fit("LoRi", "cached", *FLAGS, f"--model.cache={folder}", **found) == 0
+
+
+def test_damaged_adapters_are_one_line(world, capsys, tmp_path):
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    for file in (world.folder / "teacher").iterdir():
+        (teacher / file.name).write_bytes(file.read_bytes())
+    (teacher / "adapter_model.safetensors").write_bytes(b"no tensors")
+    found = arguments(world, teacher={"name": str(teacher)})
+    fails(world, capsys, str(teacher), "damaged weights", "export", method="LoRi", root="damaged", **found)
+
+
+def test_a_student_does_not_start_from_adapters(world, capsys):
+    found = arguments(world, student_init="teacher", backbone={"lora": STUDENT_LORA})
+    fails(world, capsys, "apart from their base model", "merged", method="LoRi", root="start", **found)
+
+
+def test_the_folder_says_what_it_lies_on(world):
+    settings = json.loads((world.folder / "teacher" / "reasoner.json").read_text())
+    assert settings["base"]["name"] == BASE_MODEL
+    assert settings["base"]["lora"]["targets"] == TEACHER_LORA["targets"]
