@@ -23,6 +23,7 @@ from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.evaluation.records import git_commit
 from lori_pl.files import replace_file
 from lori_pl.methods import ExplicitCoT, LoRi
+from lori_pl.methods.terms import measure
 from lori_pl.models.backbone import Backbone
 
 RESULTS = Path("experiments/bench/results.csv")
@@ -122,13 +123,7 @@ def lori(shape: str, latents: int, batches: Sequence[PairedBatch], cached: bool,
             Backbone(), teacher=Backbone(name=f"{folder}/teacher"), latents=latents, template=Template(), **terms
         )
         method.configure_model()
-    for sweep in range(3):
-        for term in method.active_terms:
-            if sweep < term.sweeps:
-                term.begin_sweep(sweep)
-                for batch in batches:
-                    term.observe(sweep, method.teacher_signals(batch), None)
-                term.end_sweep(sweep)
+    measure(method.named_terms, lambda _: (method.observed(batch, wants_student=False) for batch in batches))
     if cached:
         for batch in batches:
             signals = method.teacher_signals(batch)

@@ -115,6 +115,11 @@ def cuts_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
     )
 
 
+def holds(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has every token of another, under the same id."""
+    return bool(other.get_vocab().items() <= tokenizer.get_vocab().items())
+
+
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, chat: bool = False) -> bool:
     """Whether two tokenizers cut text alike: equal vocabularies apart from the markers, and equal rules.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,12 +20,12 @@ from lori_pl.cache.store import TeacherCache, of_term
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
-from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.data.tokenizer import holds, load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
 from lori_pl.methods.checkpoints import check_teacher
 from lori_pl.methods.optimization import Schedule
-from lori_pl.methods.terms import named_terms, weighs, weighted_terms
+from lori_pl.methods.terms import Observed, measure, named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
@@ -146,7 +146,7 @@ class Distillation(Method):
         assert self.teacher_backbone is not None
         teacher = self.teacher_backbone
         theirs = load_tokenizer(teacher.tokenizer_name, False, teacher.revision)
-        if not theirs.get_vocab().items() <= tokenizer.get_vocab().items():
+        if not holds(tokenizer, theirs):
             raise LoriError(
                 "the student starts from the teacher's weights, but model.backbone names another tokenizer than the "
                 "teacher's: set model.backbone.name and tokenizer to null, or model.student_init to base"
@@ -309,21 +309,24 @@ class Distillation(Method):
             return
         loader = self.data.statistics_dataloader(self.statistics_problems)
         wants_student = any(term.observes_student for term in fitting)
-        for sweep in range(max(term.sweeps for term in fitting)):
-            at_work = [term for term in fitting if sweep < term.sweeps]
-            for term in at_work:
-                term.begin_sweep(sweep)
+
+        def batches(sweep: int) -> Iterator[Observed]:
             label = f"measuring the rationales, pass {sweep + 1}"
             for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
-                batch = self.trainer.strategy.batch_to_device(batch)
-                teacher = self.teacher_signals(batch)
-                student = self.initial_student_signals(batch) if wants_student else None
-                for name, term in self.named_terms.items():
-                    if term in at_work:
-                        signals = teacher or Signals(statistics=self.teacher_statistics(name, term, batch, None))
-                        term.observe(sweep, signals, student)
-            for term in at_work:
-                term.end_sweep(sweep)
+                yield self.observed(self.trainer.strategy.batch_to_device(batch), wants_student)
+
+        measure(self.named_terms, batches)
+
+    def observed(self, batch: PairedBatch, wants_student: bool) -> Observed:
+        """What the terms see of a batch before training: the teacher's side by term, and the untrained student's."""
+        teacher = self.teacher_signals(batch)
+        student = self.initial_student_signals(batch) if wants_student else None
+        if teacher is not None:
+            return dict.fromkeys(self.named_terms, teacher), student
+        return {
+            name: Signals(statistics=self.teacher_statistics(name, term, batch, None))
+            for name, term in self.named_terms.items()
+        }, student
 
     def teacher_signals(self, batch: PairedBatch) -> Signals | None:
         """The teacher's trajectory at the chosen rationale tokens, and its anchor states; ``None`` with a cache."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from lori_pl.alignment import Signals
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, StepBatch, step_batch
-from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.data.tokenizer import holds, load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.coconut import Coconut
 from lori_pl.methods.codi import CODI
@@ -110,7 +110,7 @@ class StepSupervision(LatentMethod):
         tokenizer = self.student.tokenizer
         if named := backbone.tokenizer or backbone.name:
             theirs = load_tokenizer(named, False, backbone.revision)
-            if not theirs.get_vocab().items() <= tokenizer.get_vocab().items():
+            if not holds(tokenizer, theirs):
                 raise LoriError(
                     f"model.decoder ({named}) has another tokenizer than the student, and is given the student's "
                     "tokens; take a model of the same family"

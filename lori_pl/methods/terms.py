@@ -1,12 +1,12 @@
-"""The terms of a loss: which of them weigh something, and what each is called."""
+"""The terms of a loss: which of them weigh something, what each is called, and how they are measured."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from lori_pl.alignment import Term
+from lori_pl.alignment import Signals, Term
 from lori_pl.errors import LoriError
 
 RESERVED = frozenset({"task", "loss", "distillation", "teacher", "keys", "values", "steps", "stage"})
@@ -57,3 +57,26 @@ def named_terms(terms: Iterable[Term]) -> dict[str, Term]:
             number += 1
         named[key] = term
     return named
+
+
+Observed = tuple[Mapping[str, Signals], Signals | None]
+"""The teacher's side of a batch by term, and the untrained student's where a term observes it."""
+
+
+def measure(terms: Mapping[str, Term], batches: Callable[[int], Iterable[Observed]]) -> None:
+    """Takes every term that is not fitted yet through its sweeps.
+
+    Args:
+        terms: The terms by name.
+        batches: Gives what each sweep, by its number, observes.
+    """
+    fitting = {name: term for name, term in terms.items() if not term.is_fitted}
+    for sweep in range(max((term.sweeps for term in fitting.values()), default=0)):
+        at_work = {name: term for name, term in fitting.items() if sweep < term.sweeps}
+        for term in at_work.values():
+            term.begin_sweep(sweep)
+        for teacher, student in batches(sweep):
+            for name, term in at_work.items():
+                term.observe(sweep, teacher[name], student)
+        for term in at_work.values():
+            term.end_sweep(sweep)

@@ -14,6 +14,7 @@ from test_every_method import METHODS, build, make
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment, anchor, core_statistics, low_rank, subspace
 from lori_pl.methods import ExplicitCoT, LoRi
+from lori_pl.methods.terms import measure
 from lori_pl.models.backbone import Backbone
 
 META = torch.device("meta")
@@ -52,12 +53,7 @@ def test_no_step_of_lori_waits_for_its_teacher_or_its_statistics(cached, factors
     method = LoRi(Backbone(), teacher=Backbone(name=str(tmp_path / "teacher")), latents=3, **terms)
     method.configure_model()
     batch = make(method, [0, 1, 2])
-    for sweep in range(3):
-        for term in method.active_terms:
-            if sweep < term.sweeps:
-                term.begin_sweep(sweep)
-                term.observe(sweep, method.teacher_signals(batch), method.initial_student_signals(batch))
-                term.end_sweep(sweep)
+    measure(method.named_terms, lambda _: [method.observed(batch, wants_student=True)])
     if cached:
         known = method.teacher_signals(batch)
         batch.statistics = {
