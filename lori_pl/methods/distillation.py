@@ -29,7 +29,7 @@ from lori_pl.methods.terms import Observed, measure, named_terms, weighs, weight
 from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
-from lori_pl.models.saving import adapted_base, add_adapters, load_reasoner
+from lori_pl.models.saving import adapted_base, add_adapters, load_adapted
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
 
 TEACHER_ADAPTERS = "teacher"
@@ -183,8 +183,8 @@ class Distillation(Method):
         teacher = self.teacher_backbone
         assert teacher is not None
         check_teacher(Path(teacher.name or ""), self.template)
-        if adapted_base(teacher) is not None:
-            return FrozenTeacher(load_reasoner(Path(teacher.name or ""), "cpu", teacher.dtype).lm, self.layers)
+        if (base := adapted_base(teacher)) is not None:
+            return FrozenTeacher(load_adapted(Path(teacher.name or ""), base), self.layers)
         lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
         return FrozenTeacher(lm, self.layers)
 
@@ -199,7 +199,10 @@ class Distillation(Method):
         if self.student_init == "teacher":
             return True
         base = adapted_base(teacher)
-        return base is not None and same_weights(base, student)
+        if base is None or not same_weights(base, student):
+            return False
+        # ids beyond the student's own are its markers there
+        return holds(self.student.tokenizer, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
 
     def share_teacher(self) -> FrozenTeacher:
         """Takes the student's base model for the teacher, instead of a second copy.
@@ -393,7 +396,9 @@ def same_weights(one: Backbone, other: Backbone) -> bool:
 
     def place(backbone: Backbone) -> tuple[Any, ...]:
         name = backbone.name or ""
-        return str(Path(name).resolve()) if Path(name).exists() else name, backbone.revision, backbone.config
+        if Path(name).exists():
+            return str(Path(name).resolve()), backbone.config
+        return name, backbone.revision or "main", backbone.config
 
     return place(one) == place(other)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lori_pl.errors import LoriError
+
+_recorded: ContextVar[bool] = ContextVar("recorded", default=False)
+
+
+def is_recorded() -> bool:
+    """Whether a `recorded_attention` is around."""
+    return _recorded.get()
 
 
 @dataclass
@@ -57,9 +65,11 @@ def recorded_attention(lm: PreTrainedModel) -> Iterator[list[AttentionInputs]]:
         return attend(module, query, key, value, *args, **keywords)
 
     ALL_ATTENTION_FUNCTIONS[name] = record
+    token = _recorded.set(True)
     try:
         yield found
     finally:
+        _recorded.reset(token)
         del ALL_ATTENTION_FUNCTIONS[name]
     if not found:
         raise LoriError(

@@ -12,38 +12,14 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lori_pl.models.hidden import decoder_layers
+from lori_pl.models.one_layer import OneLayer, Piece, find_cache, put_cache
 from lori_pl.models.trimming import mlp_at
-
-Piece = tuple[Tensor, Tensor]
-
-
-class _OneLayer(Cache):
-    """A cache view in which one layer finds given keys and values and every other is out of reach."""
-
-    def __init__(self, index: int, past: tuple[Piece, ...]) -> None:
-        self.index, self.past = index, past
-        self.added: Piece | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        if layer_idx != self.index or self.added is not None:
-            raise RuntimeError(f"layer {self.index} wrote to layer {layer_idx} of the cache, or twice")
-        self.added = (key_states, value_states)
-        if not self.past:
-            return self.added
-        keys = torch.cat([*(piece[0] for piece in self.past), key_states], dim=-2)
-        values = torch.cat([*(piece[1] for piece in self.past), value_states], dim=-2)
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return sum(keys.shape[-2] for keys, _ in (*self.past, *([self.added] if self.added else [])))
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
@@ -74,21 +50,15 @@ def _checkpointed(layer: nn.Module, *args: Any, **keywords: Any) -> Any:
 
     if not (layer.training and torch.is_grad_enabled()):
         return forward(*args, **keywords)
-    # the cache comes by name (LLaMA) or in second place (GPT-2)
-    place = next((i for i, value in enumerate(args) if isinstance(value, Cache)), None)
-    name = next((key for key, value in keywords.items() if isinstance(value, Cache)), None)
-    cache: Cache | None = args[place] if place is not None else keywords[name] if name is not None else None
+    place, cache = find_cache(args, keywords)
     if cache is None:
         return checkpoint(forward, *args, use_reentrant=False, **keywords)
     index = int(layer.cache_index)  # type: ignore[arg-type]
     past = _pieces(cache, index)
 
     def run(past: tuple[Piece, ...], *args: Any, **keywords: Any) -> tuple[Any, Piece | None]:
-        view = _OneLayer(index, past)
-        if place is not None:
-            args = (*args[:place], view, *args[place + 1 :])
-        elif name is not None:
-            keywords = {**keywords, name: view}
+        view = OneLayer(past, index)
+        args, keywords = put_cache(args, keywords, place, view)
         return forward(*args, **keywords), view.added
 
     output, added = checkpoint(run, past, *args, use_reentrant=False, **keywords)

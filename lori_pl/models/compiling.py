@@ -12,34 +12,18 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 
 from lori_pl.errors import LoriError
+from lori_pl.models.attention import is_recorded
 from lori_pl.models.hidden import decoder_layers
 from lori_pl.models.masks import makes_own_mask
-
-Pair = tuple[Tensor, Tensor]
-
-
-class _OneLayer(Cache):
-    """A cache view of one layer: what it found, and then what it has."""
-
-    def __init__(self, found: Pair | None) -> None:
-        self.pair = found
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        if self.pair is not None:
-            key_states = torch.cat([self.pair[0], key_states], dim=2)
-            value_states = torch.cat([self.pair[1], value_states], dim=2)
-        self.pair = (key_states, value_states)
-        return self.pair
+from lori_pl.models.one_layer import OneLayer, Piece, find_cache, put_cache
 
 
 def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
-    """Compiles the decoder layers for training; evaluation runs as it is.
+    """Compiles the decoder layers for training; evaluation, and a pass whose attention is recorded, run as they are.
 
     Losses and gradients are those without it to rounding; dropout draws other numbers. The names of weights stay. The
     last layer is left out: its MLP does not run on the same tokens in every pass.
@@ -62,34 +46,33 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
 
 
 def _run(
-    forward: Callable[..., Any], layer: nn.Module, found: Pair | None, place: int | str | None, args: Any, keywords: Any
-) -> tuple[Any, Pair | None]:
-    view = _OneLayer(found)
-    if isinstance(place, int):
-        args = (*args[:place], view, *args[place + 1 :])
-    elif place is not None:
-        keywords = {**keywords, place: view}
-    return forward(layer, *args, **keywords), view.pair
+    forward: Callable[..., Any],
+    layer: nn.Module,
+    found: tuple[Piece, ...],
+    place: int | str | None,
+    args: tuple[Any, ...],
+    keywords: dict[str, Any],
+) -> tuple[Any, Piece | None]:
+    view = OneLayer(found)
+    args, keywords = put_cache(args, keywords, place, view)
+    return forward(layer, *args, **keywords), view.whole
 
 
 def _compiled(layer: nn.Module, *args: Any, **keywords: Any) -> Any:
     plain = type(layer).forward
-    if not (layer.training and torch.is_grad_enabled()):
+    # what is recorded in a graph would be a graph of its own for each layer
+    if not (layer.training and torch.is_grad_enabled()) or is_recorded():
         return plain(layer, *args, **keywords)
-    # the cache comes by name (LLaMA) or in second place (GPT-2)
-    places = [(i, value) for i, value in [*enumerate(args), *keywords.items()] if isinstance(value, Cache)]
-    place, cache = places[0] if places else (None, None)
-    found: Pair | None = None
+    place, cache = find_cache(args, keywords)
+    found: tuple[Piece, ...] = ()
     if cache is not None:
         held = cache.layers[layer.cache_index]
         if held.is_initialized and held.get_seq_length():
-            found = (held.keys, held.values)
-        args = tuple(None if value is cache else value for value in args)
-        keywords = {key: None if value is cache else value for key, value in keywords.items()}
-    output, pair = layer.run(plain, layer, found, place, args, keywords)  # type: ignore[operator]
-    if cache is not None:
-        if found is None:
-            held.update(*pair)
-        else:
-            held.keys, held.values = pair
+            found = ((held.keys, held.values),)
+        args, keywords = put_cache(args, keywords, place, None)
+    output, whole = layer.run(plain, layer, found, place, args, keywords)  # type: ignore[operator]
+    if cache is not None and found:
+        held.keys, held.values = whole
+    elif cache is not None:
+        held.update(*whole)
     return output

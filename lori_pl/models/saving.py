@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,14 @@ def merged_state(lm: PreTrainedModel) -> dict[str, Tensor]:
 def adapter_state(lm: PreTrainedModel) -> dict[str, Tensor]:
     """LoRA tensors under PEFT's names, so that PEFT can load them too."""
     state = lm.state_dict()
-    return {name: state[key].detach().contiguous() for name, key in _adapter_names(lm).items()}
+    return {name: state[key].detach().contiguous() for name, key in _adapter_names(lm, OWN_ADAPTERS).items()}
 
 
-def _adapter_names(lm: PreTrainedModel) -> dict[str, str]:
-    own = f".{OWN_ADAPTERS}."
-    keys = [key for key in lm.state_dict() if ".lora_" in key and own in key]
-    return {f"base_model.model.{key.replace(own, '.')}": key for key in keys}
+def _adapter_names(lm: PreTrainedModel, adapters: str) -> dict[str, str]:
+    """PEFT's names of a model's adapters, and what they are called in the model."""
+    part = f".{adapters}."
+    keys = [key for key in lm.state_dict() if ".lora_" in key and part in key]
+    return {f"base_model.model.{key.replace(part, '.')}": key for key in keys}
 
 
 def has_lora(lm: PreTrainedModel) -> bool:
@@ -155,7 +157,7 @@ def _card(reasoner: LatentReasoner, name: str) -> str:
         reasoning=reasoner.reasoning,
         version=__version__,
         architecture=type(reasoner.lm).__name__,
-        parameters=sum(p.numel() for p in reasoner.parameters()),
+        parameters=sum(p.numel() for name, p in reasoner.named_parameters() if ".lora_" not in name),
         latents=reasoner.thought.latents,
         name=name,
     )
@@ -181,7 +183,26 @@ def adapted_base(backbone: Backbone) -> Backbone | None:
     if backbone.name is None or not (folder / SETTINGS).is_file():
         return None
     base: Backbone | None = read_settings(folder).get("base")
-    return None if base is None else replace(base, dtype=backbone.dtype, attention=backbone.attention)
+    if base is None:
+        return None
+    return replace(
+        base,
+        config={**base.config, **backbone.config},
+        dtype=backbone.dtype,
+        attention=backbone.attention,
+        trust_remote_code=backbone.trust_remote_code,
+    )
+
+
+def load_adapted(folder: Path, base: Backbone) -> PreTrainedModel:
+    """Loads a base model and a folder's adapters on it.
+
+    Raises:
+        LoriError: If the base does not load, or the adapters are damaged or do not fit.
+    """
+    lm = prepare_training(load_causal_lm(base, read_tokenizer(str(folder))), base)
+    _read_adapters(lm, folder, OWN_ADAPTERS)
+    return lm
 
 
 def add_adapters(lm: PreTrainedModel, folder: Path, lora: LoRA, name: str) -> None:
@@ -191,24 +212,29 @@ def add_adapters(lm: PreTrainedModel, folder: Path, lora: LoRA, name: str) -> No
         LoriError: If the folder's adapters are damaged or do not fit.
     """
     trains = {parameter: parameter.requires_grad for parameter in lm.parameters()}
-    inject_adapter_in_model(lora_config(lm, lora), lm, name)
-    names = {
-        f"base_model.model.{key.replace(f'.{name}.', '.')}": key
-        for key in lm.state_dict()
-        if ".lora_" in key and f".{name}." in key
-    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(lora_config(lm, lora), lm, name)
+    for parameter in lm.parameters():
+        if parameter not in trains:
+            # as the student's own: a base in half precision has adapters in fp32
+            parameter.data = parameter.data.float()
+        parameter.requires_grad_(trains.get(parameter, False))
+    _read_adapters(lm, folder, name)
+    for module in lm.modules():
+        if isinstance(module, LoraLayer):
+            module._active_adapter = [OWN_ADAPTERS]
+
+
+def _read_adapters(lm: PreTrainedModel, folder: Path, name: str) -> None:
+    names = _adapter_names(lm, name)
     try:
         saved = {names.get(key, key): value for key, value in load_file(folder / ADAPTER).items()}
         wrong = _load_into(lm, saved, tuple(names.values()))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise LoriError(f"{folder}: damaged weights ({one_line(error)}); export the teacher again") from error
+        raise LoriError(f"{folder}: damaged weights ({one_line(error)}); export it again") from error
     if wrong:
-        raise LoriError(f"{folder}: the adapters do not fit {SETTINGS}, e.g. {wrong[0]}; export the teacher again")
-    for parameter in lm.parameters():
-        parameter.requires_grad_(trains.get(parameter, False))
-    for module in lm.modules():
-        if isinstance(module, LoraLayer):
-            module._active_adapter = [OWN_ADAPTERS]
+        raise LoriError(f"{folder}: the weights do not fit {SETTINGS}, e.g. {wrong[0]}; export it again")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -247,17 +273,14 @@ def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -
     """
     settings = read_settings(folder)
     base: Backbone | None = settings.get("base")
-    backbone = Backbone(name=str(folder)) if base is None else base
-    backbone = replace(backbone, dtype=dtype)
     tokenizer = read_tokenizer(str(folder))
-    lm = prepare_training(load_causal_lm(backbone, tokenizer), backbone)
+    if base is None:
+        lm = load_causal_lm(Backbone(name=str(folder), dtype=dtype), tokenizer)
+    else:
+        lm = load_adapted(folder, replace(base, dtype=dtype))
     reasoner = LatentReasoner(lm, tokenizer, settings["template"], settings["thought"])
     try:
         wrong = _load_into(reasoner, load_file(folder / THOUGHT), ("thought.", "markers"))
-        if base is not None:
-            names = _adapter_names(lm)
-            saved = {names.get(key, key): value for key, value in load_file(folder / ADAPTER).items()}
-            wrong += _load_into(lm, saved, tuple(names.values()))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise LoriError(f"{folder}: damaged weights ({one_line(error)}); export the student again") from error
     if wrong:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,31 @@ def started(monkeypatch) -> list[LoRi]:
 
     monkeypatch.setattr(LoRi, "on_train_start", look)
     return seen
+
+
+def test_in_half_precision_the_adapters_are_as_exact_as_the_students_own(world, started):
+    half = {"dtype": "bfloat16"}
+    found = arguments(world)
+    found["backbone"] |= half
+    found["teacher"] |= half
+    for shares in ("true", "false"):
+        assert world.fit("LoRi", f"half-{shares}", *FLAGS, f"--model.share_base={shares}", **found) == 0
+    batch = next(iter(started[0].data.train_dataloader())).teacher
+    shared, apart = (method.teacher(batch) for method in started)
+    assert isinstance(started[0].teacher, SharedTeacher)
+    assert all(torch.equal(one, other) for one, other in zip(shared, apart, strict=True))
+
+
+def test_a_teacher_with_tokens_of_its_own_gets_a_copy(world, started, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(world.folder / "teacher", teacher)
+    file = teacher / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["unheard"] = len(content["model"]["vocab"])
+    file.write_text(json.dumps(content))
+    found = arguments(world, teacher={"name": str(teacher)})
+    assert world.fit("LoRi", "tokens", *FLAGS, **found) == 0
+    assert not isinstance(started[0].teacher, SharedTeacher)
 
 
 def test_on_the_students_base_it_is_what_a_second_copy_is(world, started):
@@ -110,9 +136,7 @@ def test_a_cache_is_made_of_it(world):
 
 def test_damaged_adapters_are_one_line(world, capsys, tmp_path):
     teacher = tmp_path / "teacher"
-    teacher.mkdir()
-    for file in (world.folder / "teacher").iterdir():
-        (teacher / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(world.folder / "teacher", teacher)
     (teacher / "adapter_model.safetensors").write_bytes(b"no tensors")
     found = arguments(world, teacher={"name": str(teacher)})
     fails(world, capsys, str(teacher), "damaged weights", "export", method="LoRi", root="damaged", **found)

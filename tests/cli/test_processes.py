@@ -46,9 +46,7 @@ def test_lori(world, lori_args, factors):
     assert_equal_runs(world)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "KaVa" else pytest.param(name, marks=pytest.mark.slow) for name in PEERS]
-)
+@pytest.mark.parametrize("name", FAST_AND_SLOW)
 def test_a_peer(world, teacher, name):
     settings = arguments(name, teacher)
     flags = ["--trainer.max_steps", "5", *ONE_AND_MORE]  # with a stage that ends

@@ -10,6 +10,7 @@ from tiny_models import LoRA, backbone, pairs, read_pair, tiny_lm, tiny_reasoner
 
 from lori_pl.errors import LoriError
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
+from lori_pl.models.attention import recorded_attention
 from lori_pl.models.backbone import prepare_training
 from lori_pl.models.compiling import compile_layers
 from lori_pl.models.hidden import LayerSelection
@@ -74,6 +75,16 @@ def test_other_lengths_and_numbers_of_latents_need_no_new_graph():
     for length, latents in ((9, 2), (7, 4), (5, 3)):
         reasoner.think(question[:, :length], torch.ones(2, length, dtype=torch.bool), latents)
     assert graphs() == 2
+
+
+def test_a_pass_whose_attention_is_recorded_runs_as_it_is():
+    """What is recorded, a layer's after the other's, would be a graph for each."""
+    reasoner = tiny_reasoner().train()
+    compile_layers(reasoner.lm, "eager")
+    with recorded_attention(reasoner.lm) as found:
+        explicit_cross_entropy(reasoner, pairs(reasoner).explicit).mean().backward()
+    assert len(found) == reasoner.depth
+    assert graphs() == 0
 
 
 def test_evaluation_runs_as_it_is():
