@@ -16,7 +16,7 @@ from lori_pl.models.reasoner import LatentReasoner
 
 
 def main() -> None:
-    options = parser(__doc__ or "")
+    options = parser(__doc__ or "", without=["shape", "batch"])
     options.add_argument("--student", default="runs/quickstart/student", help="folder of the LoRi student")
     options.add_argument("--teacher", default="lori_pl/assets/teacher", help="folder of the explicit-CoT teacher")
     options.add_argument("--problems", type=int, default=200, help="problems")

@@ -54,14 +54,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Options of every benchmark."""
+def parser(description: str, without: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Options of every benchmark, but for those that one has no use for."""
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("--shape", choices=list(SHAPES), default="llama", help="architecture")
-    options.add_argument("--batch", type=int, default=8, help="problems a batch")
-    options.add_argument("--rounds", type=int, default=9, help="rounds, of which the median counts")
-    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    options.add_argument("--record", action="store_true", help=f"put the row into {RESULTS}")
+    known: dict[str, dict[str, Any]] = {
+        "shape": {"choices": list(SHAPES), "default": "llama", "help": "architecture"},
+        "batch": {"type": int, "default": 8, "help": "problems a batch"},
+        "rounds": {"type": int, "default": 9, "help": "rounds, of which the median counts"},
+        "threads": {"type": int, "default": torch.get_num_threads(), "help": "threads of torch"},
+        "record": {"action": "store_true", "help": f"put the row into {RESULTS}"},
+    }
+    for name, settings in known.items():
+        if name not in without:
+            options.add_argument(f"--{name}", **settings)
     return options
 
 

@@ -7,6 +7,7 @@ its peak of memory is its own too. Leaves ``cost.csv`` beside this file and ``do
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import json
 import subprocess
@@ -44,7 +45,7 @@ NAMES = {
     "rank": "rank of hidden size",
 }
 ROUNDS, BATCHES = 5, 2
-MEMORY = "peak memory, MiB (right)"
+MEMORY = "added by the step at its peak, MiB (right)"
 
 
 def point(values: dict[str, int], threads: int) -> dict[str, float]:
@@ -66,6 +67,7 @@ def point(values: dict[str, int], threads: int) -> dict[str, float]:
         alignment = LowRankAlignment(rank_hidden=values["rank"]) if values["latents"] else None
         method = common.lori("llama", values["latents"], batches, cached, alignment=alignment)
         step = common.stepper(method)
+        ctypes.CDLL(None).malloc_trim(0)  # what the building left behind would be taken again, and not seen
         before = resident()
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the building
         (times,) = common.in_turns([lambda step=step: [step(batch) for batch in batches]], ROUNDS)
@@ -93,9 +95,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         axis.set_ylim(0)
         axis.set_xlim(0)
         twin = axis.twinx()
-        twin.plot(
-            x, [row["memory_mib"] for row in here], color="#8a97a3", linestyle=":", label="peak memory, MiB (right)"
-        )
+        twin.plot(x, [row["memory_mib"] for row in here], color="#8a97a3", linestyle=":", label=MEMORY)
         twin.set_ylim(0)
         twin.tick_params(colors="#8a97a3")
         axis.spines["top"].set_visible(False)
@@ -107,7 +107,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    options = common.parser(__doc__ or "")
+    options = common.parser(__doc__ or "", without=["shape", "batch", "rounds", "record"])
     options.add_argument("--point", help="measure one point, given as JSON, and print it")
     arguments = options.parse_args()
     if arguments.point:
