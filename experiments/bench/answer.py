@@ -23,7 +23,7 @@ def main() -> None:
     options.add_argument("--max_steps", type=int, default=5, help="longest chains: 5 for quick's student, 7 for full's")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
-    problems = Synthetic(test_size=8 * arguments.problems, max_steps=arguments.max_steps).load("test").problems
+    problems = Synthetic(test=2 * arguments.problems, max_steps=arguments.max_steps).load("test").problems
     problems = [problem for problem in problems if len(problem.steps) >= 4][: arguments.problems]
     reasoners = {name: LatentReasoner.from_pretrained(getattr(arguments, name)) for name in ("student", "teacher")}
     times: dict[str, list[Timing]] = {name: [] for name in reasoners}
