@@ -1,7 +1,8 @@
 """How a LoRi step's time and memory grow: one quantity at a time, the others as in the bars' model.
 
 Run in the root of the repository: ``python experiments/bench/cost.py``. Each point is a process of its own, so that
-its peak of memory is its own too. Leaves ``cost.csv`` beside this file and ``docs/images/cost.png``.
+its peak of memory is its own too. Leaves ``cost.csv`` beside this file, a row as each point is
+measured, and goes on from there; at the end ``docs/images/cost.png``.
 """
 
 from __future__ import annotations
@@ -106,6 +107,24 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def known() -> list[dict[str, Any]]:
+    """The points that an earlier run has left; remove the table to measure anew."""
+    if not TABLE.exists():
+        return []
+    texts = {"varied": str, "commit": str} | dict.fromkeys(BASE, int)
+    lines = csv.DictReader(TABLE.read_text().splitlines())
+    return [{key: texts.get(key, float)(value) for key, value in line.items()} for line in lines]
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Writes the table, which appears whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
+
+
 def main() -> None:
     options = common.parser(__doc__ or "", without=["shape", "batch", "rounds", "record"])
     options.add_argument("--point", help="measure one point, given as JSON, and print it")
@@ -113,20 +132,18 @@ def main() -> None:
     if arguments.point:
         print(json.dumps(point(json.loads(arguments.point), arguments.threads)))
         return
-    rows = []
+    rows = known()
     for name, grid in GRID.items():
         for value in grid:
             values = {**BASE, name: value}
+            if any(row["varied"] == name and row[name] == value for row in rows):
+                continue
             command = [sys.executable, __file__, "--threads", str(arguments.threads), "--point", json.dumps(values)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found = {key: round(number, 2) for key, number in json.loads(output.splitlines()[-1]).items()}
             rows.append({"varied": name, **values, **found, "commit": git_commit()})
+            write(rows)
             print(f"{name} {value}: {found}", flush=True)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
     replace_file(PICTURE, lambda file: draw(rows).savefig(file, format="png", dpi=110))
     for name in GRID:
         here = [row for row in rows if row["varied"] == name]
