@@ -46,7 +46,7 @@ NAMES = {
     "rank": "rank of hidden size",
 }
 ROUNDS, BATCHES = 5, 2
-MEMORY = "added by the step at its peak, MiB (right)"
+MEMORY = "memory added at the peak, MiB (right)"
 
 
 def point(values: dict[str, int], threads: int) -> dict[str, float]:
@@ -103,7 +103,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     axes[0].set_ylabel("ms a step")
     axes[4].set_ylabel("ms a step")
     axes[-1].axis("off")
-    axes[-1].legend(handles=[*axes[0].get_lines(), *twin.get_lines()])
+    # of the figure: one of its axes would be made as wide as the legend
+    figure.legend(handles=[*axes[0].get_lines(), *twin.get_lines()], loc="lower right", fontsize="small")
     return figure
 
 

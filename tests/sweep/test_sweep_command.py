@@ -39,7 +39,13 @@ def test_the_sub_command_runs_overrides_and_tells_failure(fake_runs, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_sub_command_ends_on_a_signal_without_a_row(fake_runs, number):
     fake_runs.before = lambda folder: (os.kill(os.getpid(), number), time.sleep(5))
-    assert command.main(["sweep.yaml"]) == 130
+    before = signal.getsignal(number)
+    if before == signal.SIG_IGN:  # under nohup
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        assert command.main(["sweep.yaml"]) == 130
+    finally:
+        signal.signal(number, before)
     assert not Path("out/results.csv").exists()
 
 
