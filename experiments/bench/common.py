@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import shlex
 import statistics
@@ -183,13 +185,15 @@ def report(bar: str, value: float, limit: float, record: bool, **more: Any) -> N
 
 def write_row(row: dict[str, Any]) -> None:
     """Puts a row into the table in place of an older one of the same bar."""
-    import csv
-    import io
-
     rows = list(csv.DictReader(RESULTS.read_text().splitlines())) if RESULTS.exists() else []
     rows = sorted([old for old in rows if old["bar"] != row["bar"]] + [row], key=lambda each: str(each["bar"]))
+    write_table(RESULTS, rows)
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows of the same fields as CSV; the file appears whole or not at all."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace_file(RESULTS, lambda file: file.write(text.getvalue().encode()))
+    replace_file(path, lambda file: file.write(text.getvalue().encode()))

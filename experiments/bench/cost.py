@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import io
 import json
 import subprocess
 import sys
@@ -117,15 +116,6 @@ def known() -> list[dict[str, Any]]:
     return [{key: texts.get(key, float)(value) for key, value in line.items()} for line in lines]
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """Writes the table, which appears whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
-
-
 def main() -> None:
     options = common.parser(__doc__ or "", without=["shape", "batch", "rounds", "record"])
     options.add_argument("--point", help="measure one point, given as JSON, and print it")
@@ -143,7 +133,7 @@ def main() -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found = {key: round(number, 2) for key, number in json.loads(output.splitlines()[-1]).items()}
             rows.append({"varied": name, **values, **found, "commit": git_commit()})
-            write(rows)
+            common.write_table(TABLE, rows)
             print(f"{name} {value}: {found}", flush=True)
     replace_file(PICTURE, lambda file: draw(rows).savefig(file, format="png", dpi=110))
     for name in GRID:
