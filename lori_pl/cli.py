@@ -58,7 +58,8 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
     # the process's own arguments stay as they are: with strategy=ddp every further process is started with them
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
-    for name in ("httpx", "lightning.pytorch.utilities.rank_zero"):
+    connectors = "lightning.pytorch.trainer.connectors"
+    for name in ("httpx", "lightning.pytorch.utilities.rank_zero", f"{connectors}.checkpoint_connector"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from lori_pl.errors import LoriError, one_line
+
+log = logging.getLogger(__name__)
 
 
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -33,6 +36,17 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    _keep_names(path.parent)
+
+
+def _keep_names(folder: Path) -> None:
+    """Brings a folder's names to the disk, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -77,8 +91,10 @@ def lock_folder(folder: Path, busy: str) -> Iterator[int]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise LoriError(f"{folder}: {busy}: wait for it or end it") from error
+        except OSError:  # some network file systems have no locks
+            log.warning("%s: this file system has no locks, so mind that only one process works there", folder)
         yield descriptor
     finally:
         os.close(descriptor)

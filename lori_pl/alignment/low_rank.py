@@ -114,6 +114,7 @@ class LowRankAlignment(Term):
         self.second_order = second_order
         self.core = core
         self.scope = scope
+        self.over_batch = "alignment.scope is batch" if scope == "batch" else ""
         self.is_whitened = covariance_loss == "whitened" and second_order != "none"
         self.layer_scale = layer_scale
         self.delta = delta

@@ -57,6 +57,7 @@ class Term(nn.Module, abc.ABC):
         sweeps: Number of passes over the training rationales it wants before training.
         observes_student: Whether `observe` also needs the initial student's signals on the same rationales (its
             tokenizer, hence its number of tokens, may differ from the teacher's).
+        over_batch: What of its losses is of a whole batch and not of each problem, in words.
         fitted: A bool buffer, true after the last sweep, so that a resumed checkpoint skips the sweeps.
     """
 
@@ -64,6 +65,7 @@ class Term(nn.Module, abc.ABC):
     weights: dict[str, float]
     sweeps: int = 0
     observes_student: bool = False
+    over_batch: str = ""
     fitted: Tensor
 
     def __init__(self) -> None:

@@ -20,8 +20,11 @@ class LastValidation(pl.Callback):
         self._interval: int | float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes the validation due whose checkpoint is gone on from."""
+        """Makes the validation due whose checkpoint is gone on from, and has none fall into the middle of a step."""
         loop = trainer.fit_loop.epoch_loop
+        every, accumulated = trainer.val_check_batch, trainer.accumulate_grad_batches
+        if isinstance(every, int) and every % accumulated:  # a share of an epoch
+            trainer.val_check_batch = max(every // accumulated, 1) * accumulated
         if loop.restarting and loop.batch_progress.is_last_batch:
             self._interval, trainer.val_check_batch = trainer.val_check_batch, 1
 

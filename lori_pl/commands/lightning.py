@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
+import signal
 import sys
 import time
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
 from lori_pl.callbacks.best_checkpoint import BestCheckpoint
@@ -28,81 +29,41 @@ from lori_pl.callbacks.predictions import PredictionWriter
 from lori_pl.callbacks.progress import ProgressFile
 from lori_pl.callbacks.regions import ProfiledRegions
 from lori_pl.callbacks.run_config import RunConfig
+from lori_pl.callbacks.stop_signals import Stopped, StopSignals
 from lori_pl.callbacks.throughput import Throughput
+from lori_pl.checkpoint_files import LAST, CheckpointFiles, read_checkpoint
+from lori_pl.commands.failures import explained
+from lori_pl.commands.links import (
+    fields,
+    method_class,
+    reads_pieces,
+    requires_rationale,
+    student_revision,
+    student_tokenizer,
+    teacher_cache,
+    teacher_revision,
+    teacher_tokenizer,
+    uses_markers,
+)
+from lori_pl.commands.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    STUDENT,
+    check_folder,
+    held,
+    resolve_checkpoint,
+)
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
-from lori_pl.methods.checkpoints import check_made_by, read_checkpoint
-from lori_pl.models.saving import read_settings, save_reasoner
+from lori_pl.models.saving import save_reasoner
 from lori_pl.sweep.child import PROGRESS
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-CONFIG = "config.yaml"
-SUMMARY = "summary.json"
-STUDENT = "student"
 NO_METHOD = "no method is chosen: add --config configs/method/NAME.yaml, or give --model a class"
-
-
-def _fields(node: Any) -> Mapping[str, Any]:
-    """The fields of a parsed class or dataclass, however jsonargparse wraps it."""
-    return (node.get("init_args") or node) if node else {}
-
-
-def method_class(model: Mapping[str, Any]) -> type[Method]:
-    """The method that a parsed model config names."""
-    module, _, name = str(model["class_path"]).rpartition(".")
-    found: type[Method] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def uses_markers(model: Mapping[str, Any] | None) -> bool:
-    """Whether the method of a parsed model config surrounds its thought with ``<bot>`` and ``<eot>``."""
-    return bool(model and model.get("class_path")) and method_class(model or {}).uses_markers()
-
-
-def requires_rationale(model: Mapping[str, Any] | None) -> bool:
-    """Whether training under a parsed model config needs rationales."""
-    return bool(model and model.get("class_path")) and method_class(model or {}).requires_rationale(model or {})
-
-
-def reads_pieces(model: Mapping[str, Any] | None) -> bool:
-    """Whether the method of a parsed model config reads the explicit sequences in pieces."""
-    return bool(model and model.get("class_path")) and method_class(model or {}).reads_pieces
-
-
-def teacher_tokenizer(model: Mapping[str, Any] | None) -> str | None:
-    """The teacher's tokenizer in a parsed model config, if it has a teacher."""
-    return _tokenizer(_fields(model).get("teacher"))
-
-
-def student_tokenizer(model: Mapping[str, Any] | None) -> str:
-    """The student's tokenizer in a parsed model config: its own, or that of the teacher that it starts from."""
-    return _tokenizer(_fields(model).get("backbone")) or teacher_tokenizer(model) or ""
-
-
-def teacher_cache(model: Mapping[str, Any] | None) -> str | None:
-    """The cache of the teacher's statistics in a parsed model config, if it has one."""
-    return _fields(model).get("cache")
-
-
-def teacher_revision(model: Mapping[str, Any] | None) -> str | None:
-    """The revision of the teacher's tokenizer."""
-    return _fields(_fields(model).get("teacher")).get("revision")
-
-
-def student_revision(model: Mapping[str, Any] | None) -> str | None:
-    """The revision of the student's tokenizer."""
-    backbone = _fields(_fields(model).get("backbone"))
-    return backbone.get("revision") if _tokenizer(backbone) else teacher_revision(model)
-
-
-def _tokenizer(backbone: Any) -> str | None:
-    fields = _fields(backbone)
-    return fields.get("tokenizer") or fields.get("name")
 
 
 class LoriCLI(LightningCLI):
@@ -130,6 +91,7 @@ class LoriCLI(LightningCLI):
             default=None,
             help="Number of latents in validate, test and predict; null for that of the training.",
         )
+        parser.add_lightning_class_args(FiniteLoss, "non_finite")
         parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False})
 
     def _parse_ckpt_path(self) -> None:
@@ -155,6 +117,13 @@ class LoriCLI(LightningCLI):
         if isinstance(interval, int) and not isinstance(interval, bool):
             # every so many batches, whatever an epoch has; Lightning would refuse more than those of one
             trainer["check_val_every_n_epoch"] = None
+            accumulated = int(trainer.get("accumulate_grad_batches") or 1)
+            if self.subcommand == "fit" and interval % accumulated:
+                # its checkpoint would lose the gradients that are there
+                raise LoriError(
+                    f"trainer.val_check_interval is {interval} batches, in the middle of a step of "
+                    f"{accumulated} (trainer.accumulate_grad_batches): give a multiple of that"
+                )
         if self.subcommand == "test":
             options["verbose"] = False  # ours is the table
             if (self.root / CONFIG).exists():  # the folder of the run that is tested
@@ -162,9 +131,12 @@ class LoriCLI(LightningCLI):
                 trainer["default_root_dir"] = str(self.root)
         if self.subcommand == "predict" and Path(options["predictions"]).exists():
             raise LoriError(f"{options['predictions']} exists already; give another --predictions file")
-        self.folder = self._resolve_checkpoint(options)
+        wanted, self.folder = options.get("ckpt_path"), None
+        if self.subcommand is not None:
+            name = method_class(options["model"]).name
+            self.folder = resolve_checkpoint(self.subcommand, options, self.root, name)
         if self.folder is None:
-            method_class(options["model"]).check(_fields(options["model"]))
+            method_class(options["model"]).check(fields(options["model"]))
             if not student_tokenizer(options["model"]):
                 raise LoriError(
                     "model.backbone has neither name nor tokenizer: set --model.backbone.name or "
@@ -173,48 +145,12 @@ class LoriCLI(LightningCLI):
         else:  # it brings all that a test needs
             options["data"]["tokenizer"] = self.folder
             options["data"]["tokenizer_revision"] = options["data"]["teacher_tokenizer"] = None
-        self._check_folder(options)
+        self._check_folder(options, wanted)
 
-    def _resolve_checkpoint(self, options: Any) -> str | None:
-        """Finds what ``ckpt_path`` means; a student's folder is taken out of it and returned."""
-        if self.subcommand is None:
-            return None
-        path = options.get("ckpt_path")
-        if path in ("last", "best") and self.subcommand == "fit":
-            name, path = path, str(self.root / CHECKPOINTS / f"{path}.ckpt")
-            if not Path(path).is_file():
-                raise LoriError(f"--ckpt_path {name}: {path} does not exist, so there is nothing to go on with")
-            options["ckpt_path"] = path
-        if path in (None, "best"):
-            if self.subcommand in ("test", "validate", "predict"):
-                raise LoriError(
-                    f"`{self.subcommand}` needs trained weights: give --ckpt_path, a checkpoint or a student's folder"
-                )
-            return None
-        if Path(str(path)).is_dir():
-            read_settings(Path(str(path)))
-            if self.subcommand == "fit":
-                raise LoriError(
-                    f"--ckpt_path {path} is a student's folder, and `fit` goes on from a checkpoint only; to start "
-                    "from its weights give --model.backbone.name"
-                )
-            options["ckpt_path"] = None
-            return str(path)
-        if not Path(str(path)).is_file():
-            raise LoriError(f"--ckpt_path {path}: no such file or folder")
-        check_made_by(read_checkpoint(str(path)), method_class(options["model"]).name)
-        return None
-
-    def _check_folder(self, options: Any) -> None:
+    def _check_folder(self, options: Any, wanted: str | None) -> None:
         resumes = self.subcommand == "fit" and options.get("ckpt_path") is not None
-        if self.subcommand not in ("fit", "test") or options["trainer"].get("fast_dev_run") or resumes:
-            return
-        for name in (CONFIG, SUMMARY, STUDENT):
-            if (self.root / name).exists():
-                go_on = ", or go on with it by --ckpt_path last" if self.subcommand == "fit" else ""
-                raise LoriError(
-                    f"{self.root} holds another run ({name}); remove it, give another --trainer.default_root_dir{go_on}"
-                )
+        if self.subcommand in ("fit", "test") and not options["trainer"].get("fast_dev_run") and not resumes:
+            check_folder(self.subcommand, wanted, self.root)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the callbacks and the logger that a run has unless its config says otherwise."""
@@ -225,7 +161,7 @@ class LoriCLI(LightningCLI):
         elif logger in (None, True):
             kwargs["logger"] = False
         given = [type(callback) for callback in trainer.get("callbacks") or []]
-        extra: list[pl.Callback] = [FiniteLoss(), PredictionWriter(Path(self.options.get("predictions") or ""))]
+        extra: list[pl.Callback] = [PredictionWriter(Path(self.options.get("predictions") or ""))]
         if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
             if ModelCheckpoint not in given and trainer.get("enable_checkpointing") is not False:
                 folder = self.root / CHECKPOINTS
@@ -236,12 +172,18 @@ class LoriCLI(LightningCLI):
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
             extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor(), LastValidation()]
+            extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))
             if kwargs.get("logger", logger):
                 extra.append(LearningRateMonitor("step"))
         if trainer.get("enable_progress_bar") is not False and sys.stdout.isatty():
             extra.append(RichProgressBar())
+        plugins = trainer.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(CheckpointFiles())
+        self.config_init[self.subcommand]["trainer"]["plugins"] = plugins
         # the regions come first: what other callbacks do behind a step is no part of it
         first = [ProfiledRegions()] if trainer.get("profiler") is not None else []
         self.config_init[self.subcommand]["trainer"]["callbacks"] = [*first, *(trainer.get("callbacks") or []), *extra]
@@ -260,6 +202,19 @@ class LoriCLI(LightningCLI):
         self.model.trains = self.subcommand == "fit"
         if self.model.trains and self.trainer is not None:
             self.model.check_run(self.datamodule, self.trainer)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it; a training holds its folder, and takes the processes that it started with it when it fails."""
+        trains = subcommand == "fit" and not self.trainer.fast_dev_run and self.trainer.is_global_zero
+        try:
+            with held(self.root) if trains else nullcontext():
+                super()._run_subcommand(subcommand)
+        except Exception:
+            launcher = self.trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                # they may wait for this one in vain
+                launcher.kill(signal.SIGKILL)
+            raise
 
     def after_fit(self) -> None:
         """Exports the student of the best checkpoint, tests it and shows the table."""
@@ -332,7 +287,7 @@ def one_line_errors() -> Iterator[None]:
 class ParsedCLI(LoriCLI):
     """Parses a ``fit`` command line and makes model and data, but no Trainer, and runs nothing."""
 
-    def _check_folder(self, options: Any) -> None:
+    def _check_folder(self, options: Any, wanted: str | None) -> None:
         """Nothing is written there."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -413,6 +368,15 @@ class OwnOptions(ArgumentParser):
 
 
 def run(arguments: list[str]) -> int:
-    """Runs ``fit``, ``validate``, ``test`` or ``predict``."""
-    parse(arguments, LoriCLI)
+    """Runs ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Returns:
+        Exit status: 0, or 128 and the signal's number where one stopped a training, which then has a checkpoint.
+    """
+    try:
+        with explained():
+            parse(arguments, LoriCLI)
+    except Stopped as stop:
+        log.info("%s", stop)
+        return stop.status
     return 0

@@ -259,13 +259,14 @@ class PairedDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[PairedBatch]:
         """Gives the training batches; complete ones only, order fixed by seed and epoch, resumable in mid-epoch."""
         split = self.splits["train"]
-        if len(split.problems) < self.batch_size:
-            raise LoriError(
-                f"data: {len(split.problems)} training problems do not fill one batch of {self.batch_size}; "
-                "lower data.batch_size"
-            )
         lengths = split.student.lengths() if self.bucket_by_length else None
-        return ResumableLoader(split, lengths, self.batch_size, self.seed, self.num_workers, self.trainer)
+        loader = ResumableLoader(split, lengths, self.batch_size, self.seed, self.num_workers, self.trainer)
+        if not len(loader):
+            raise LoriError(
+                f"data: {len(split.problems)} training problems do not fill one step of {loader.order.global_size} "
+                "(data.batch_size x processes x trainer.accumulate_grad_batches); lower one of them"
+            )
+        return loader
 
     def statistics_dataloader(self, problems: int | None) -> DataLoader[PairedBatch]:
         """Gives training problems in order of length, for the sweeps that fit the alignment.

@@ -69,6 +69,8 @@ class EpochSampler(Sampler[list[int]]):
         lengths: (count,) tokens a row, to batch like lengths together.
         processes: Number of data-parallel processes; together they take one global batch after another.
         process: Number of this process.
+        accumulated: Number of batches whose gradients are accumulated: a global batch is as many from each process, so
+            that the same problems make a step however they are divided.
     """
 
     def __init__(
@@ -79,19 +81,28 @@ class EpochSampler(Sampler[list[int]]):
         lengths: np.ndarray | None,
         processes: int = 1,
         process: int = 0,
+        accumulated: int = 1,
     ) -> None:
         self.count, self.batch_size, self.seed, self.lengths = count, batch_size, seed, lengths
-        self.processes, self.process = processes, process
+        self.processes, self.process, self.accumulated = processes, process, accumulated
         self.epoch = 0
         self.first = 0
 
+    @property
+    def global_size(self) -> int:
+        """Rows an optimiser step, over all processes."""
+        return self.batch_size * self.processes * self.accumulated
+
     def __len__(self) -> int:
-        return self.count // (self.batch_size * self.processes)
+        return self.count // self.global_size * self.accumulated
 
     def __iter__(self) -> Iterator[list[int]]:
-        everything = epoch_batches(self.count, self.batch_size * self.processes, self.seed, self.epoch, self.lengths)
-        for batch in everything[self.first :]:
-            yield batch[self.process :: self.processes].tolist()
+        everything = epoch_batches(self.count, self.global_size, self.seed, self.epoch, self.lengths)
+        begin, skip = divmod(self.first, self.accumulated)
+        for batch in everything[begin:]:
+            for part in range(skip, self.accumulated):
+                yield batch[part * self.processes + self.process :: self.processes * self.accumulated].tolist()
+            skip = 0
 
 
 class ResumableLoader(DataLoader[PairedBatch]):
@@ -103,7 +114,7 @@ class ResumableLoader(DataLoader[PairedBatch]):
         batch_size: Rows a batch and process.
         seed: Seed of the order.
         num_workers: Worker processes.
-        trainer: The trainer, for the number of processes.
+        trainer: The trainer, for the number of processes and of batches that are accumulated.
     """
 
     def __init__(
@@ -116,8 +127,8 @@ class ResumableLoader(DataLoader[PairedBatch]):
         trainer: Trainer | None,
     ) -> None:
         self.trainer = trainer
-        processes, process = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-        self.order = EpochSampler(len(split.problems), batch_size, seed, lengths, processes, process)
+        parts = (trainer.world_size, trainer.global_rank, trainer.accumulate_grad_batches) if trainer else (1, 0, 1)
+        self.order = EpochSampler(len(split.problems), batch_size, seed, lengths, *parts)
         self.epoch = 0
         self.taken = 0
         super().__init__(

@@ -195,11 +195,29 @@ class Method(pl.LightningModule):
         check_sequences(self.data, self.sequences, "train", "validation")
 
     def on_train_start(self) -> None:
-        """Lets the flags of a resumed run win over the hyper-parameters that its checkpoint brought."""
+        """Lets the flags of a resumed run win, and warns of what accumulated gradients change."""
+        self.take_up_flags()
+        if self.trainer.accumulate_grad_batches > 1 and self.over_batch:
+            log.warning(
+                "trainer.accumulate_grad_batches is %d, but %s: each batch of %d has its own, so this is not the loss "
+                "of one large batch",
+                self.trainer.accumulate_grad_batches,
+                " and ".join(self.over_batch),
+                self.data.batch_size * self.trainer.world_size,
+            )
+
+    @property
+    def over_batch(self) -> list[str]:
+        """What of the loss is of a whole batch and not of each problem, in words."""
+        return []
+
+    def take_up_flags(self) -> None:
+        """Lets the flags win over the hyper-parameters that a checkpoint brought, once."""
         if self.resumed_settings:
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
             scheduler: Any = self.lr_schedulers()
             apply_changes(optimizer, scheduler, self.optimizer_settings, self.resumed_settings)
+            self.resumed_settings = []
 
     def on_train_batch_start(self, batch: PairedBatch, batch_idx: int) -> None:
         """Seeds dropout by batch and process alone, so that a resumed run draws what an uninterrupted one would."""

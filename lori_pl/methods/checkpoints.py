@@ -1,4 +1,4 @@
-"""Reading checkpoints and saved models safely, and refusing those that do not fit a run."""
+"""Refusing checkpoints and saved models that do not fit a run."""
 
 from __future__ import annotations
 
@@ -7,26 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.models.saving import SETTINGS, read_settings
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint; no code runs from it.
-
-    Raises:
-        LoriError: If it cannot be read.
-    """
-    try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
-        raise LoriError(f"{path} is no readable checkpoint ({type(error).__name__}); give another one") from error
-    if not isinstance(saved, dict):
-        raise LoriError(f"{path} is no checkpoint, it holds a {type(saved).__name__}; give another one")
-    return saved
 
 
 def check_template(saved: Mapping[str, Any], template: Template, place: str) -> None:

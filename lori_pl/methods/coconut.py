@@ -79,6 +79,11 @@ class Coconut(StagedMethod, LatentMethod):
         """Steps that latents stand for in this stage."""
         return min(self.stage + self.first_stage, self.latent_stages)
 
+    @property
+    def over_batch(self) -> list[str]:
+        """Also the mean over all tokens."""
+        return [*super().over_batch, "the loss is the mean over the batch's tokens"]
+
     def enter(self, stage: int) -> None:
         """Also sets the number of latents, and whether steps in words follow them."""
         super().enter(stage)

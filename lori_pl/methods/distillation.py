@@ -31,6 +31,7 @@ from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
 from lori_pl.models.saving import adapted_base, add_adapters, load_adapted
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
+from lori_pl.regions import region
 
 TEACHER_ADAPTERS = "teacher"
 
@@ -131,6 +132,11 @@ class Distillation(Method):
     def active_terms(self) -> list[Term]:
         """The terms, typed."""
         return [term for term in self.terms if isinstance(term, Term)]
+
+    @property
+    def over_batch(self) -> list[str]:
+        """What the terms say."""
+        return [*super().over_batch, *(term.over_batch for term in self.active_terms if term.over_batch)]
 
     @property
     def named_terms(self) -> dict[str, Term]:
@@ -335,7 +341,8 @@ class Distillation(Method):
         """The teacher's trajectory at the chosen rationale tokens, and its anchor states; ``None`` with a cache."""
         if self.teacher is None:
             return None
-        trajectory, anchor = self.teacher(batch.teacher)
+        with region("teacher"):
+            trajectory, anchor = self.teacher(batch.teacher)
         return Signals(trajectory, batch.teacher.rationale_mask, anchor)
 
     def teacher_statistics(

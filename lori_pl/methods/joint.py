@@ -49,6 +49,11 @@ class JointMethod(LatentMethod):
         """The teacher learns to write it."""
         return True
 
+    @property
+    def over_batch(self) -> list[str]:
+        """Also the deviation that L_KD is divided by."""
+        return [*super().over_batch, "L_KD is over the deviation of the batch's states"]
+
     def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
         """The student's and, in training, its own explicit ones."""
         found = super().sequences(split)

@@ -129,8 +129,7 @@ class LatentMethod(Distillation):
         """The method's own losses plus the weighted ones of the terms."""
         total, parts, student = self.own_losses(batch)
         if self.active_terms:
-            with region("teacher"):
-                teacher = self.teacher_signals(batch)
+            teacher = self.teacher_signals(batch)
             with region("alignment"), parametrize.cached():
                 for key, term in self.named_terms.items():
                     for name, loss in term(student, self.teacher_statistics(key, term, batch, teacher)).items():

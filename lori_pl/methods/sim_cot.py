@@ -195,6 +195,11 @@ class SIMCoTCoconut(StepSupervision, Coconut):
         self.peer_compat = peer_compat
 
     @property
+    def over_batch(self) -> list[str]:
+        """Also the published sum."""
+        return [*super().over_batch, *(["peer_compat sums CE_steps over the batch"] if self.peer_compat else [])]
+
+    @property
     def places(self) -> tuple[int, bool]:
         """The steps that this stage has taken away; all of them in the last."""
         return self.removed, self.is_final

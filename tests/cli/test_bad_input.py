@@ -88,7 +88,7 @@ def test_more_positions_than_the_model_has(world, capsys, lori_args):
 
 
 def test_fewer_problems_than_a_batch(world, capsys):
-    fails(world, capsys, "do not fill one batch", flags=["--data.batch_size", "100"], backbone=BACKBONE)
+    fails(world, capsys, "do not fill one step", flags=["--data.batch_size", "100"], backbone=BACKBONE)
 
 
 def test_rank_above_dimension(world, capsys, lori_args):

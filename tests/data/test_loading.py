@@ -68,7 +68,7 @@ def test_processes_share_each_global_batch():
     parts = []
     for rank in (0, 1):
         module = data(batch_size=4)
-        module.trainer = SimpleNamespace(world_size=2, global_rank=rank, current_epoch=0)
+        module.trainer = SimpleNamespace(world_size=2, global_rank=rank, current_epoch=0, accumulate_grad_batches=1)
         parts.append(rows(module.train_dataloader()))
     for batch, one, two in zip(rows(data().train_dataloader()), *parts, strict=True):
         assert len(one) == len(two) == 4
@@ -225,3 +225,20 @@ def test_revisions_of_one_tokenizer_are_compared(monkeypatch):
 def test_options_below_one(option):
     with pytest.raises(LoriError, match=rf"data\.{option} is 0"):
         PairedDataModule(**{option: 0})
+
+
+@pytest.mark.parametrize(("processes", "accumulated"), [(1, 2), (2, 2), (2, 4), (1, 8)])
+def test_a_step_has_the_same_problems_however_it_is_divided(processes, accumulated):
+    parts = []
+    for rank in range(processes):
+        module = data(batch_size=8 // accumulated // processes or 1)
+        module.trainer = SimpleNamespace(
+            world_size=processes, global_rank=rank, current_epoch=0, accumulate_grad_batches=accumulated
+        )
+        parts.append(rows(module.train_dataloader()))
+    size = len(parts[0][0]) * processes * accumulated
+    whole = rows(data(batch_size=size).train_dataloader())
+    assert len(parts[0]) == len(whole) * accumulated
+    for step, batch in enumerate(whole):
+        taken = [row for part in parts for one in part[step * accumulated : (step + 1) * accumulated] for row in one]
+        assert sorted(taken) == sorted(batch)

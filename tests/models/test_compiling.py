@@ -94,6 +94,7 @@ def test_evaluation_runs_as_it_is():
     assert graphs() == 0
 
 
+@pytest.mark.slow
 def test_a_copy_has_its_own_weights():
     reasoner = tiny_reasoner().train()
     compile_layers(reasoner.lm, "eager")

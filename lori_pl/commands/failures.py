@@ -1,0 +1,109 @@
+"""Faults of the machine in a run, as one line that says what was lost and what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from lori_pl.errors import LoriError, one_line
+from lori_pl.regions import place_of
+
+GO_ON = "what was trained up to the last checkpoint is there: go on with --ckpt_path last"
+
+_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+_PEER = re.compile(
+    r"connection (?:was )?(?:closed|reset|refused)|broken pipe|remote process exited|socket closed|"
+    r"peer (?:closed|has terminated)|ncclRemoteError|read timeout|timed out waiting|wait timeout",
+    re.IGNORECASE,
+)
+_STORAGE = {
+    errno.ENOSPC: "the disk is full: free space",
+    errno.EDQUOT: "the disk quota is used up: free space",
+    errno.EFBIG: "the file may not grow any more: raise the limit on file sizes",
+    errno.EROFS: "the folder cannot be written: mount it for writing, or give another --trainer.default_root_dir",
+    errno.EACCES: "no permission: change it, or give another --trainer.default_root_dir",
+    errno.ESTALE: "the network file system has lost it: mend the mount",
+    errno.EIO: "the storage fails: mend the mount or the disk",
+}
+_REMEDY = {
+    "teacher": "build a cache once (`cache`, model.cache), or load the teacher in bfloat16 (model.teacher.dtype)",
+    "alignment": "lower model.alignment.rank_hidden, choose fewer layers (model.layers), or lower data.batch_size",
+    "optimiser": "train adapters (model.backbone.lora), or shard over more devices (configs/trainer/fsdp.yaml)",
+    "evaluation": "lower data.eval_batch_size or model.max_new_tokens",
+}
+_LESS = (
+    "lower data.batch_size and raise trainer.accumulate_grad_batches as much, set "
+    "model.backbone.gradient_checkpointing, or train adapters (model.backbone.lora)"
+)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Within the block a fault of the machine becomes one line.
+
+    Raises:
+        LoriError: Out of memory: which part, and what to lower. A data worker or another process that ended. Storage
+            that cannot be written.
+    """
+    try:
+        yield
+    except LoriError:
+        raise
+    except Exception as error:
+        # a dying worker strikes wherever the program is, also where its error is turned into another
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(cause)
+        for link in chain:
+            if isinstance(link, RuntimeError | OSError | MemoryError) and (line := explanation(link)):
+                raise LoriError(line) from error
+        raise
+
+
+def explanation(error: BaseException) -> str:
+    """What to tell a user of an error; nothing where it is no fault of the machine that is known here."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _MEMORY.search(text):
+        part = part_of(error)
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)|you tried to allocate (\d+ bytes)", text)
+        size = f" (asked for {asked[1] or asked[2]})" if asked else ""
+        return f"out of memory in {part}{size}: {_REMEDY.get(part, _LESS)}; {GO_ON}"
+    if found := _WORKER.search(text):
+        return (
+            f"a data worker (pid {found[1].strip()}) was killed, most likely for want of memory: lower "
+            f"data.num_workers, or give the job more memory; {GO_ON}"
+        )
+    if isinstance(error, OSError) and (remedy := _STORAGE.get(error.errno or 0)):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{remedy} ({one_line(error)}); {GO_ON}"
+    if isinstance(error, torch.distributed.DistError) or (_PEER.search(text) and torch.distributed.is_initialized()):
+        return f"another process of this run ended, its own message says why ({one_line(text, 120)}); {GO_ON}"
+    return ""
+
+
+def part_of(error: BaseException) -> str:
+    """The part of a run that an error came from: a region of the step, or what its traceback shows."""
+    region = place_of(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    names = {frame.name for frame in frames}
+    if names & {"answer_batch", "generate", "validation_step", "test_step", "predict_step"}:
+        return "evaluation"
+    if region is not None:
+        return region
+    files = {Path(frame.filename).parts[-3:-1] for frame in frames}
+    if ("torch", "optim") in files and "optimizer_step" not in {frames[-1].name}:
+        inner = [frame for frame in frames if Path(frame.filename).parts[-3:-1] == ("torch", "optim")]
+        if frames.index(inner[-1]) > max((i for i, f in enumerate(frames) if f.name == "closure"), default=-1):
+            return "optimiser"
+    if "backward" in names:
+        return "backward"
+    if "configure_model" in names:
+        return "loading the models"
+    return "the step"

@@ -1,0 +1,176 @@
+"""Faults of the machine in a run: one line that names the part and the remedy, and no checkpoint is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import BACKBONE, BASE, checkpoint
+from failing import fails
+
+import lori_pl.data.datamodule as datamodule
+from lori_pl.alignment import AnchorAlignment
+from lori_pl.commands.failures import explanation
+from lori_pl.data.loading import collate_pairs
+from lori_pl.files import lock_folder
+from lori_pl.methods import LoRi
+from lori_pl.models.reasoner import LatentReasoner
+from lori_pl.models.teacher import FrozenTeacher
+from lori_pl.models.thought import RecurrentThought
+
+MEMORY = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB"
+FLAGS = ["--trainer.num_sanity_val_steps", "0", "--trainer.val_check_interval", "1", "--data.eval_batch_size", "8"]
+
+
+def no_memory(monkeypatch, owner, name: str, call: int) -> None:
+    """Has a call of a function, counted from 1, ask for more memory than there is."""
+    original = getattr(owner, name)
+    calls = []
+
+    def asking(*arguments, **keywords):
+        calls.append(None)
+        if len(calls) == call:
+            raise torch.OutOfMemoryError(MEMORY)
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, asking)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "part", "remedy"),
+    [
+        (FrozenTeacher, "forward", 8, "teacher", "model.cache"),
+        pytest.param(AnchorAlignment, "forward", 2, "alignment", "model.layers", marks=pytest.mark.slow),
+        pytest.param(RecurrentThought, "extend", 1, "latents", "data.batch_size", marks=pytest.mark.slow),
+        (LatentReasoner, "generate", 1, "evaluation", "data.eval_batch_size"),
+        (torch.optim.AdamW, "_init_group", 2, "optimiser", "model.backbone.lora"),
+        pytest.param(torch.Tensor, "backward", 2, "backward", "gradient_checkpointing", marks=pytest.mark.slow),
+        pytest.param(LoRi, "load_teacher", 1, "loading the models", "model.backbone.lora", marks=pytest.mark.slow),
+    ],
+)
+def test_out_of_memory_names_the_part(world, capsys, lori_args, monkeypatch, owner, name, call, part, remedy):
+    no_memory(monkeypatch, owner, name, call)
+    words = [f"out of memory in {part} \\(asked for 2.50 GiB\\)", remedy, "--ckpt_path last"]
+    fails(world, capsys, *words, method="LoRi", flags=FLAGS, **lori_args)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 8000000000000 bytes. Error code 12 (Cannot allocate memory)",
+        "not enough memory: you tried to allocate 12 bytes.",
+    ],
+)
+def test_a_processors_memory_is_memory_too(text):
+    assert "out of memory in the step" in explanation(RuntimeError(text))
+
+
+def test_an_error_of_another_kind_keeps_its_traceback():
+    assert explanation(RuntimeError("shapes do not match")) == ""
+    assert explanation(OSError("no number")) == ""
+
+
+def test_a_killed_data_worker(world, capsys, monkeypatch):
+    def collating(split):
+        collate = collate_pairs(split)
+        calls = []
+
+        def killed(rows):
+            calls.append(None)
+            if split.name == "train" and len(calls) == 7:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return collate(rows)
+
+        return killed
+
+    monkeypatch.setattr("lori_pl.data.loading.collate_pairs", collating)
+    monkeypatch.setattr(datamodule, "collate_pairs", collating)
+    flags = [*FLAGS, "--data.num_workers", "1", "--trainer.max_steps", "8"]
+    fails(world, capsys, r"a data worker \(pid \d+\) was killed", "data.num_workers", flags=flags, backbone=BACKBONE)
+    assert checkpoint(world.folder / "run")["global_step"] >= 1
+
+
+def test_two_trainings_in_one_folder(world, capsys):
+    with lock_folder(world.folder / "run", "test"):
+        fails(world, capsys, "another training works here", backbone=BACKBONE)
+    assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
+
+
+def test_what_a_killed_run_left_half_written_goes(world):
+    half = world.folder / "run" / "checkpoints" / ".last.ckpt.x1y2"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    (world.folder / "run" / ".student.x1" / "new").mkdir(parents=True)
+    assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
+    assert not half.exists()
+    assert not (world.folder / "run" / ".student.x1").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(world, caplog):
+    flags = ["--trainer.val_check_interval", "2", "--test_after_fit", "false"]
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
+    folder = world.folder / "run" / "checkpoints"
+    (folder / "last.ckpt").replace(folder / "best.ckpt")
+    (folder / "last.ckpt").write_bytes((folder / "best.ckpt").read_bytes()[:-5000])
+    assert world.fit("ExplicitCoT", "run", *flags, "--ckpt_path=last", "--trainer.max_steps=6", backbone=BACKBONE) == 0
+    assert "last.ckpt is damaged" in caplog.text
+    assert "passed over for best.ckpt of step 4" in caplog.text
+    assert checkpoint(world.folder / "run")["global_step"] == 6
+
+
+def test_the_disk_is_full(world, capsys, monkeypatch):
+    original = torch.save
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    fails(world, capsys, r"last.ckpt|best.ckpt", "No space left", "--ckpt_path last", backbone=BACKBONE)
+    monkeypatch.setattr(torch, "save", original)
+    assert not list((world.folder / "run" / "checkpoints").glob("*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_process_dies_and_the_others_end_with_the_reason(world, victim):
+    script = world.folder / "dies.py"  # the launcher starts the others with the same file
+    script.write_text(
+        "import os, signal, sys\n"
+        "from lori_pl.cli import main\n"
+        "from lori_pl.methods import ExplicitCoT\n"
+        "original = ExplicitCoT.training_step\n"
+        "def dies(self, batch, index):\n"
+        f"    if self.trainer.local_rank == {victim} and self.trainer.global_step == 4:\n"
+        "        print('dies', os.getppid(), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return original(self, batch, index)\n"
+        "ExplicitCoT.training_step = dies\n"
+        "sys.exit(main())\n"
+    )
+    run = ["fit", "--config", world.config("base", BASE), "--config", world.method("ExplicitCoT", backbone=BACKBONE)]
+    run += ["--trainer.max_steps=100000", "--trainer.val_check_interval=2", "--data.batch_size=4"]
+    run += ["--trainer.strategy=ddp", "--trainer.devices=2", f"--trainer.default_root_dir={world.folder / 'two'}"]
+    with (world.folder / "said").open("w+") as said:
+        start = time.monotonic()
+        process = subprocess.Popen([sys.executable, str(script), *run], stdout=said, stderr=said)
+        assert process.wait(timeout=300) != 0
+        # the other one has the pipe, too
+        while _alive(str(script)) and time.monotonic() - start < 300:
+            time.sleep(0.2)
+        assert not _alive(str(script))
+        said.seek(0)
+        text = said.read()
+    assert "dies" in text
+    assert "Traceback" not in text, text
+    assert checkpoint(world.folder / "two")["global_step"] == 4
+
+
+def _alive(word: str) -> bool:
+    return subprocess.run(["pgrep", "-f", word], capture_output=True, check=False).returncode == 0
+
+
+def test_a_message_for_a_process_that_lost_another():
+    line = explanation(torch.distributed.DistBackendError("Connection closed by peer [127.0.0.1]:1234"))
+    assert line.startswith("another process of this run ended, its own message says why")

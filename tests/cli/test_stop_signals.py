@@ -1,0 +1,218 @@
+"""A run that is told to stop ends with a checkpoint, and goes on from it as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import BACKBONE, BASE, assert_same, checkpoint
+
+from lori_pl.callbacks import stop_signals
+from lori_pl.callbacks.stop_signals import StopSignals
+from lori_pl.methods import ExplicitCoT
+
+FLAGS = ["--model.schedule.decay", "none", "--model.schedule.warmup", "0", "--test_after_fit", "false"]
+FLAGS += ["--trainer.num_sanity_val_steps", "0"]
+STEPS = ["--trainer.max_steps", "11"]
+
+
+def tell(monkeypatch, hook: str, call: int, number: int = signal.SIGTERM, again: bool = False) -> None:
+    """Has the process get a signal in the ``call``-th call of a method's hook."""
+    original = getattr(ExplicitCoT, hook)
+    calls = []
+
+    def told(self, *batch):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+            if again:
+                os.kill(os.getpid(), number)
+        return original(self, *batch)
+
+    monkeypatch.setattr(ExplicitCoT, hook, told)
+
+
+@pytest.fixture
+def uninterrupted(world):
+    """Weights of a run that nothing stopped, by its further flags."""
+
+    def run(*flags: str) -> dict:
+        assert world.fit("ExplicitCoT", "whole", *FLAGS, *STEPS, *flags, backbone=BACKBONE) == 0
+        return checkpoint(world.folder / "whole")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("hook", "call", "step"),
+    [
+        ("training_step", 4, 4),
+        ("training_step", 6, 6),  # a validation is due: it is not begun
+        ("training_step", 8, 9),  # the last batch of the epoch: in the next one
+        ("training_step", 11, 11),  # the last of all
+        ("validation_step", 1, 3),
+        ("validation_step", 4, 6),
+    ],
+)
+def test_a_run_that_goes_on_equals_an_uninterrupted_one(world, uninterrupted, monkeypatch, caplog, hook, call, step):
+    flags = ["--trainer.val_check_interval", "3", "--data.eval_batch_size", "8"]
+    whole = uninterrupted(*flags)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+        tell(patch, hook, call)
+        assert world.fit("ExplicitCoT", "parts", *FLAGS, *STEPS, *flags, backbone=BACKBONE) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert f"stopped by SIGTERM after step {step}; go on with --ckpt_path last" in caplog.text
+    assert checkpoint(world.folder / "parts")["global_step"] == step
+    assert not (world.folder / "parts" / "student").exists()
+    validations = []
+    original = ExplicitCoT.on_validation_epoch_end
+
+    def counted(self):
+        validations.append(self.trainer.global_step)
+        return original(self)
+
+    monkeypatch.setattr(ExplicitCoT, "on_validation_epoch_end", counted)
+    assert world.fit("ExplicitCoT", "parts", *FLAGS, *STEPS, *flags, "--ckpt_path", "last", backbone=BACKBONE) == 0
+    parts = checkpoint(world.folder / "parts")
+    assert parts["global_step"] == 11
+    assert_same(whole["state_dict"], parts["state_dict"])
+    # every validation was done: that which the signal broke off once more, and none twice
+    assert validations == [done for done in (3, 6, 9, 11) if done >= step]
+    assert (world.folder / "parts" / "student").is_dir()
+    best = [checkpoint(world.folder / name, "best.ckpt") for name in ("whole", "parts")]
+    assert best[0]["global_step"] == best[1]["global_step"]
+    assert_same(*(saved["state_dict"] for saved in best))
+
+
+def test_accumulated_gradients_are_not_lost(world, uninterrupted, monkeypatch):
+    flags = ["--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "4", "--trainer.val_check_interval", "9"]
+    whole = uninterrupted(*flags)
+    with monkeypatch.context() as patch:
+        tell(patch, "training_step", 7)  # the first batch of the third step
+        assert world.fit("ExplicitCoT", "parts", *FLAGS, *STEPS, *flags, backbone=BACKBONE) == 143
+    assert checkpoint(world.folder / "parts")["global_step"] == 3
+    assert world.fit("ExplicitCoT", "parts", *FLAGS, *STEPS, *flags, "--ckpt_path", "last", backbone=BACKBONE) == 0
+    assert_same(whole["state_dict"], checkpoint(world.folder / "parts")["state_dict"])
+
+
+def test_a_validation_falls_between_two_steps(world, monkeypatch, capsys):
+    flags = ["--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "4"]
+    assert world.fit("ExplicitCoT", "run", *FLAGS, *flags, "--trainer.val_check_interval", "3", backbone=BACKBONE) == 2
+    assert "val_check_interval is 3 batches, in the middle of a step of 2" in capsys.readouterr().err
+    seen = []
+    original = ExplicitCoT.on_validation_start
+
+    def look(self):
+        seen.append(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        return original(self)
+
+    monkeypatch.setattr(ExplicitCoT, "on_validation_start", look)
+    share = ["--trainer.val_check_interval", "0.4"]  # of 8 batches: 3
+    assert world.fit("ExplicitCoT", "run", *FLAGS, *flags, *share, backbone=BACKBONE) == 0
+    assert seen == [2, 4, 6, 8]
+
+
+def test_an_interrupt_stops_with_a_checkpoint_and_a_second_one_at_once(world, monkeypatch):
+    with monkeypatch.context() as patch:
+        tell(patch, "training_step", 2, signal.SIGINT)
+        assert world.fit("ExplicitCoT", "once", *FLAGS, *STEPS, backbone=BACKBONE) == 130
+    assert checkpoint(world.folder / "once")["global_step"] == 2
+    tell(monkeypatch, "training_step", 1, signal.SIGINT, again=True)
+    with pytest.raises(SystemExit):
+        world.fit("ExplicitCoT", "twice", *FLAGS, *STEPS, backbone=BACKBONE)
+    assert not (world.folder / "twice" / "checkpoints").exists()
+
+
+def test_nothing_is_saved_before_the_first_step(world, monkeypatch, caplog):
+    tell(monkeypatch, "validation_step", 1)
+    with caplog.at_level("INFO"):
+        flags = [*FLAGS, "--trainer.num_sanity_val_steps", "2"]
+        assert world.fit("ExplicitCoT", "run", *flags, *STEPS, backbone=BACKBONE) == 143
+    assert "stopped by SIGTERM before the first step, without a checkpoint" in caplog.text
+    assert not (world.folder / "run" / "checkpoints").exists()
+
+
+def test_auto_begins_and_goes_on(world, monkeypatch, capsys):
+    """One command for a job that is put back into the queue, however often."""
+    flags = [*FLAGS, *STEPS, "--ckpt_path", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ExplicitCoT, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE)
+    assert (world.folder / "run" / "config.yaml").is_file()  # it has begun, and has no checkpoint
+    with monkeypatch.context() as patch:
+        tell(patch, "training_step", 4)
+        assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 143
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
+    assert checkpoint(world.folder / "run")["global_step"] == 11
+    (world.folder / "run" / "checkpoints").rename(world.folder / "away")
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 2
+    assert "holds another run (student)" in capsys.readouterr().err
+
+
+def test_max_time_ends_in_a_checkpoint(world):
+    flags = ["--trainer.max_steps=-1", "--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01"]
+    assert world.fit("ExplicitCoT", "run", *FLAGS, *flags, "--trainer.val_check_interval=1000", backbone=BACKBONE) == 0
+    assert checkpoint(world.folder / "run")["global_step"] > 1
+
+
+def test_slurm_runs_the_job_once_more(world, monkeypatch):
+    """Its own signal, in an allocation as Lightning finds it."""
+    asked = []
+    monkeypatch.setattr(
+        stop_signals.subprocess,
+        "run",
+        lambda command, **_: asked.append(command) or SimpleNamespace(returncode=0, stderr=""),
+    )
+    slurm = {"NTASKS": "1", "JOB_ID": "77", "PROCID": "0", "LOCALID": "0", "JOB_NAME": "train", "NODELIST": "localhost"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
+    with monkeypatch.context() as patch:
+        tell(patch, "training_step", 2, signal.SIGUSR1)
+        assert world.fit("ExplicitCoT", "run", *FLAGS, *STEPS, backbone=BACKBONE) == 128 + signal.SIGUSR1
+    assert checkpoint(world.folder / "run")["global_step"] == 2
+    assert asked == [["scontrol", "requeue", "77"]]
+
+
+def test_every_process_stops_behind_the_same_step(world):
+    """The signal reaches one of two; the launcher ends well."""
+    flags = [*FLAGS, "--trainer.max_steps=100000", "--trainer.val_check_interval=100000"]
+    run = ["fit", "--config", world.config("base", BASE), "--config", world.method("ExplicitCoT", backbone=BACKBONE)]
+    run += [*flags, "--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=4"]
+    script = world.folder / "told.py"  # the launcher starts the others with the same file
+    script.write_text(CHILD_IS_TOLD)
+    command = [sys.executable, str(script), *run, f"--trainer.default_root_dir={world.folder / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 143, done.stderr
+    step = checkpoint(world.folder / "two")["global_step"]
+    assert 5 <= step <= 7
+    assert f"stopped by SIGTERM after step {step}" in done.stderr
+
+
+# run by both processes; only the second gets the signal
+CHILD_IS_TOLD = """
+import os, signal, sys
+from lori_pl.cli import main
+from lori_pl.methods import ExplicitCoT
+original = ExplicitCoT.training_step
+def told(self, batch, index):
+    if self.trainer.local_rank == 1 and self.trainer.global_step == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(self, batch, index)
+ExplicitCoT.training_step = told
+sys.exit(main())
+"""
+
+
+def test_the_listener_is_no_part_of_a_test(world):
+    listener = StopSignals(world.folder / "x.ckpt")
+    listener.received = signal.SIGTERM
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"))
+    listener.on_validation_start(trainer, SimpleNamespace())
+    assert not (world.folder / "x.ckpt").exists()
