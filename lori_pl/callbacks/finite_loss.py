@@ -12,10 +12,10 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lori_pl.errors import LoriError
+from lori_pl.sharding import own_part
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class FiniteLoss(pl.Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
         norms = [
-            torch.linalg.vector_norm(p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad)
+            torch.linalg.vector_norm(own_part(p.grad))
             for group in optimizer.param_groups
             for p in group["params"]
             if p.grad is not None
@@ -144,7 +144,7 @@ class FiniteLoss(pl.Callback):
         """
         self.check(trainer)
         for name, parameter in pl_module.named_parameters():
-            if parameter.requires_grad and not parameter.isfinite().all():
+            if parameter.requires_grad and not own_part(parameter).isfinite().all():
                 raise LoriError(
                     f"the weight '{name}' is not finite after step {trainer.global_step}; the last checkpoint before "
                     "it is kept: lower the learning rate, or clip gradients"

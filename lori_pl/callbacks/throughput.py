@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch.optim import Optimizer
 
+from lori_pl.sharding import whole
+
 
 class Throughput(pl.Callback):
     """Logs problems and tokens a second, and the norm of each optimiser group's gradient, at logging steps."""
@@ -49,7 +51,7 @@ class Throughput(pl.Callback):
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
-                norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+                norm = torch.linalg.vector_norm(torch.stack([whole(torch.linalg.vector_norm(g)) for g in gradients]))
                 pl_module.log(f"gradient_norm/{group['name']}", norm)
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,6 +59,7 @@ from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.models.saving import save_reasoner
+from lori_pl.sharding import ShardedStrategy
 from lori_pl.sweep.child import PROGRESS
 
 log = logging.getLogger(__name__)
@@ -231,12 +232,9 @@ class LoriCLI(LightningCLI):
         score = getattr(checkpoint, "best_model_score", None)
         if score is not None:
             progress["validation"] = round(float(score), 6)
-        if best is not None:
-            saved = read_checkpoint(best)
-            self.model.on_load_checkpoint(saved)
-            self.model.load_state_dict(saved["state_dict"])
+        method = self.trained_method(best)
         if self.trainer.is_global_zero:
-            student = self.model.student.eval()
+            student = method.student.eval()
             # a resumed run replaces its earlier student
             replace_folder(self.root / STUDENT, lambda part: save_reasoner(student, part))
             log.info("student: %s", self.root / STUDENT)
@@ -244,6 +242,22 @@ class LoriCLI(LightningCLI):
         if self.options["test_after_fit"]:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             write_report(self.root, self.model, progress)
+
+    def trained_method(self, best: str | None) -> Method:
+        """The method with the weights of the best checkpoint, or as it is; the first process has all of them."""
+        model: Method = self.model
+        if not isinstance(self.trainer.strategy, ShardedStrategy):
+            if best is not None:
+                saved = read_checkpoint(best)
+                model.on_load_checkpoint(saved)
+                model.load_state_dict(saved["state_dict"])
+            return model
+        # every process has a part: the first loads the model once more, on the CPU
+        state = self.trainer.strategy.lightning_module_state_dict() if best is None else {}
+        if self.trainer.is_global_zero:
+            model = load_trained([f"--config={self.root / CONFIG}"], best or state)
+        self.trainer.strategy.barrier()
+        return model
 
     def trainer_seconds(self) -> float:
         """Seconds of training, from the throughput callback."""
@@ -320,6 +334,7 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
         arguments: A sub-command and its options.
         kind: `LoriCLI` carries it out, `ParsedCLI` only makes model and data.
     """
+    logging.getLogger("lightning").handlers.clear()  # the root's prints the same lines
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
     with one_line_errors():
@@ -335,22 +350,24 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
         )
 
 
-def load_trained(arguments: list[str], checkpoint: str) -> Method:
+def load_trained(arguments: list[str], checkpoint: str | dict[str, Any]) -> Method:
     """Loads a method from a checkpoint, as the options of its run describe it; it is not to be trained.
 
     Args:
         arguments: What ``fit`` was given.
-        checkpoint: The checkpoint's file.
+        checkpoint: The checkpoint's file, or the weights that it would hold.
 
     Raises:
         LoriError: If the checkpoint is damaged, or of another method or model.
     """
     model: Method = parse(["fit", *arguments]).model
     model.trains = False
-    saved = read_checkpoint(checkpoint)
-    model.on_load_checkpoint(saved)
+    if isinstance(checkpoint, str):
+        saved = read_checkpoint(checkpoint)
+        model.on_load_checkpoint(saved)
+        checkpoint = saved["state_dict"]
     model.configure_model()
-    model.load_state_dict(saved["state_dict"])
+    model.load_state_dict(checkpoint)
     return model
 
 

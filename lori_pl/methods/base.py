@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
@@ -30,6 +33,7 @@ from lori_pl.methods.positions import check_questions, check_sequences
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.reasoner import Answer, LatentReasoner
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
+from lori_pl.sharding import most_anywhere, shard
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,8 @@ class Method(pl.LightningModule):
     latents: int = 0
     reads_pieces: ClassVar[bool] = False
     """Whether training reads the explicit sequences in pieces (`Pieces`)."""
+    entries: ClassVar[tuple[str, ...]] = ("losses", "task_losses", "answer_batch")
+    """The methods that compute with weights: where these are sharded, they are put together for them."""
 
     def __init__(
         self,
@@ -150,6 +156,17 @@ class Method(pl.LightningModule):
                 str(lm.dtype).removeprefix("torch."),
             )
         self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.thought)
+
+    def shard(self, mesh: DeviceMesh, reshard_after_forward: bool) -> None:
+        """Shards all weights over processes, once; see `lori_pl.sharding.shard`."""
+        if not isinstance(self, FSDPModule):
+            models, frozen = self.models()
+            shard(self, models, frozen, self.entries, mesh, reshard_after_forward)
+            self.student.most = partial(most_anywhere, device=self.student.device)
+
+    def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:
+        """The language models, and the parts that never train and are called by themselves."""
+        return [self.student.lm], []
 
     def load_backbone(self, tokenizer: Any) -> Any:
         """Loads the student's language model."""

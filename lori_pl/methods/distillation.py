@@ -143,6 +143,15 @@ class Distillation(Method):
         """The terms by the names that a cache knows them by."""
         return named_terms(self.active_terms)
 
+    entries = (*Method.entries, "observed", "alignment_diagnostics")
+
+    def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:
+        """Also a teacher's that is not the student's."""
+        models, frozen_parts = super().models()
+        if self.teacher is None or isinstance(self.teacher, SharedTeacher):
+            return models, frozen_parts
+        return [*models, self.teacher.lm], [*frozen_parts, self.teacher]
+
     # ---- bring-up -------------------------------------------------------------------------------------------------
 
     def load_backbone(self, tokenizer: Any) -> Any:

@@ -147,10 +147,11 @@ def generate(
         finished[rows] |= alive & (token == encoder.end)
         alive = alive & (token != encoder.end) & (count[rows] < limit[rows])
         going = int(alive.sum())
-        if step + 1 == max_new_tokens or going == 0:
+        if step + 1 == max_new_tokens or (going if reasoner.most is None else reasoner.most(going)) == 0:
             break
-        if going <= COMPACT_BELOW * len(rows):
-            kept = alive.nonzero()[:, 0]
+        if going <= COMPACT_BELOW * len(rows) and len(rows) > 1:
+            # a process that waits for others goes on with a row that is done
+            kept = alive.nonzero()[:, 0] if going else rows.new_zeros(1)
             state, token, rows, alive = state.select(kept), token[kept], rows[kept], alive[kept]
         # a row that is done waits at its last position, so that it never runs past the model's
         state.position = torch.where(alive, state.position, state.position - 1)

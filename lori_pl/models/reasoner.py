@@ -64,6 +64,8 @@ class LatentReasoner(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = thought or ThoughtSettings()
+        self.most: Callable[[int], int] | None = None
+        """The most of a count over the processes, where all must make as many passes, as with sharded weights."""
         self.lm = lm
         self.tokenizer = tokenizer
         self.template = template

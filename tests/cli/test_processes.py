@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import BASE, checkpoint
+from conftest import BACKBONE, BASE, checkpoint
 from test_peers import PEERS, arguments
 
 from lori_pl.evaluation.records import read_outcomes
@@ -17,10 +17,10 @@ ONE_AND_MORE = ["--data.source.test", "17"]  # an uneven last batch
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1", "--trainer.max_steps=10"]
 
 
-def train_in_two(world, method, *flags, **init_args) -> None:
+def train_in_two(world, method, *flags, strategy="ddp", **init_args) -> None:
     """A run in the folder ``two``, whose processes share the batches of a run in one."""
     run = ["fit", "--config", world.config("base", BASE), "--config", world.method(method, **init_args), *flags]
-    run += ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=4"]
+    run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--data.batch_size=4"]
     command = [sys.executable, "-m", "lori_pl", *run, f"--trainer.default_root_dir={world.folder / 'two'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -54,6 +54,65 @@ def test_a_peer(world, teacher, name):
     flags = [*SGD, *ONE_AND_MORE]  # with stages that end
     assert world.fit(name, "one", *flags, **settings) == 0
     train_in_two(world, name, *flags, **settings)
+    assert_equal_runs(world)
+
+
+@pytest.mark.parametrize(
+    ("factors", "scope", "student_init"),
+    [
+        ("shared", "problem", "teacher"),
+        pytest.param("learned", "batch", "base", marks=pytest.mark.slow),
+    ],
+)
+def test_lori_sharded(world, lori_args, factors, scope, student_init):
+    """Weights, gradients and moments in parts (FSDP2): student, terms and teacher."""
+    flags = ["--model.alignment.student_factors", factors, "--model.alignment.scope", scope, *SGD, *ONE_AND_MORE]
+    arguments = {**lori_args, "student_init": student_init}
+    if student_init == "base":
+        arguments["backbone"] = BACKBONE
+    assert world.fit("LoRi", "one", *flags, **arguments) == 0
+    train_in_two(world, "LoRi", *flags, strategy="sharded", **arguments)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+def test_adapters_sharded(world, lori_args):
+    """A frozen base, adapters and the markers' own rows."""
+    arguments = {**lori_args, "backbone": {"lora": {"rank": 4, "dropout": 0.0}}}
+    assert world.fit("LoRi", "one", *SGD, *ONE_AND_MORE, **arguments) == 0
+    train_in_two(world, "LoRi", *SGD, *ONE_AND_MORE, strategy="sharded", **arguments)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_sharded(world, teacher, name):
+    settings, flags = arguments(name, teacher), [*SGD, *ONE_AND_MORE]
+    assert world.fit(name, "one", *flags, **settings) == 0
+    train_in_two(world, name, *flags, strategy="sharded", **settings)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [(None, "sharded"), ("sharded", None), ("sharded", "sharded")])
+def test_a_run_goes_on_under_another_strategy(world, lori_args, first, second):
+    """With AdamW's moments, which a sharded run holds in parts."""
+    adam = ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.init_args.eps=0.01"]
+    flags = [*adam, "--model.schedule.decay=none", "--model.schedule.warmup=0", *ONE_AND_MORE, "--trainer.max_steps=8"]
+    assert world.fit("LoRi", "one", *flags, **lori_args) == 0
+    for strategy, more in ((first, ["--trainer.max_steps=4"]), (second, ["--ckpt_path=last"])):
+        if strategy is None:
+            assert world.fit("LoRi", "two", *flags, *more, **lori_args) == 0
+        else:
+            train_in_two(world, "LoRi", *flags, *more, strategy=strategy, **lori_args)
+        if "--ckpt_path=last" not in more:
+            assert checkpoint(world.folder / "two")["global_step"] == 4
+            (world.folder / "two" / "correct.npz").unlink()
+    one, two = (checkpoint(world.folder / name)["optimizer_states"][0]["state"] for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for number, state in one.items():
+        for key, value in state.items():
+            torch.testing.assert_close(two[number][key], value, rtol=1e-3, atol=1e-5, msg=f"{number} {key}")
     assert_equal_runs(world)
 
 

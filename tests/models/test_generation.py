@@ -113,6 +113,43 @@ def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
         assert passes == [question.shape[1], 3, 3 + len(reasoner.encoder.suffix), 1, 1]
 
 
+@pytest.mark.parametrize("compacts", [True, False])
+def test_a_process_whose_rows_are_done_makes_the_passes_of_the_others(monkeypatch, compacts):
+    """With sharded weights every pass is everyone's; what a process generated stays as it was."""
+    reasoner = tiny_reasoner(reasoning="latent", latents=3)
+    if not compacts:
+        monkeypatch.setattr(generation_module, "COMPACT_BELOW", 0.0)
+    end = reasoner.encoder.end
+
+    def ends_by_row(logits, *_):
+        calls.append(len(logits))
+        return torch.full((len(logits),), end if len(calls) == 2 else 7)
+
+    monkeypatch.setattr(generation_module, "choose", ends_by_row)
+    question, mask = encode(reasoner)
+    made = []
+    for elsewhere in (0, 6):  # how many passes another process makes
+        calls: list[int] = []
+        asked: list[int] = []
+        monkeypatch.setattr(
+            reasoner,
+            "most",
+            lambda here, last=elsewhere, asked=asked: asked.append(here) or max(here, len(asked) < last),
+        )
+        made.append(reasoner.generate(question, mask, max_new_tokens=10))
+        assert len(calls) == max(2, elsewhere)
+        assert asked == [3, *[0] * (len(calls) - 1)]
+        assert calls[2:] == ([1] if compacts else [3]) * (len(calls) - 2)
+    alone, among = made
+    steps = alone.tokens.shape[1]
+    assert torch.equal(among.tokens[:, :steps], alone.tokens)
+    assert (among.tokens[:, steps:] == reasoner.encoder.pad).all()
+    assert torch.equal(among.mask[:, :steps], alone.mask)
+    assert not among.mask[:, steps:].any()
+    for name in ("passes", "finished"):
+        assert torch.equal(getattr(among, name), getattr(alone, name)), name
+
+
 def test_unfinished_rows_are_told(monkeypatch):
     reasoner = tiny_reasoner(reasoning="none")
     monkeypatch.setattr(generation_module, "choose", lambda logits, *_: torch.full((3,), 7))

@@ -1,0 +1,185 @@
+"""Sharded training (FSDP2): each process holds a part of every weight, gradient and moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+from transformers import PreTrainedModel
+
+from lori_pl.checkpoint_files import read_checkpoint
+from lori_pl.models.hidden import decoder_layers
+
+SHARDED = "sharded"
+"""The strategy's name for ``trainer.strategy``."""
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's FSDP2 over all processes: data-parallel, with student, terms and teacher sharded.
+
+    Checkpoints are single files, as every strategy's are, so that a run may go on under another one.
+
+    Args:
+        reshard_after_forward: Give a decoder layer's weights back behind each pass and gather them again for the next,
+            and for the backward pass. ``false`` holds them from a step's first pass to its backward: with K latents
+            that is K gathers less, for the memory of all weights.
+        process_group_backend: As in Lightning.
+        timeout_minutes: How long a process waits for another.
+    """
+
+    def __init__(
+        self,
+        reshard_after_forward: bool = True,
+        process_group_backend: str | None = None,
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+        self.reshard_after_forward = reshard_after_forward
+
+    def setup_environment(self) -> None:
+        """Takes every process for data: left to itself, Lightning would take those of a node for one model."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Shards the method before Lightning makes its optimiser."""
+        method: Any = self.lightning_module
+        method.shard(self.device_mesh["data_parallel"], self.reshard_after_forward)
+        super().setup(trainer)
+
+    # ---- checkpoints: whole tensors, in the form that every strategy writes -----------------------------------------
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Before: what a checkpoint measured is then known where training starts."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """As under every strategy."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What trains, put together; for the first process alone."""
+        assert self.lightning_module is not None
+        return self._whole(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimiser's state, put together; for the first process alone."""
+        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return self._whole(plain.state_dict())
+
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        # one tensor after the other: no process but the first ever holds all
+        keep = self.is_global_zero
+
+        def kept(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            found = whole(value).detach()
+            return found.cpu() if keep else found.new_empty(0)
+
+        found: dict[str, Any] = tree_map(kept, dict(state))
+        return found if keep else {}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a checkpoint; what is not used stays in the file.
+
+        Raises:
+            LoriError: If it cannot be read.
+        """
+        return read_checkpoint(checkpoint_path, mmap=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Gives each process its part."""
+        assert self.lightning_module is not None
+        own = self.lightning_module.state_dict()
+        state = {key: part_of(value, own.get(key)) for key, value in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Gives each process its part."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            state = {
+                number: {name: part_of(value, weights[number]) for name, value in entries.items()}
+                for number, entries in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+
+StrategyRegistry.register(SHARDED, ShardedStrategy, override=True)
+
+
+def shard(
+    module: nn.Module,
+    models: list[PreTrainedModel],
+    frozen: list[nn.Module],
+    entries: tuple[str, ...],
+    mesh: DeviceMesh,
+    reshard_after_forward: bool,
+) -> None:
+    """Shards a module's weights: each decoder layer by itself, what is left together.
+
+    Args:
+        module: The whole.
+        models: Its language models.
+        frozen: Parts of it that never train, apart from their layers sharded each by itself.
+        entries: Methods of ``module`` that compute with its weights, by name.
+        mesh: The processes.
+        reshard_after_forward: As in `ShardedStrategy`.
+    """
+    for model in models:
+        for layer in decoder_layers(model):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
+    for part in frozen:
+        fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    for name in entries:
+        register_fsdp_forward_method(module, name)
+
+
+def most_anywhere(count: int, device: torch.device) -> int:
+    """The largest of all processes' counts."""
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together, on every process; every process must ask. Any other tensor as it is."""
+    if isinstance(tensor, DTensor):
+        found: Tensor = tensor.full_tensor()
+        return found
+    return tensor
+
+
+def part_of(value: Any, like: Any) -> Any:
+    """Shards a whole tensor as another of its shape is; anything else, or beside another, stays as it is."""
+    if isinstance(value, Tensor) and isinstance(like, DTensor) and value.shape == like.shape:
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return value
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other tensor as it is."""
+    part: Any = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return torch.as_tensor(part)
