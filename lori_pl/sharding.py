@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from lori_pl.checkpoint_files import read_checkpoint
+from lori_pl.errors import LoriError
 from lori_pl.models.hidden import decoder_layers
 
 SHARDED = "sharded"
@@ -36,6 +44,8 @@ class ShardedStrategy(ModelParallelStrategy):
         reshard_after_forward: Give a decoder layer's weights back behind each pass and gather them again for the next,
             and for the backward pass. ``false`` holds them from a step's first pass to its backward: with K latents
             that is K gathers less, for the memory of all weights.
+        cpu_offload: Keep this process's part of weights, gradients and moments in the host's memory, and take the
+            optimiser's step there. With a GPU.
         process_group_backend: As in Lightning.
         timeout_minutes: How long a process waits for another.
     """
@@ -43,6 +53,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def __init__(
         self,
         reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
         process_group_backend: str | None = None,
         timeout_minutes: float = 30.0,
     ) -> None:
@@ -52,7 +63,7 @@ class ShardedStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timedelta(minutes=timeout_minutes),
         )
-        self.reshard_after_forward = reshard_after_forward
+        self.options = {"reshard_after_forward": reshard_after_forward, "cpu_offload": cpu_offload}
 
     def setup_environment(self) -> None:
         """Takes every process for data: left to itself, Lightning would take those of a node for one model."""
@@ -62,7 +73,9 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         """Shards the method before Lightning makes its optimiser."""
         method: Any = self.lightning_module
-        method.shard(self.device_mesh["data_parallel"], self.reshard_after_forward)
+        if self.options["cpu_offload"] and self.root_device.type == "cpu":
+            raise LoriError("trainer.strategy.cpu_offload is for GPUs: set it to false")
+        method.shard(self.device_mesh["data_parallel"], **self.options)
         super().setup(trainer)
 
     # ---- checkpoints: whole tensors, in the form that every strategy writes -----------------------------------------
@@ -136,6 +149,7 @@ def shard(
     entries: tuple[str, ...],
     mesh: DeviceMesh,
     reshard_after_forward: bool,
+    cpu_offload: bool,
 ) -> None:
     """Shards a module's weights: each decoder layer by itself, what is left together.
 
@@ -146,15 +160,35 @@ def shard(
         entries: Methods of ``module`` that compute with its weights, by name.
         mesh: The processes.
         reshard_after_forward: As in `ShardedStrategy`.
+        cpu_offload: As in `ShardedStrategy`.
     """
-    for model in models:
-        for layer in decoder_layers(model):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
-    for part in frozen:
-        fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward)
-    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    layers = [layer for model in models for layer in decoder_layers(model)]
+    for part in (*layers, *frozen):
+        fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward, offload_policy=policy)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
     for name in entries:
         register_fsdp_forward_method(module, name)
+
+
+@contextmanager
+def assembled(module: nn.Module, part: nn.Module) -> Iterator[None]:
+    """Within the block the weights of a part stand as a whole, and what is set there is kept in every process's part.
+
+    Args:
+        module: The whole, sharded or not.
+        part: A part of it that is not sharded by itself.
+    """
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    yield
+    values = {name: weight.detach().clone() for name, weight in part.named_parameters()}
+    module.reshard()
+    with torch.no_grad():
+        for name, weight in part.named_parameters():
+            weight.copy_(part_of(values[name], weight))
 
 
 def most_anywhere(count: int, device: torch.device) -> int:

@@ -35,7 +35,7 @@ _STORAGE = {
 _REMEDY = {
     "teacher": "build a cache once (`cache`, model.cache), or load the teacher in bfloat16 (model.teacher.dtype)",
     "alignment": "lower model.alignment.rank_hidden, choose fewer layers (model.layers), or lower data.batch_size",
-    "optimiser": "train adapters (model.backbone.lora), or shard over more devices (configs/trainer/fsdp.yaml)",
+    "optimiser": "train adapters (model.backbone.lora), or shard over more devices (configs/trainer/sharded.yaml)",
     "evaluation": "lower data.eval_batch_size or model.max_new_tokens",
 }
 _LESS = (

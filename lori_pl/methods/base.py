@@ -157,11 +157,11 @@ class Method(pl.LightningModule):
             )
         self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.thought)
 
-    def shard(self, mesh: DeviceMesh, reshard_after_forward: bool) -> None:
+    def shard(self, mesh: DeviceMesh, **options: bool) -> None:
         """Shards all weights over processes, once; see `lori_pl.sharding.shard`."""
         if not isinstance(self, FSDPModule):
             models, frozen = self.models()
-            shard(self, models, frozen, self.entries, mesh, reshard_after_forward)
+            shard(self, models, frozen, self.entries, mesh, **options)
             self.student.most = partial(most_anywhere, device=self.student.device)
 
     def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:

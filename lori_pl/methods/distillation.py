@@ -32,6 +32,7 @@ from lori_pl.models.identity import teacher_identity
 from lori_pl.models.saving import adapted_base, add_adapters, load_adapted
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
 from lori_pl.regions import region
+from lori_pl.sharding import assembled
 
 TEACHER_ADAPTERS = "teacher"
 
@@ -321,7 +322,8 @@ class Distillation(Method):
         """Measures centre, scale and factors on training rationales, unless a checkpoint brought them."""
         super().on_fit_start()
         if self.cache is not None:
-            self.load_cached_terms()
+            with assembled(self, self.terms):
+                self.load_cached_terms()
         fitting = [term for term in self.active_terms if not term.is_fitted]
         if not fitting:
             return
@@ -333,7 +335,8 @@ class Distillation(Method):
             for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
                 yield self.observed(self.trainer.strategy.batch_to_device(batch), wants_student)
 
-        measure(self.named_terms, batches)
+        with assembled(self, self.terms):
+            measure(self.named_terms, batches)
 
     def observed(self, batch: PairedBatch, wants_student: bool) -> Observed:
         """What the terms see of a batch before training: the teacher's side by term, and the untrained student's."""

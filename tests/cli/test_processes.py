@@ -30,7 +30,7 @@ def assert_equal_runs(world) -> None:
     one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5, msg=key)
+        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
     one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("one", "two"))
     assert len(two.ids) == 17
     assert two.ids == one.ids

@@ -113,12 +113,9 @@ def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
         assert passes == [question.shape[1], 3, 3 + len(reasoner.encoder.suffix), 1, 1]
 
 
-@pytest.mark.parametrize("compacts", [True, False])
-def test_a_process_whose_rows_are_done_makes_the_passes_of_the_others(monkeypatch, compacts):
+def test_a_process_whose_rows_are_done_makes_the_passes_of_the_others(monkeypatch):
     """With sharded weights every pass is everyone's; what a process generated stays as it was."""
     reasoner = tiny_reasoner(reasoning="latent", latents=3)
-    if not compacts:
-        monkeypatch.setattr(generation_module, "COMPACT_BELOW", 0.0)
     end = reasoner.encoder.end
 
     def ends_by_row(logits, *_):
@@ -139,7 +136,7 @@ def test_a_process_whose_rows_are_done_makes_the_passes_of_the_others(monkeypatc
         made.append(reasoner.generate(question, mask, max_new_tokens=10))
         assert len(calls) == max(2, elsewhere)
         assert asked == [3, *[0] * (len(calls) - 1)]
-        assert calls[2:] == ([1] if compacts else [3]) * (len(calls) - 2)
+        assert calls[2:] == [1] * (len(calls) - 2)  # with one row
     alone, among = made
     steps = alone.tokens.shape[1]
     assert torch.equal(among.tokens[:, :steps], alone.tokens)
