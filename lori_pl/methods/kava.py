@@ -92,6 +92,7 @@ class KaVa(PCCoT):
         latents = slice(batch.question.shape[1], batch.question.shape[1] + self.latents)
         own: dict[str, list[Tensor]] = {"keys": [], "values": []}
         targets: dict[str, list[Tensor]] = {"keys": [], "values": []}
+        assert student.cache is not None
         for layer, read in zip(student.cache.layers, attention, strict=True):
             with autocast_off(rationale.device):
                 columns, real = select_tokens(read, rationale, asking, self.latents, self.importance)

@@ -28,12 +28,12 @@ class StudentPass:
     Args:
         losses: (B,) cross-entropy of each answer.
         signals: The states that were asked for.
-        cache: Keys and values of all that was read.
+        cache: Keys and values of all that was read, where there are latents.
     """
 
     losses: Tensor
     signals: Signals
-    cache: Cache
+    cache: Cache | None
 
 
 class LatentMethod(Distillation):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from lori_pl.data.template import Encoder, Template
 from lori_pl.errors import LoriError
 from lori_pl.models.backbone import DType, base_model, frozen, head_logits
 from lori_pl.models.generation import Generation, Stopwatch, generate
-from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
+from lori_pl.models.hidden import LayerSelection, stack_layers
 from lori_pl.models.masks import attention_mask, positions
+from lori_pl.models.pair_reading import read_pair, recorded
 from lori_pl.models.state import DecodingState, Reading
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 from lori_pl.models.trimming import last_mlp_at
-from lori_pl.regions import region
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ class LatentReasoner(nn.Module):
         """
         latents = self.thought.count(latents)
         state = self.read(self.embed(question), question_mask)
-        with self._recorded(record if latents else None, lambda hidden: hidden) as found:
+        with recorded(self, record if latents else None, lambda hidden: hidden) as found:
             state = self.settle(self.thought.extend(self, state, latents))
         return state, None if found is None else stack_layers(found)[:, :, -latents:]
 
@@ -229,7 +228,8 @@ class LatentReasoner(nn.Module):
     ) -> Reading:
         """Reads the question, thinks, and reads the answer part under teacher forcing.
 
-        The last latent goes in with the answer, which it does not depend on.
+        The last latent goes in with the answer, which does not depend on what it gives; without latents all goes in
+        at once.
 
         Args:
             question: (B, Q) ids, ending in ``<bot>`` where the reasoner has markers.
@@ -241,37 +241,8 @@ class LatentReasoner(nn.Module):
             at_anchor: Layers whose hidden states at the anchor are wanted.
             columns: (B, 1) where the anchor of each row is, if it is not ``anchor``.
         """
-        latents = self.thought.latents
-        with region("question"):
-            state = self.read(self.embed(question), question_mask)
-        kept: int | None = None
-        with self._recorded(trajectory if latents else None, lambda hidden: hidden[:, :kept]) as found:
-            with region("latents"):
-                state = self.thought.extend(self, state, latents)
-            inputs, held = state.release(self.embed(answer))
-            kept = held
-            added = torch.cat([state.mask.new_ones(len(inputs), held), answer_mask.bool()], dim=1)
-            position = state.position[:, None] + added.long().cumsum(1)
-            place = held + (torch.full_like(position[:, :1], anchor) if columns is None else columns)
-            with region("answer"), self._recorded(at_anchor, lambda hidden: take(hidden, place)) as anchors:
-                hidden = self.run(inputs, torch.cat([state.mask, added], dim=1), position, state.cache)
-        return Reading(
-            hidden[:, held + anchor : -1],
-            None if found is None else stack_layers(found)[:, :, -latents:],
-            None if anchors is None else stack_layers(anchors)[:, :, 0],
-            state.cache,
-        )
-
-    @contextmanager
-    def _recorded(
-        self, selection: LayerSelection | None, select: Callable[[Tensor], Tensor]
-    ) -> Iterator[dict[int, list[Tensor]] | None]:
-        """Records what ``select`` takes of the states of each pass in the block; ``None`` where no layer is wanted."""
-        if selection is None:
-            yield None
-            return
-        with record_hidden(self.lm, selection.resolve(self.depth), selection.final_norm, select) as records:
-            yield records
+        wanted = (trajectory if self.thought.latents else None, at_anchor)
+        return read_pair(self, question, question_mask, answer, answer_mask, anchor, *wanted, columns)
 
     def generate(
         self,

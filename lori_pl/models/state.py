@@ -57,12 +57,12 @@ class Reading:
 
     Args:
         hidden: (B, A - anchor - 1, D) last hidden states that predict the columns of the answer after the anchor.
-        trajectory: (B, L, K, D) states at the latents, if they were asked for.
+        trajectory: (B, L, K, D) states at the latents, if they were asked for and there are any.
         anchor: (B, L, D) states at the anchor, if they were asked for.
-        cache: Keys and values of all that was read.
+        cache: Keys and values of all that was read; ``None`` where it was read in one pass.
     """
 
     hidden: Tensor
     trajectory: Tensor | None
     anchor: Tensor | None
-    cache: Cache
+    cache: Cache | None

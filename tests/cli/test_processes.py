@@ -85,9 +85,10 @@ def test_adapters_sharded(world, lori_args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PEERS)
-def test_a_peer_sharded(world, teacher, name):
-    settings, flags = arguments(name, teacher), [*SGD, *ONE_AND_MORE]
+@pytest.mark.parametrize("name", ["ExplicitCoT", "NoCoT", "Pause", *PEERS])
+def test_another_method_sharded(world, teacher, name):
+    settings = arguments(name, teacher) if name in PEERS else {"backbone": {"name": teacher}}
+    flags = [*SGD, *ONE_AND_MORE]
     assert world.fit(name, "one", *flags, **settings) == 0
     train_in_two(world, name, *flags, strategy="sharded", **settings)
     assert_equal_runs(world)
