@@ -79,6 +79,10 @@ class Term(nn.Module, abc.ABC):
         """Whether `forward` may be called: the value of `fitted`, or no sweeps wanted; no device synchronisation."""
         return self._fitted_on_host or self.sweeps == 0
 
+    def assume_fitted(self) -> None:
+        """Lets `forward` be called with what the buffers hold, for a look at sizes alone."""
+        self._fitted_on_host = True
+
     @property
     def measured_with(self) -> dict[str, Any]:
         """The arguments on which the buffers of a fitted term depend, as plain values; a resumed run must agree."""

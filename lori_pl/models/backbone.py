@@ -225,7 +225,7 @@ def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Pr
     config = load_config(backbone, len(tokenizer))
     dtype = backbone.dtype if backbone.dtype == "auto" else getattr(torch, backbone.dtype)
     try:
-        if backbone.name is None:
+        if backbone.name is None or torch.get_default_device().type == "meta":  # sizes alone
             model = AutoModelForCausalLM.from_config(
                 config, dtype=None if dtype == "auto" else dtype, attn_implementation=backbone.attention
             )

@@ -1,0 +1,171 @@
+"""`plan`: what a training needs of memory, disk and arithmetic, before it is started."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lori_pl.cache.build import packed_bytes
+from lori_pl.commands.lightning import OwnOptions, parse
+from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
+from lori_pl.data.pairing import PairedBatch, paired_batch
+from lori_pl.errors import LoriError
+from lori_pl.methods import Method
+from lori_pl.methods.distillation import Distillation
+from lori_pl.planning import StepCost, Strategy, cost_of_answer, cost_of_step, hollow
+
+UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def main(arguments: list[str]) -> int:
+    """Shows what a training needs.
+
+    Args:
+        arguments: ``--devices``, ``--memory``, and what ``fit`` takes.
+
+    Raises:
+        LoriError: If the config or the data is bad, or an option is out of range.
+    """
+    options, rest = _parser().parse_known_args(arguments)
+    memory = bytes_of(options.memory) if options.memory else None
+    if options.devices < 1:
+        raise LoriError(f"--devices is {options.devices}: give 1 or more")
+    # the devices of the config may not be here
+    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
+    cli = parse(["fit", *rest, *here])
+    method, data = cli.model, cli.datamodule
+    precision = str(cli.options["trainer"].get("precision") or "32-true")
+    data.setup_train()
+    split = data.splits["train"]
+    mode = hollow(method)
+    batch = longest(data, split)
+    step = cost_of_step(method, mode, batch, precision)
+    console = Console()
+    show_model(console, step)
+    show_step(console, step, batch, precision)
+    show_strategies(console, step, options.devices, memory)
+    show_answer(console, method, data, mode, batch)
+    show_cache(console, method, split)
+    return 0
+
+
+def _parser() -> OwnOptions:
+    parser = OwnOptions(
+        "plan",
+        "Show what a training needs: memory of a device by part and strategy, arithmetic of a step and of an answer, "
+        "bytes of a cache. One step is gone through with tensors without content: nothing is trained, and no weight is "
+        "read.",
+    )
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="number of devices (default: 1)")
+    parser.add_argument("--memory", metavar="SIZE", help="memory of a device, such as 80GB: say what fits")
+    return parser
+
+
+def bytes_of(text: str) -> int:
+    """Reads a size such as ``80GB`` or ``24GiB``.
+
+    Raises:
+        LoriError: If it is none.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B)?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise LoriError(f"--memory {text}: give a number and a unit, such as 80GB or 24GiB")
+    return int(float(found[1]) * UNITS[(found[2] or "").upper()])
+
+
+def longest(data: PairedDataModule, split: PreparedSplit) -> PairedBatch:
+    """The training batch of the longest problems: the one that needs most."""
+    lengths = split.student.lengths()
+    if len(lengths) < data.batch_size:
+        raise LoriError(f"data: {len(lengths)} training problems do not fill one batch of {data.batch_size}")
+    rows = np.argsort(lengths, kind="stable")[-data.batch_size :]
+    pieces = split.student.step_starts is not None
+    return paired_batch(rows.tolist(), split.steps, split.student, split.teacher, split.cached, pieces)
+
+
+def show_model(console: Console, step: StepCost) -> None:
+    """Prints numbers of parameters."""
+    student, teacher = step.student, step.teacher
+    line = (
+        f"{student.trained_parameters / 1e6:,.1f} M parameters train, {student.frozen_parameters / 1e6:,.1f} M do not"
+    )
+    if teacher.bytes:
+        line += f"; the teacher has {teacher.frozen_parameters / 1e6:,.1f} M"
+    say(console, line)
+
+
+def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: str) -> None:
+    """Prints what one process that holds everything takes, by part."""
+    problems, question = batch.question.shape
+    explicit = batch.explicit.ids.shape[1]
+    line = f"the longest batch: {problems} problems, questions to {question} tokens, explicit sequences to {explicit}"
+    say(console, f"{line}; precision {precision}")
+    table = Table(title="one device that holds everything")
+    table.add_column("part")
+    table.add_column("GB", justify="right")
+    parts = {
+        "student, what trains": step.student.trained,
+        "student, what does not": step.student.frozen,
+        "teacher": step.teacher.bytes,
+        "gradients": step.gradients,
+        "optimiser's state": step.optimizer,
+        "activations kept for the backward pass": step.activations,
+        "peak": step.peak(),
+    }
+    for name, size in parts.items():
+        table.add_row(name, f"{size / 1e9:.3f}")
+    console.print(table)
+    say(console, f"{step.flops / 1e12:,.3f} TFLOP a step and device, forward and backward")
+
+
+def show_strategies(console: Console, step: StepCost, devices: int, memory: int | None) -> None:
+    """Prints each strategy's peak a device, and whether it fits."""
+    table = Table(title=f"peak a device, {devices} device{'s' if devices > 1 else ''}")
+    for column in ("strategy", "GB", *(["fits"] if memory else [])):
+        table.add_column(column, justify="left" if column == "strategy" else "right")
+    rows: list[tuple[str, Strategy, bool]] = [("one device", "single", True)]
+    if devices > 1:
+        rows += [("ddp", "ddp", True), ("sharded", "sharded", True)]
+        rows.append(("sharded, reshard_after_forward: false", "sharded", False))
+    for label, strategy, reshard in rows:
+        size = step.peak(devices, strategy, reshard)
+        fits = [] if memory is None else ["yes" if size <= memory else "no"]
+        table.add_row(label, f"{size / 1e9:.3f}", *fits)
+    console.print(table)
+
+
+def show_answer(
+    console: Console, method: Method, data: PairedDataModule, mode: FakeTensorMode, batch: PairedBatch
+) -> None:
+    """Prints what an answer costs."""
+    answer = cost_of_answer(method, mode, batch, min(method.max_new_tokens, batch.answer.shape[1]))
+    held = answer.cache_bytes * answer.length * data.eval_batch_size
+    say(
+        console,
+        f"an answer of {answer.tokens} tokens: {answer.flops / 1e9:,.1f} GFLOP; keys and values "
+        f"{answer.cache_bytes / 1e3:,.1f} KB a token, {held / 1e9:.3f} GB for "
+        f"data.eval_batch_size {data.eval_batch_size}",
+    )
+
+
+def show_cache(console: Console, method: Method, split: PreparedSplit) -> None:
+    """Prints the bytes of a cache of the teacher, where the method has one."""
+    if not isinstance(method, Distillation) or not method.needs:
+        return
+    shape = method.teacher_shape()
+    each, problems = packed_bytes(method.named_terms, shape.layers, shape.hidden, torch.float16), len(split.problems)
+    say(
+        console,
+        f"a cache of the teacher in half precision: {each:,} bytes a problem, {each * problems / 1e9:.3f} GB for "
+        f"{problems:,} problems",
+    )
+
+
+def say(console: Console, line: str) -> None:
+    """Prints a line as it is, however wide."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)

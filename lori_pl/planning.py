@@ -1,0 +1,285 @@
+"""What a training needs, without running it: one step with tensors that have sizes and types and no content."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from lori_pl.data.pairing import PairedBatch
+from lori_pl.methods.base import Method
+from lori_pl.models.hidden import decoder_layers
+
+Strategy = Literal["single", "ddp", "sharded"]
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, and their peak, by the storages that operations make.
+
+    What an operation needs within itself is not seen, nor the rounding of an allocator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation and takes note of what it made."""
+        given = {value.untyped_storage()._cdata for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for value in tree_iter(out):
+            # a view, or what was changed in place, is nothing new
+            if isinstance(value, Tensor) and (storage := value.untyped_storage())._cdata not in given:
+                self._note(storage)
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or not size:
+            return
+        self._known[key] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a module's weights and buffers.
+
+    Args:
+        trained: Of what trains.
+        frozen: Of what does not, buffers included.
+        trained_parameters: Number of parameters that train.
+        frozen_parameters: Number of those that do not.
+    """
+
+    trained: int
+    frozen: int
+    trained_parameters: int
+    frozen_parameters: int
+
+    @property
+    def bytes(self) -> int:
+        """All of them."""
+        return self.trained + self.frozen
+
+
+def weigh(modules: Iterable[nn.Module]) -> Weights:
+    """Adds up the weights of modules, shared ones once."""
+    seen: dict[int, Tensor] = {}
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            seen.setdefault(id(tensor), tensor)
+    trained = [tensor for tensor in seen.values() if tensor.requires_grad]
+    frozen = [tensor for tensor in seen.values() if not tensor.requires_grad]
+    return Weights(
+        sum(tensor.nbytes for tensor in trained),
+        sum(tensor.nbytes for tensor in frozen),
+        sum(tensor.numel() for tensor in trained),
+        sum(tensor.numel() for tensor in frozen if isinstance(tensor, nn.Parameter)),
+    )
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one batch's forward, backward and optimiser step take on one process that holds everything.
+
+    Args:
+        student: The student's weights, terms included.
+        teacher: A live teacher's.
+        layer: The largest decoder layer's.
+        apart: The weights that are in no decoder layer (embeddings, head, projector, terms).
+        gradients: Bytes of the gradients.
+        optimizer: Bytes of the optimiser's state.
+        activations: Bytes that the forward pass keeps for the backward pass.
+        moving: Peak of forward and backward pass together: activations, which go, gradients, which come, and what a
+            pass makes and drops again.
+        stepping: What the optimiser's step makes and drops again.
+        flops: Floating-point operations of forward and backward, a multiplication and an addition as two.
+    """
+
+    student: Weights
+    teacher: Weights
+    layer: Weights
+    apart: Weights
+    gradients: int
+    optimizer: int
+    activations: int
+    moving: int
+    stepping: int
+    flops: int
+
+    def peak(self, processes: int = 1, strategy: Strategy = "single", reshard_after_forward: bool = True) -> int:
+        """Bytes at the peak on each process, its batch being that of the step.
+
+        ``ddp`` adds the buffers in which gradients are summed. ``sharded`` holds a part of weights, gradients and
+        moments, and whole what is put together: the weights that are in no decoder layer, and a layer with the one
+        that is gathered ahead, or all of them.
+        """
+        weights = self.student.bytes + self.teacher.bytes
+        if strategy != "sharded":
+            buffers = self.gradients if strategy == "ddp" else 0
+            return weights + self.optimizer + buffers + max(self.moving, self.gradients + self.stepping)
+        layers = 2 * self.layer.bytes if reshard_after_forward else weights - self.apart.bytes
+        whole = self.apart.bytes + layers + self.apart.trained + self.layer.trained
+        passing = max(self.moving - self.activations - self.gradients, 0)
+        parts = (weights + self.optimizer + self.gradients + self.stepping) // processes
+        return parts + whole + self.activations + passing
+
+
+def hollow(method: Method) -> FakeTensorMode:
+    """Builds a method's models without reading or making a single weight.
+
+    Returns:
+        The mode under which its tensors are to be used: they have sizes and types, and no content.
+    """
+    terms = getattr(method, "active_terms", [])
+    for term in terms:
+        term.to("meta")
+    with torch.device("meta"):
+        method.configure_model()
+    for term in terms:
+        term.assume_fitted()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        method.to_empty(device="cpu")
+        for model in method.models()[0]:
+            model.tie_weights()  # each module got a weight of its own
+    return mode
+
+
+def cost_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str) -> StepCost:
+    """Goes through one training step of a hollow method.
+
+    Args:
+        method: As `hollow` left it.
+        mode: What `hollow` gave.
+        batch: A batch of the sizes that are asked about.
+        precision: The Trainer's.
+    """
+    dtype = _AUTOCAST.get(precision)
+
+    def cast() -> AbstractContextManager[Any]:
+        return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+
+    teacher: nn.Module | None = getattr(method, "teacher", None)
+    models = method.models()[0]
+    layers = [layer for model in models for layer in decoder_layers(model)]
+    inside = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
+    own = [module for name, module in method.named_children() if name != "teacher"]
+    fake: PairedBatch = _to_fake(batch, mode)
+    method.train()
+    with mode:
+        with FlopCounterMode(display=False) as counter, cast():
+            loss, _ = method.losses(fake)
+            loss.backward()
+        method.zero_grad(set_to_none=True)
+        del loss
+        with LiveBytes() as live:
+            with cast():
+                loss, _ = method.losses(fake)
+            activations = live.now
+            loss.backward()
+            del loss
+            gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
+            moving, live.peak = live.peak, live.now
+            before = live.now
+            optimizer = method.optimizer([p for p in method.parameters() if p.requires_grad])
+            optimizer.step()
+            moments = [value for entry in optimizer.state.values() for value in entry.values()]
+            state = sum(value.nbytes for value in moments if isinstance(value, Tensor))
+            stepping = max(live.peak - before - state, 0)
+    apart = nn.Module()
+    held = [tensor for module in own for tensor in (*module.parameters(), *module.buffers())]
+    unique = {id(tensor): tensor for tensor in held if id(tensor) not in inside}
+    for number, tensor in enumerate(unique.values()):
+        if isinstance(tensor, nn.Parameter):
+            apart.register_parameter(f"w{number}", tensor)
+        else:
+            apart.register_buffer(f"w{number}", tensor)
+    largest = max(layers, key=lambda layer: weigh([layer]).bytes)
+    return StepCost(
+        student=weigh(own),
+        teacher=weigh([teacher] if teacher is not None else []),
+        layer=weigh([largest]),
+        apart=weigh([apart]),
+        gradients=gradients,
+        optimizer=state,
+        activations=activations,
+        moving=moving,
+        stepping=stepping,
+        flops=int(counter.get_total_flops()),
+    )
+
+
+@dataclass(frozen=True)
+class AnswerCost:
+    """What one answer takes.
+
+    Args:
+        tokens: Tokens that are generated.
+        length: Tokens in the cache at the end.
+        flops: Floating-point operations of question, thought and answer.
+        cache_bytes: Bytes of keys and values a token.
+    """
+
+    tokens: int
+    length: int
+    flops: int
+    cache_bytes: int
+
+
+@torch.no_grad()
+def cost_of_answer(method: Method, mode: FakeTensorMode, batch: PairedBatch, tokens: int) -> AnswerCost:
+    """Goes through an answer to the batch's first question with a hollow method.
+
+    Args:
+        method: As `hollow` left it.
+        mode: What `hollow` gave.
+        batch: A batch.
+        tokens: Tokens that the answer has.
+    """
+    student = method.student.eval()
+    question, mask = (mode.from_tensor(part[:1]) for part in (batch.question, batch.question_mask))
+    with mode, FlopCounterMode(display=False) as counter:
+        state, _ = student.think(question, mask)
+        given = question.new_zeros(1, len(student.given))
+        if student.given:
+            state = student.extend(state, student.embed(given))
+        for step in range(tokens):
+            student.logits(state.hidden[:, -1])
+            if step + 1 < tokens:
+                state = student.extend(state, student.embed(question[:, :1]))
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in state.cache.layers)
+        length = state.mask.shape[1]
+    return AnswerCost(tokens, length, int(counter.get_total_flops()), held // length)
+
+
+def _to_fake(batch: Any, mode: FakeTensorMode) -> Any:
+    """The batch with tensors of the mode."""
+    if isinstance(batch, Tensor):
+        return mode.from_tensor(batch)
+    if hasattr(batch, "__dataclass_fields__"):
+        copied = object.__new__(type(batch))
+        for name in batch.__dataclass_fields__:
+            value = getattr(batch, name)
+            object.__setattr__(copied, name, value if name in ("index", "pieces") else _to_fake(value, mode))
+        return copied
+    return tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, batch)
