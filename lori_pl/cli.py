@@ -22,6 +22,7 @@ USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for
   preview    show one training pair with its tokens, masks and anchor, lengths, and what was dropped
   export     make a student's folder from a checkpoint
   cache      run the teacher once and keep its statistics, so that fit never loads it
+  prepare    fetch models and data of a run once, so that jobs run offline; copy them to a node's own disk
   plan       show what a training needs: memory of a device by part and strategy, arithmetic, bytes of a cache
   benchmark  time the answers of several students: accuracy against milliseconds
   sweep      run a file of experiments, resumably
@@ -33,6 +34,7 @@ OWN_COMMANDS = {
     "preview": "lori_pl.commands.preview",
     "export": "lori_pl.commands.export",
     "cache": "lori_pl.commands.cache",
+    "prepare": "lori_pl.commands.prepare",
     "plan": "lori_pl.commands.plan",
     "benchmark": "lori_pl.commands.benchmark",
     "sweep": "lori_pl.sweep.command",
