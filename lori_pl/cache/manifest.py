@@ -86,12 +86,44 @@ def read_manifest(folder: Path) -> Manifest:
         if content["format"] != FORMAT:
             raise LoriError(f"{path} has format {content['format']}, this version reads {FORMAT}: build it again")
         content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
-        content["state"] = ShardEntry(**content["state"]) if content["state"] else None
-        return Manifest(**content)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        content["state"] = ShardEntry(**content["state"])
+        manifest = Manifest(**content)
+        _check(manifest)
+        return manifest
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, LoriError):
             raise
         raise LoriError(f"{path} is damaged ({one_line(error)}); build the cache again") from error
+
+
+def _check(manifest: Manifest) -> None:
+    """Makes sure of the types of what is read later, and that no file lies outside the folder.
+
+    Raises:
+        ValueError: Naming the field.
+    """
+    entries = [manifest.state, *manifest.shards]
+    texts = {"rows": manifest.rows, "dtype": manifest.dtype}
+    numbers = {"problems": manifest.problems, "shard_problems": manifest.shard_problems}
+    for entry in entries:
+        if not isinstance(entry, ShardEntry) or not isinstance(entry.file, str):
+            raise ValueError("shards: an entry names no file")
+        if entry.file != Path(entry.file).name or entry.file in ("", ".", ".."):
+            raise ValueError(f"shards: '{entry.file}' is no file of this folder")
+        texts[f"shards: {entry.file}: checksum"] = entry.checksum
+        numbers |= {f"shards: {entry.file}: problems": entry.problems, f"shards: {entry.file}: bytes": entry.bytes}
+    if set(manifest.shape) != {"layers", "hidden"}:
+        raise ValueError("shape: layers and hidden are wanted")
+    numbers |= manifest.shape
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name} is no text")
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValueError(f"{name} is no count")
+    identity = manifest.identity
+    if not isinstance(identity, dict) or not isinstance(identity.get("terms"), dict):
+        raise ValueError("identity: terms are wanted")
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -103,8 +135,10 @@ def read_plan(folder: Path) -> dict[str, Any]:
     path = folder / PLAN
     try:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(plan, dict):
+            raise ValueError("it holds no fields")
         return plan
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise LoriError(f"{path} is damaged ({one_line(error)}); remove {folder} and build the cache anew") from error
 
 

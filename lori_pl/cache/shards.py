@@ -111,5 +111,5 @@ def map_shard(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f"'{name}' ends at byte {end} of {len(data)}")
             tensors[name] = data[start:end].view(_TYPES[entry["dtype"]]).view(entry["shape"])
         return tensors
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise LoriError(f"{path} is no whole shard ({one_line(error)}); build the cache again") from error

@@ -12,6 +12,8 @@ from failing import fails
 from lori_pl.methods import ExplicitCoT
 
 SKIP = ["--non_finite.policy", "skip"]
+
+pytestmark = pytest.mark.faults
 FLAGS = ["--model.schedule.decay", "none", "--model.schedule.warmup", "0", "--test_after_fit", "false"]
 FLAGS += ["--trainer.num_sanity_val_steps", "0"]
 

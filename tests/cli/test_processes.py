@@ -13,6 +13,8 @@ from test_peers import PEERS, arguments
 from lori_pl.evaluation.records import read_outcomes
 
 ONE_AND_MORE = ["--data.source.test", "17"]  # an uneven last batch
+
+pytestmark = pytest.mark.distributed
 # Adam would make steps of the rounding in a gradient that is zero
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1", "--trainer.max_steps=10"]
 

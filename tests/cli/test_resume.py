@@ -10,6 +10,8 @@ from conftest import BACKBONE, assert_same, checkpoint
 from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi
 
+pytestmark = pytest.mark.resume
+
 
 @pytest.mark.parametrize("method", ["ExplicitCoT", "LoRi"])
 def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):

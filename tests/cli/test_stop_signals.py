@@ -16,6 +16,8 @@ from lori_pl.callbacks.stop_signals import StopSignals
 from lori_pl.methods import ExplicitCoT
 
 FLAGS = ["--model.schedule.decay", "none", "--model.schedule.warmup", "0", "--test_after_fit", "false"]
+
+pytestmark = pytest.mark.faults
 FLAGS += ["--trainer.num_sanity_val_steps", "0"]
 STEPS = ["--trainer.max_steps", "11"]
 
