@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -44,7 +45,7 @@ def damage(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, struct.error, ValueError, RuntimeError, EOFError) as error:
         return one_line(error) or type(error).__name__
     return f"{wrong} has another checksum" if wrong else ""
 

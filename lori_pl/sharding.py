@@ -60,7 +60,8 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
-            process_group_backend=process_group_backend,
+            # what is offloaded is reduced where it lies
+            process_group_backend=process_group_backend or ("cpu:gloo,cuda:nccl" if cpu_offload else None),
             timeout=timedelta(minutes=timeout_minutes),
         )
         self.options = {"reshard_after_forward": reshard_after_forward, "cpu_offload": cpu_offload}
@@ -75,7 +76,7 @@ class ShardedStrategy(ModelParallelStrategy):
         method: Any = self.lightning_module
         if self.options["cpu_offload"] and self.root_device.type == "cpu":
             raise LoriError("trainer.strategy.cpu_offload is for GPUs: set it to false")
-        method.shard(self.device_mesh["data_parallel"], **self.options)
+        method.shard(self.device_mesh["data_parallel"], self.root_device, **self.options)
         super().setup(trainer)
 
     # ---- checkpoints: whole tensors, in the form that every strategy writes -----------------------------------------
@@ -119,7 +120,7 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             LoriError: If it cannot be read.
         """
-        return read_checkpoint(checkpoint_path, mmap=True)
+        return read_checkpoint(self.broadcast(checkpoint_path), mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Gives each process its part."""

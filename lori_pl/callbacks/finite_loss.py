@@ -26,8 +26,9 @@ GRADIENT = "gradient"
 class FiniteLoss(pl.Callback):
     """Stops at the first non-finite loss or gradient, or leaves its step out.
 
-    The problems of the step are written to ``non_finite.jsonl`` in the run's folder, one record a step: ``step``,
-    ``parts`` (of the loss, or ``gradient``), ``rank`` and ``problems``, their ids.
+    The problems of the step are written to ``non_finite.jsonl`` in the run's folder (``rankN_non_finite.jsonl`` where
+    there are several processes), one record a step: ``step``, ``parts`` (of the loss, or ``gradient``), ``rank`` and
+    ``problems``, their ids.
 
     Stopping, nothing waits for the device: on an accelerator the first bad step of each part is noted there, and looked
     at when a checkpoint is due and every ``every`` steps; no checkpoint holds what came behind it. Leaving out, each
@@ -85,7 +86,9 @@ class FiniteLoss(pl.Callback):
                 # the loss may say more, once the step returns it; the weights are still good
                 optimizer.zero_grad(set_to_none=True)
             return
-        bad = ~finite if self._loss_is_bad is None else ~finite | self._loss_is_bad
+        bad = ~finite.to(pl_module.device)
+        if self._loss_is_bad is not None:
+            bad = bad | self._loss_is_bad
         self._loss_is_bad = None
         if self._anywhere(bad):
             # an optimiser leaves alone what has no gradient: weights, moments and decay

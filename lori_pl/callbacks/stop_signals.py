@@ -94,7 +94,6 @@ class StopSignals(pl.Callback):
         self.received = 0
         self._agree = Agreement()
         self._validation_is_due = False
-        self._listens = False
 
     # ---- hearing --------------------------------------------------------------------------------------------------
 
@@ -126,9 +125,6 @@ class StopSignals(pl.Callback):
         trainer.training = True
 
     def _listen(self, trainer: pl.Trainer) -> None:
-        if self._listens:
-            return
-        self._listens = True
         environment = trainer._accelerator_connector.cluster_environment
         requeues = environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
         for number in {*SIGNALS, *([requeues] if requeues is not None else [])}:
@@ -159,6 +155,23 @@ class StopSignals(pl.Callback):
         self._agree(self.received, pl_module.device)
         if number := self._agree(self.received, pl_module.device):
             self._stop(trainer, number)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens in the test behind a training, too."""
+        self._listen(trainer)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stops within that test; the training has its last checkpoint."""
+        if number := self._agree(self.received, pl_module.device):
+            self._end(trainer, number, f"in the test; go on with --ckpt_path last ({self.path})")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops before a validation."""
@@ -195,6 +208,8 @@ class StopSignals(pl.Callback):
         requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
         if requeues and number == getattr(environment, "requeue_signal", None) and trainer.is_global_zero:
             requeue()
+        # the first process that ends with an error may take the others with it
+        trainer.strategy.barrier()
         # to its launcher, which would kill all others, a process of its own ends well
         launched = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
         name = signal.Signals(number).name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from lori_pl.errors import LoriError, one_line
 from lori_pl.regions import place_of
 
-GO_ON = "what was trained up to the last checkpoint is there: go on with --ckpt_path last"
+GO_ON = "; what was trained up to the last checkpoint is there: go on with --ckpt_path last"
 
 _MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
@@ -27,8 +27,8 @@ _STORAGE = {
     errno.ENOSPC: "the disk is full: free space",
     errno.EDQUOT: "the disk quota is used up: free space",
     errno.EFBIG: "the file may not grow any more: raise the limit on file sizes",
-    errno.EROFS: "the folder cannot be written: mount it for writing, or give another --trainer.default_root_dir",
-    errno.EACCES: "no permission: change it, or give another --trainer.default_root_dir",
+    errno.EROFS: "it cannot be written: mount it for writing, or give another folder",
+    errno.EACCES: "no permission: change it, or give another folder",
     errno.ESTALE: "the network file system has lost it: mend the mount",
     errno.EIO: "the storage fails: mend the mount or the disk",
 }
@@ -45,8 +45,11 @@ _LESS = (
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(checkpoints: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Within the block a fault of the machine becomes one line.
+
+    Args:
+        checkpoints: Whether there is a checkpoint that a training may go on with, when it is asked.
 
     Raises:
         LoriError: Out of memory: which part, and what to lower. A data worker or another process that ended. Storage
@@ -63,7 +66,7 @@ def explained() -> Iterator[None]:
             chain.append(cause)
         for link in chain:
             if isinstance(link, RuntimeError | OSError | MemoryError) and (line := explanation(link)):
-                raise LoriError(line) from error
+                raise LoriError(line + (GO_ON if checkpoints() else "")) from error
         raise
 
 
@@ -74,17 +77,18 @@ def explanation(error: BaseException) -> str:
         part = part_of(error)
         asked = re.search(r"Tried to allocate ([\d.]+ \w+)|you tried to allocate (\d+ bytes)", text)
         size = f" (asked for {asked[1] or asked[2]})" if asked else ""
-        return f"out of memory in {part}{size}: {_REMEDY.get(part, _LESS)}; {GO_ON}"
+        return f"out of memory in {part}{size}: {_REMEDY.get(part, _LESS)}"
     if found := _WORKER.search(text):
+        reason = "" if re.search(r"signal: (?!Killed)", text) else ", most likely for want of memory"
         return (
-            f"a data worker (pid {found[1].strip()}) was killed, most likely for want of memory: lower "
-            f"data.num_workers, or give the job more memory; {GO_ON}"
+            f"a data worker (pid {found[1].strip()}) was killed{reason}: lower data.num_workers, or give the job more "
+            "memory"
         )
     if isinstance(error, OSError) and (remedy := _STORAGE.get(error.errno or 0)):
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{remedy} ({one_line(error)}); {GO_ON}"
+        return f"{place}{remedy} ({one_line(error)})"
     if isinstance(error, torch.distributed.DistError) or (_PEER.search(text) and torch.distributed.is_initialized()):
-        return f"another process of this run ended, its own message says why ({one_line(text, 120)}); {GO_ON}"
+        return f"another process of this run ended, its own message says why ({one_line(text, 120)})"
     return ""
 
 

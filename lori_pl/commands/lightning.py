@@ -208,7 +208,9 @@ class LoriCLI(LightningCLI):
         """Runs it; a training holds its folder, and takes the processes that it started with it when it fails."""
         trains = subcommand == "fit" and not self.trainer.fast_dev_run and self.trainer.is_global_zero
         try:
-            with held(self.root) if trains else nullcontext():
+            folder = self.root / CHECKPOINTS
+            explains = explained(lambda: subcommand == "fit" and any(folder.glob("[!.]*.ckpt")))
+            with explains, held(self.root) if trains else nullcontext():
                 super()._run_subcommand(subcommand)
         except Exception:
             launcher = self.trainer.strategy.launcher
@@ -391,8 +393,7 @@ def run(arguments: list[str]) -> int:
         Exit status: 0, or 128 and the signal's number where one stopped a training, which then has a checkpoint.
     """
     try:
-        with explained():
-            parse(arguments, LoriCLI)
+        parse(arguments, LoriCLI)
     except Stopped as stop:
         log.info("%s", stop)
         return stop.status

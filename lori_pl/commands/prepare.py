@@ -149,7 +149,7 @@ def copy(method: Method, places: dict[str, Path], target: Path) -> None:
 
 
 def mirror(source: Path, target: Path) -> Path:
-    """Copies a folder or a file, whole or not at all; one of the same files and sizes is left as it is."""
+    """Copies a folder or a file, whole or not at all; one of the same files, sizes and times is left as it is."""
     if _listing(source) == _listing(target):
         log.info("%s is there already", target)
         return target
@@ -157,6 +157,7 @@ def mirror(source: Path, target: Path) -> Path:
     if source.is_file():
         with source.open("rb") as opened:
             replace_file(target, lambda file: shutil.copyfileobj(opened, file, 1 << 24))
+        shutil.copystat(source, target)
     else:
         # what a hub's cache links to is copied
         replace_folder(target, lambda part: shutil.copytree(source, part, symlinks=False))
@@ -164,13 +165,14 @@ def mirror(source: Path, target: Path) -> Path:
     return target
 
 
-def _listing(place: Path) -> dict[str, int]:
+def _listing(place: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of each file; of a place that is not there, something that no other has."""
     if place.is_file():
-        return {"": place.stat().st_size}
-    found = {}
+        return {"": (place.stat().st_size, place.stat().st_mtime_ns)}
+    found: dict[str, tuple[int, int]] = {}
     for folder, _, names in os.walk(place, followlinks=True):
         for name in names:
             path = Path(folder) / name
             with suppress(OSError):
-                found[str(path.relative_to(place))] = path.stat().st_size
-    return found or {json.dumps(str(place)): -1}
+                found[str(path.relative_to(place))] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return found or {json.dumps(str(place)): (-1, -1)}

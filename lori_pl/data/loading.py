@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from lori_pl.data.pairing import PairedBatch, paired_batch
+from lori_pl.errors import LoriError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from lori_pl.data.datamodule import PreparedSplit
 
 BATCHES_A_WINDOW = 32
+
+
+def ignore_signals(worker: int) -> None:
+    """Leaves signals that tell a run to stop to the process that trains, which ends its workers itself."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate_pairs(split: PreparedSplit) -> Callable[[Sequence[int]], PairedBatch]:
@@ -136,6 +144,7 @@ class ResumableLoader(DataLoader[PairedBatch]):
             batch_sampler=self.order,
             collate_fn=collate_pairs(split),
             num_workers=num_workers,
+            worker_init_fn=ignore_signals,
         )
 
     def __len__(self) -> int:
@@ -153,10 +162,26 @@ class ResumableLoader(DataLoader[PairedBatch]):
                 self.epoch, self.taken = self.epoch + 1, 0
             yield batch
 
+    @property
+    def _sizes(self) -> dict[str, int]:
+        order = self.order
+        return {"problems_a_batch": order.batch_size * order.processes, "accumulated_batches": order.accumulated}
+
     def state_dict(self) -> dict[str, Any]:
-        """Gives the epoch and the number of its batches that were taken."""
-        return {"epoch": self.epoch, "taken": self.taken}
+        """Gives the epoch, the number of its batches that were taken, and of what sizes they were."""
+        return {"epoch": self.epoch, "taken": self.taken, **self._sizes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on behind the batches that were taken."""
+        """Goes on behind the batches that were taken.
+
+        Raises:
+            LoriError: If they were of other sizes, so that their number means another place.
+        """
+        for name, size in self._sizes.items():
+            if state.get(name, size) != size:
+                what = name.replace("_", " ")
+                raise LoriError(
+                    f"the checkpoint was made with {what} {state[name]}, and this run has {size}: keep "
+                    "data.batch_size x processes, and trainer.accumulate_grad_batches"
+                )
         self.epoch, self.taken = int(state["epoch"]), int(state["taken"])

@@ -157,12 +157,12 @@ class Method(pl.LightningModule):
             )
         self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.thought)
 
-    def shard(self, mesh: DeviceMesh, **options: bool) -> None:
+    def shard(self, mesh: DeviceMesh, device: torch.device, **options: bool) -> None:
         """Shards all weights over processes, once; see `lori_pl.sharding.shard`."""
         if not isinstance(self, FSDPModule):
             models, frozen = self.models()
             shard(self, models, frozen, self.entries, mesh, **options)
-            self.student.most = partial(most_anywhere, device=self.student.device)
+            self.student.most = partial(most_anywhere, device=device)
 
     def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:
         """The language models, and the parts that never train and are called by themselves."""

@@ -329,11 +329,17 @@ class Distillation(Method):
             return
         loader = self.data.statistics_dataloader(self.statistics_problems)
         wants_student = any(term.observes_student for term in fitting)
+        # sharded weights are put together by all: a process that has a batch less looks at its last once more
+        most = self.student.most
+        more = 0 if most is None else most(len(loader)) - len(loader)
 
         def batches(sweep: int) -> Iterator[Observed]:
             label = f"measuring the rationales, pass {sweep + 1}"
             for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
-                yield self.observed(self.trainer.strategy.batch_to_device(batch), wants_student)
+                last = self.trainer.strategy.batch_to_device(batch)
+                yield self.observed(last, wants_student)
+            for _ in range(more):
+                self.observed(last, wants_student)
 
         with assembled(self, self.terms):
             measure(self.named_terms, batches)

@@ -58,7 +58,7 @@ def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) 
         keep_open: File descriptors that the process inherits.
     """
     start = time.monotonic()
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

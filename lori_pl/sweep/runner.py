@@ -2,7 +2,8 @@
 
 ``results.csv`` has one row a run that ended, well or not, and ``correct.npz`` the per-problem outcomes of the runs that
 leave them; the sweep's folder holds ``cells/ID/`` with each run's folder, its output in ``log.txt``. A cell is done
-when it has a row with status ``ok``; the row is written last, so what was interrupted is simply run again.
+when it has a row with status ``ok``; the row is written last. A run that was stopped with its sweep goes on from its
+checkpoint, if the code is the same; one that was killed is run again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from rich.text import Text
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
 from lori_pl.evaluation.records import Outcomes, ResultTable, git_commit, read_outcomes, write_outcomes
-from lori_pl.files import lock_folder
+from lori_pl.files import lock_folder, replace_file
 from lori_pl.sweep.cells import Cell, expand
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file, run_child
 from lori_pl.sweep.progress import progress_line
@@ -31,6 +33,9 @@ from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
 
 Runner = Callable[[Sequence[str], Path], ChildResult]
 """Runs a command with its output in a file; `run_child` is the real one."""
+
+INTERRUPTED = "interrupted.json"
+"""In a cell's folder: the commit, and the seconds so far, of a run that was stopped with its sweep."""
 
 _MEASURES = ("accuracy", "low", "high", "n", "passes", "milliseconds")
 
@@ -123,21 +128,28 @@ class Sweep:
         return failed
 
     def _run_cell(self, cell: Cell, runner: Runner) -> dict[str, Any]:
-        folder = self.folder(cell)
-        # What an interrupted or failed run left there would be taken for this one's.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder, commit = self.folder(cell), git_commit()
+        before = _interrupted(folder, commit)
+        if before is None:
+            # What a failed run, or one of other code, left there would be taken for this one's.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         command = cell.command(folder)
-        commit = git_commit()
-        log = folder / "log.txt"
-        with progress_line(self._console, self._title(cell), progress_file(log)):
-            result = runner(command, log)
+        log, start = folder / "log.txt", time.monotonic()
+        try:
+            with progress_line(self._console, self._title(cell), progress_file(log)):
+                result = runner([*command, *([] if before is None else ["--ckpt_path=auto"])], log)
+        except KeyboardInterrupt:
+            seconds = (before or 0.0) + time.monotonic() - start
+            text = json.dumps({"commit": commit, "seconds": seconds})
+            replace_file(folder / INTERRUPTED, lambda file: file.write(text.encode()))
+            raise
         row: dict[str, Any] = {
             "seed": cell.seed,
             "commit": commit,
             "command": _shown(command),
             "cell": cell.id,
-            "seconds": round(result.seconds, 2),
+            "seconds": round((before or 0.0) + result.seconds, 2),
             "peak_memory_mib": round(result.peak_memory_mib, 1),
             **cell.columns(),
         }
@@ -236,6 +248,18 @@ class Sweep:
     def _print(self, line: str) -> None:
         # A label such as lori[rank=8] is no markup.
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _interrupted(folder: Path, commit: str) -> float | None:
+    """Seconds that a cell's run had taken when its sweep was stopped, if the same code may go on with it."""
+    path = folder / INTERRUPTED
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        seconds = float(noted["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path.unlink()
+    return seconds if noted["commit"] == commit and commit.isalnum() and commit != "unknown" else None
 
 
 def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any]]:

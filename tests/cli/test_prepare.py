@@ -84,6 +84,10 @@ def test_a_run_trains_from_the_copy(world, lori_args, caplog):
     with caplog.at_level("INFO"):
         assert run(world, "--copy_to", str(node), **arguments) == 0
     assert f"{copied} is there already" in caplog.text
+    weights = next(original.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes())  # of the same size, as one that was trained anew
+    assert run(world, "--copy_to", str(node), **arguments) == 0
+    assert (copied / weights.name).stat().st_mtime_ns == weights.stat().st_mtime_ns
     (original / "extra.txt").write_text("new")
     assert run(world, "--copy_to", str(node), **arguments) == 0
     assert (copied / "extra.txt").read_text() == "new"

@@ -78,6 +78,16 @@ def test_lori_sharded(world, lori_args, factors, scope, student_init):
 
 
 @pytest.mark.slow
+def test_measuring_with_batches_of_unequal_number_sharded(world, lori_args):
+    """One process has two, the other one: the passes over the teacher's weights are still everyone's."""
+    flags = [*SGD, "--data.eval_batch_size=8", *ONE_AND_MORE]
+    arguments = {**lori_args, "statistics_problems": 17}
+    assert world.fit("LoRi", "one", *flags, **arguments) == 0
+    train_in_two(world, "LoRi", *flags, strategy="sharded", **arguments)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
 def test_adapters_sharded(world, lori_args):
     """A frozen base, adapters and the markers' own rows."""
     arguments = {**lori_args, "backbone": {"lora": {"rank": 4, "dropout": 0.0}}}

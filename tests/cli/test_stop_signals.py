@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -117,6 +118,46 @@ def test_a_validation_falls_between_two_steps(world, monkeypatch, capsys):
     share = ["--trainer.val_check_interval", "0.4"]  # of 8 batches: 3
     assert world.fit("ExplicitCoT", "run", *FLAGS, *flags, *share, backbone=BACKBONE) == 0
     assert seen == [2, 4, 6, 8]
+
+
+def test_the_test_behind_a_training_stops_at_once(world, monkeypatch, caplog):
+    flags = [*FLAGS, "--test_after_fit", "true", "--trainer.max_steps", "2"]
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+        tell(patch, "test_step", 1)
+        assert world.fit("ExplicitCoT", "run", *flags, "--data.eval_batch_size", "8", backbone=BACKBONE) == 143
+    assert "stopped by SIGTERM in the test; go on with --ckpt_path last" in caplog.text
+    assert not (world.folder / "run" / "summary.json").exists()
+    assert world.fit("ExplicitCoT", "run", *flags, "--ckpt_path", "last", backbone=BACKBONE) == 0
+    assert (world.folder / "run" / "summary.json").is_file()
+
+
+def test_data_workers_leave_the_signal_to_the_training(world, monkeypatch):
+    """A signal to the whole group of processes reaches them too."""
+    original = ExplicitCoT.training_step
+    before = {child.pid for child in multiprocessing.active_children()}
+
+    def told(self, *batch):
+        if self.trainer.global_step == 3:
+            for child in multiprocessing.active_children():
+                if child.pid not in before:
+                    os.kill(child.pid, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *batch)
+
+    monkeypatch.setattr(ExplicitCoT, "training_step", told)
+    flags = [*FLAGS, *STEPS, "--data.num_workers", "1"]
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 143
+    assert checkpoint(world.folder / "run")["global_step"] == 4
+
+
+def test_going_on_with_batches_of_other_sizes_is_refused(world, capsys):
+    flags = [*FLAGS, "--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
+    capsys.readouterr()
+    more = ["--ckpt_path", "last", "--trainer.max_steps", "6", "--data.batch_size", "4"]
+    for change, words in (([], "problems a batch 8, and this run has 4"),):
+        assert world.fit("ExplicitCoT", "run", *flags, *more, *change, backbone=BACKBONE) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_an_interrupt_stops_with_a_checkpoint_and_a_second_one_at_once(world, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sweep_bench import FAKE_RUN, SWEEP
 
+import lori_pl.sweep.runner as runner_module
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep.child import ChildResult, progress_file
@@ -143,11 +144,13 @@ def test_each_row_lands_before_the_next_run_starts(bench):
     assert landed == [0, 2, 3, 4]
 
 
-def test_an_interrupted_sweep_goes_on_from_a_clean_folder(bench):
+def interrupt_third(bench):
+    """Stops the sweep in its third cell, whose run leaves something."""
+
     def interrupt(folder):
         if len(bench.ran) == 3:
             (folder / "summary.json").write_text('{"methods": {"lori": {"accuracy": 0.99}}}')
-            (folder / "half_a_checkpoint").touch()
+            (folder / "checkpoint").touch()
             raise KeyboardInterrupt
 
     bench.before = interrupt
@@ -155,7 +158,14 @@ def test_an_interrupted_sweep_goes_on_from_a_clean_folder(bench):
         bench.run()
     assert len(bench.rows()) == 2
     assert "stopped in cell 3; the same command goes on from there" in bench.printed
-    interrupted = bench.ran[2]
+    return bench.ran[2]
+
+
+@pytest.mark.parametrize(("before", "now"), [("abc123", "def456"), ("abc123+dirty", "abc123+dirty"), ("unknown",) * 2])
+def test_an_interrupted_sweep_goes_on_from_a_clean_folder_under_other_code(bench, monkeypatch, before, now):
+    monkeypatch.setattr(runner_module, "git_commit", lambda: before)
+    interrupted = interrupt_third(bench)
+    monkeypatch.setattr(runner_module, "git_commit", lambda: now)
 
     def is_clean(folder):
         assert list(folder.iterdir()) == []
@@ -165,6 +175,31 @@ def test_an_interrupted_sweep_goes_on_from_a_clean_folder(bench):
     assert len(bench.ran) == 2
     assert bench.ran[0] == interrupted
     assert [row["accuracy"] for row in bench.rows()] == ["0.04", "0.08", "0.04", "0.08"]
+
+
+def test_an_interrupted_run_goes_on_under_the_same_code(bench, monkeypatch):
+    monkeypatch.setattr(runner_module, "git_commit", lambda: "abc123")
+    interrupted = interrupt_third(bench)
+    noted = Path(f"out/cells/{interrupted}/interrupted.json")
+    noted.write_text(noted.read_text().replace('"seconds": ', '"seconds": 100'))
+    lines = []
+    real = bench.run_fake
+
+    def look(line, log):
+        lines.append(line)
+        assert (log.parent / "checkpoint").exists() == (log.parent.name == interrupted)
+        return real(line, log)
+
+    bench.before = lambda folder: None
+    bench.run_fake = look
+    assert bench.run() == 0
+    assert bench.ran[0] == interrupted
+    assert [line[-1] == "--ckpt_path=auto" for line in lines] == [True, False]
+    rows = bench.rows()
+    assert [row["accuracy"] for row in rows] == ["0.04", "0.08", "0.04", "0.08"]
+    assert float(rows[2]["seconds"]) > 100 > float(rows[3]["seconds"])
+    assert "--ckpt_path" not in rows[2]["command"]
+    assert not noted.exists()
 
 
 def test_a_row_cut_by_a_crash_is_run_again(bench):
