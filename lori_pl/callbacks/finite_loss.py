@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lori_pl.alignment.distributed import is_distributed
 from lori_pl.errors import LoriError
-from lori_pl.sharding import own_part
+from lori_pl.sharding import most_anywhere, own_part
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +97,7 @@ class FiniteLoss(pl.Callback):
 
     @staticmethod
     def _anywhere(bad: Tensor) -> bool:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            flag = bad.to(torch.int32)
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            return bool(flag)
-        return bool(bad)
+        return bool(most_anywhere(int(bad), bad.device) if is_distributed() else bad)
 
     def _skip(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step + 1

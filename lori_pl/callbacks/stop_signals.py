@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch import Tensor
 
+from lori_pl.alignment.distributed import is_distributed
 from lori_pl.methods import Method
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Agreement:
 
     def __call__(self, value: int, device: torch.device) -> int:
         """Gives in this process's value, and gives what all agreed on at the call before."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not is_distributed():
             return value
         agreed = 0
         if self._before is not None:
