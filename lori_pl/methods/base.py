@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ from lori_pl.methods.positions import check_questions, check_sequences
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.reasoner import Answer, LatentReasoner
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
-from lori_pl.sharding import most_anywhere, shard
+from lori_pl.sharding import loading, most_anywhere, shard
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ class Method(pl.LightningModule):
             return
         chosen = self.tokenizer_backbone
         tokenizer = load_tokenizer(chosen.tokenizer_name, self.uses_markers(), chosen.revision)
-        lm = prepare_training(self.load_backbone(tokenizer), self.backbone)
+        with self.loading():
+            lm = prepare_training(self.load_backbone(tokenizer), self.backbone)
         if self.trains and self.backbone.lora is None and lm.dtype in (torch.bfloat16, torch.float16):
             log.warning(
                 "model.backbone.dtype is %s and all weights train: updates smaller than its resolution are lost; use "
@@ -157,11 +159,15 @@ class Method(pl.LightningModule):
             )
         self.reasoner = LatentReasoner(lm, tokenizer, self.template, self.thought)
 
+    def loading(self) -> AbstractContextManager[Any]:
+        """Where this process is to load language models; see `lori_pl.sharding.loading`."""
+        return loading(self._trainer.strategy if self._trainer is not None else None)
+
     def shard(self, mesh: DeviceMesh, device: torch.device, **options: bool) -> None:
         """Shards all weights over processes, once; see `lori_pl.sharding.shard`."""
         if not isinstance(self, FSDPModule):
             models, frozen = self.models()
-            shard(self, models, frozen, self.entries, mesh, **options)
+            shard(self, models, frozen, self.entries, mesh, device, **options)
             self.student.most = partial(most_anywhere, device=device)
 
     def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:

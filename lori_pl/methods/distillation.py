@@ -186,7 +186,8 @@ class Distillation(Method):
         if not self.needs or self.folder is not None:
             return
         if self.trains and self.cache is None:
-            self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
+            with self.loading():
+                self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
         layers = len(self.student_layers.resolve(self.student.depth))
         self.prepare_terms(TrajectoryShape(layers, self.student.hidden_size))
 
