@@ -88,6 +88,22 @@ def test_measuring_with_batches_of_unequal_number_sharded(world, lori_args):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+@pytest.mark.parametrize("factors", ["shared", "learned"])
+def test_lori_from_a_cache(world, lori_args, strategy, factors):
+    """No process has a teacher."""
+    alignment = {"rank_hidden": 4, "student_factors": factors}
+    alignment = {"class_path": "lori_pl.alignment.LowRankAlignment", "init_args": alignment}
+    arguments = {**lori_args, "alignment": alignment}
+    folder = str(world.folder / "cache")
+    assert world.run("cache", "--folder", folder, "--dtype=float32", method="LoRi", **arguments) == 0
+    arguments["cache"] = folder
+    assert world.fit("LoRi", "one", *SGD, *ONE_AND_MORE, **arguments) == 0
+    train_in_two(world, "LoRi", *SGD, *ONE_AND_MORE, strategy=strategy, **arguments)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
 def test_adapters_sharded(world, lori_args):
     """A frozen base, adapters and the markers' own rows."""
     arguments = {**lori_args, "backbone": {"lora": {"rank": 4, "dropout": 0.0}}}
