@@ -116,7 +116,7 @@ def differ(rank, folder):
     pair = make(["tied", "gpt2"][rank], rank)
     divided = partial(shard, pair, [pair.student], [], (), init_device_mesh("cpu", (2,)), CPU, True, False)
     if rank:
-        with pytest.raises(LoriError, match="the first process built .* this one .* one config"):
+        with pytest.raises(LoriError, match=r"the first process built .* this one .* one config"):
             divided()
         Path(folder, "seen").touch()
     else:
