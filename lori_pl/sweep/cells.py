@@ -17,8 +17,10 @@ import yaml
 
 from lori_pl.errors import LoriError
 from lori_pl.sweep.reading import reading
-from lori_pl.sweep.specification import CONFIG_AXIS, Interval, RandomSearch, SweepSpecification
+from lori_pl.sweep.specification import CONFIG_AXIS, VARIANT_AXIS, Interval, RandomSearch, SweepSpecification
 
+_AXES = (CONFIG_AXIS, VARIANT_AXIS)
+"""Axes that are no flags themselves."""
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
@@ -34,7 +36,9 @@ class Cell:
         seed: Value of ``--seed_everything``.
         configs: Config files in the order in which they apply.
         fixed: Flags that every cell of the sweep has.
-        point: The values that set this cell apart, by key (``config`` for a varied config file).
+        point: The values that set this cell apart, by key (``config`` for a varied config file, ``variant`` for a
+            set of flags, by its name).
+        flags: All flags, those of its variant included.
     """
 
     number: int
@@ -43,6 +47,7 @@ class Cell:
     configs: tuple[str, ...]
     fixed: dict[str, Any]
     point: dict[str, Any]
+    flags: dict[str, Any]
 
     def command(self, folder: Path) -> list[str]:
         """The command line that runs this cell.
@@ -50,13 +55,12 @@ class Cell:
         Args:
             folder: The cell's folder, where the run is to leave its ``summary.json``.
         """
-        flags = {key: value for key, value in (self.fixed | self.point).items() if key != CONFIG_AXIS}
         # One argument a flag: a value that begins with a dash would else read as a flag.
         return [
             *(sys.executable, "-m", "lori_pl", "fit"),
             *(f"--config={config}" for config in self.configs),
             f"--seed_everything={self.seed}",
-            *(f"--{key}={flag_text(value)}" for key, value in flags.items()),
+            *(f"--{key}={flag_text(value)}" for key, value in self.flags.items()),
             f"--trainer.default_root_dir={folder}",
         ]
 
@@ -124,16 +128,18 @@ class CellMaker:
             if config not in self._contents:
                 with reading(Path(config), f"config of {sweep.file}"):
                     self._contents[config] = yaml.safe_load(Path(config).read_bytes())
-        flags = {key: value for key, value in (sweep.fixed | point).items() if key != CONFIG_AXIS}
+        variant = sweep.variants.get(point.get(VARIANT_AXIS, ""), {})
+        flags = {key: value for key, value in (sweep.fixed | point | variant).items() if key not in _AXES}
         defined = [[self._contents[config] for config in configs], sorted(flags.items()), seed]
         # YAML reads dates, which JSON lacks.
         id = hashlib.sha256(json.dumps(defined, default=str).encode()).hexdigest()[:12]
-        return Cell(number, id, seed, configs, sweep.fixed, point)
+        return Cell(number, id, seed, configs, sweep.fixed, point, flags)
 
 
 def grid_points(sweep: SweepSpecification) -> list[dict[str, Any]]:
-    """Every combination of the grid's values; a single empty point where there is no grid."""
-    axes = [[(key, value) for value in values] for key, values in sweep.grid.items()]
+    """Every combination of the grid's values and the variants; a single empty point where there is no grid."""
+    named = {VARIANT_AXIS: list(sweep.variants)} if sweep.variants else {}
+    axes = [[(key, value) for value in values] for key, values in (sweep.grid | named).items()]
     return [dict(point) for point in itertools.product(*axes)]
 
 

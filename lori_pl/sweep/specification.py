@@ -13,6 +13,9 @@ on to the run). Paths are relative to the folder that the command is run in, as 
     grid:                               # every combination of these values is run
       model.rank: [4, 8, 16]
       config: [configs/method/lori.yaml, configs/method/no_cot.yaml]   # a config file (or a list of them) as an axis
+    variants:                           # sets of flags by name, as a further axis, {variant} in a label
+      standard: {}
+      mean_only: {model.weights.covariance: 0}
     random:                             # drawn once, then crossed with the grid
       samples: 20
       seed: 0
@@ -55,6 +58,9 @@ from lori_pl.sweep.reading import read_fields
 CONFIG_AXIS = "config"
 """The grid key whose values are config files rather than values of a flag."""
 
+VARIANT_AXIS = "variant"
+"""The key whose values are names of ``variants``."""
+
 SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "machine")
 """What a sweep's table has besides `RESULT_COLUMNS`."""
 
@@ -62,7 +68,7 @@ SAMPLERS = ("tpe", "random", "gp", "qmc")
 """Optuna's samplers that a search may name."""
 
 _FIELDS = (
-    *("name", "output", "results", "configs", "fixed", "grid", "random", "search"),
+    *("name", "output", "results", "configs", "fixed", "grid", "variants", "random", "search"),
     *("seeds", "label", "metrics", "compare"),
 )
 _OF_THE_SWEEP = {
@@ -115,6 +121,7 @@ class SweepSpecification:
     configs: tuple[str, ...]
     fixed: dict[str, Any]
     grid: dict[str, list[Any]]
+    variants: dict[str, dict[str, Any]]
     random: RandomSearch | None
     search: Search | None
     seeds: tuple[int, ...]
@@ -125,7 +132,7 @@ class SweepSpecification:
     @property
     def axes(self) -> list[str]:
         """The keys that vary, grid first."""
-        return [*self.grid, *self.space]
+        return [*self.grid, *([VARIANT_AXIS] if self.variants else []), *self.space]
 
     @property
     def space(self) -> dict[str, Interval | list[Any]]:
@@ -180,9 +187,11 @@ class _Reader:
         space = drawn.space if drawn is not None else {}
         if CONFIG_AXIS in space:
             self.fail(f"{kind}.space.{CONFIG_AXIS}", "config files vary under 'grid' only")
-        for key in [*grid, *space]:
-            if sum(key in part for part in (fixed, grid, space)) > 1:
-                self.fail(key, f"given more than once among 'fixed', 'grid' and '{kind}.space'; keep one")
+        variants = self.variants()
+        varied = {key: None for flags in variants.values() for key in flags}
+        for key in [*grid, *space, *varied]:
+            if sum(key in part for part in (fixed, grid, varied, space)) > 1:
+                self.fail(key, f"given more than once among 'fixed', 'grid', 'variants' and '{kind}.space'; keep one")
         for metric in metrics:
             if metric in SWEEP_COLUMNS[2:] or metric in ("method", "seed", "commit", "command"):
                 self.fail("metrics", f"'{metric}' is a column of the sweep's own; leave it out")
@@ -195,6 +204,7 @@ class _Reader:
             configs=configs,
             fixed=fixed,
             grid=grid,
+            variants=variants,
             random=random,
             search=search,
             seeds=self.seeds(),
@@ -252,6 +262,14 @@ class _Reader:
             if key == CONFIG_AXIS and not all(isinstance(v, str) or _are_texts(v) for v in values):
                 self.fail(f"grid.{key}", "expected config files, or lists of them")
         return grid
+
+    def variants(self) -> dict[str, dict[str, Any]]:
+        named = self.mapping("variants", self.content)
+        for name in named:
+            if not isinstance(name, str) or not name:
+                self.fail("variants", f"expected names of sets of flags, got {name!r}")
+        # a name may have dots
+        return {name: self.flags(f"variants.{name}", {name.rpartition(".")[2]: named[name]}) for name in named}
 
     def random(self) -> RandomSearch | None:
         search = self.mapping("random", self.content)
