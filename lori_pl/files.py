@@ -67,8 +67,12 @@ def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
 
 
+class FolderBusy(LoriError):
+    """Another process holds a folder."""
+
+
 @contextmanager
-def lock_folder(folder: Path, busy: str) -> Iterator[int]:
+def lock_folder(folder: Path, busy: str, wait: bool = False) -> Iterator[int]:
     """Makes a folder and holds it, so that another process of the same kind cannot work in it.
 
     A child process that inherits the descriptor holds it too.
@@ -76,12 +80,14 @@ def lock_folder(folder: Path, busy: str) -> Iterator[int]:
     Args:
         folder: The folder.
         busy: What the error says where another process holds it, behind the folder's name.
+        wait: Wait for another process instead.
 
     Yields:
         The lock's descriptor.
 
     Raises:
-        LoriError: If the folder cannot be written, or another process holds it.
+        FolderBusy: If another process holds it.
+        LoriError: If the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,9 +96,9 @@ def lock_folder(folder: Path, busy: str) -> Iterator[int]:
         raise LoriError(f"{folder} cannot be written ({one_line(error)}); give another folder") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise LoriError(f"{folder}: {busy}: wait for it or end it") from error
+            raise FolderBusy(f"{folder}: {busy}: wait for it or end it") from error
         except OSError:  # some network file systems have no locks
             log.warning("%s: this file system has no locks, so mind that only one process works there", folder)
         yield descriptor

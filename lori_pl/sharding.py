@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,10 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         state = {key: part_of(value, own.get(key)) for key, value in checkpoint["state_dict"].items()}
-        self.lightning_module.load_state_dict(state, strict=strict)
+        with warnings.catch_warnings():
+            # the first process's weights are given to the others when they are sharded
+            warnings.filterwarnings("ignore", message=".* to a meta parameter in the current model")
+            self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Gives each process its part."""
@@ -143,33 +147,105 @@ class ShardedStrategy(ModelParallelStrategy):
 StrategyRegistry.register(SHARDED, ShardedStrategy, override=True)
 
 
+def loading(strategy: Any) -> AbstractContextManager[Any]:
+    """Where language models are to be loaded: under `ShardedStrategy` by the first process alone.
+
+    The others build them without weights, on the meta device, and get their parts from the first in `shard`.
+    """
+    if isinstance(strategy, ShardedStrategy) and not strategy.is_global_zero:
+        return torch.device("meta")
+    return nullcontext()
+
+
 def shard(
     module: nn.Module,
     models: list[PreTrainedModel],
     frozen: list[nn.Module],
     entries: tuple[str, ...],
     mesh: DeviceMesh,
+    device: torch.device,
     reshard_after_forward: bool,
     cpu_offload: bool,
 ) -> None:
-    """Shards a module's weights: each decoder layer by itself, what is left together.
+    """Shards a module's weights, which are those of the first process: each decoder layer by itself, the rest together.
+
+    Layer by layer, the first process sends the weights and each keeps its part.
 
     Args:
-        module: The whole.
+        module: The whole; on other processes than the first its models may be on the meta device.
         models: Its language models.
         frozen: Parts of it that never train, apart from their layers sharded each by itself.
         entries: Methods of ``module`` that compute with its weights, by name.
         mesh: The processes.
+        device: This process's device.
         reshard_after_forward: As in `ShardedStrategy`.
         cpu_offload: As in `ShardedStrategy`.
+
+    Raises:
+        LoriError: If another process built other weights than the first.
     """
     policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    sender = _Sender(module, device)
     layers = [layer for model in models for layer in decoder_layers(model)]
     for part in (*layers, *frozen):
+        sender.send(part)
         fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward, offload_policy=policy)
-    fully_shard(module, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+    sender.send(module)
+    if module not in frozen:
+        fully_shard(module, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
     for name in entries:
         register_fsdp_forward_method(module, name)
+
+
+class _Sender:
+    """Gives every process the first one's parameters and buffers, a part of a module at a time.
+
+    Args:
+        module: The whole.
+        device: This process's device.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.device = device
+        # a tied weight has several places
+        self.places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        what = []
+        for path, part in module.named_modules():
+            for held in (part._parameters, part._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        self.places.setdefault(id(tensor), []).append((held, name))
+                        what.append((f"{path}.{name}", tuple(tensor.shape), tensor.dtype))
+        first = [what]
+        dist.broadcast_object_list(first)
+        for theirs, ours in zip(first[0], what, strict=False):
+            if theirs != ours:
+                raise LoriError(f"the first process built {theirs}, this one {ours}: start all with one config")
+        if len(first[0]) != len(what):
+            raise LoriError(f"the first process built {len(first[0])} weights, this one {len(what)}")
+
+    def send(self, part: nn.Module) -> None:
+        """Sends what of a part was not sent yet."""
+        for module in part.modules():
+            for held in (module._parameters, module._buffers):
+                for tensor in list(held.values()):
+                    # each tensor lives until its turn, so its id is its own
+                    if (places := self.places.pop(id(tensor), None)) is not None:
+                        self._send(tensor, places)
+
+    def _send(self, tensor: Any, places: list[tuple[dict[str, Any], str]]) -> None:
+        if tensor.is_meta:
+            value = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+        else:
+            value = tensor.detach().to(self.device).contiguous()
+        if value.numel():
+            dist.broadcast(value.view(-1).view(torch.uint8), src=0)  # not every backend knows every type
+        if not tensor.is_meta:
+            tensor.data = value
+            return
+        made = nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+        for held, name in places:
+            held[name] = made
 
 
 @contextmanager

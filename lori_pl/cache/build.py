@@ -15,6 +15,8 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from lori_pl.alignment import Signals, Term
@@ -24,6 +26,7 @@ from lori_pl.cache.store import KEY, of_term
 from lori_pl.data.pairing import EncodedProblems, ExplicitBatch, explicit_batch
 from lori_pl.errors import LoriError
 from lori_pl.models.teacher import FrozenTeacher
+from lori_pl.sharding import most_anywhere, shard
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,10 @@ STATE = "terms.safetensors"
 
 @dataclass
 class RowBatch:
-    """Rows of a data set as the teacher reads them: their numbers (B,), and the sequences."""
+    """Rows of a data set as the teacher reads them: their numbers (B,), and the sequences.
+
+    Without numbers the sequence stands for none: the process goes through the teacher because others do.
+    """
 
     index: Tensor
     explicit: ExplicitBatch
@@ -51,7 +57,8 @@ def row_loader(batches: Sequence[np.ndarray], encoded: EncodedProblems, workers:
 
 def _collate(items: list[np.ndarray], encoded: EncodedProblems) -> RowBatch:
     rows = items[0].tolist()
-    return RowBatch(torch.as_tensor(rows), explicit_batch(rows, encoded))
+    # without rows it is a pass that others need
+    return RowBatch(torch.as_tensor(rows, dtype=torch.long), explicit_batch(rows or [0], encoded))
 
 
 class TeacherPass(pl.LightningModule):
@@ -80,6 +87,14 @@ class TeacherPass(pl.LightningModule):
         self.to_do = 0
         self.written = 0
 
+    def configure_model(self) -> None:
+        """Nothing: the teacher is built already."""
+
+    def shard(self, mesh: DeviceMesh, device: torch.device, **options: bool) -> None:
+        """Shards the teacher over processes, once; see `lori_pl.sharding.shard`."""
+        if not isinstance(self.teacher, FSDPModule):
+            shard(self.teacher, [self.teacher.lm], [self.teacher], (), mesh, device, **options)
+
     def signals(self, batch: RowBatch) -> Signals:
         """The teacher's trajectory and anchor states."""
         trajectory, anchor = self.teacher(batch.explicit)
@@ -93,6 +108,13 @@ class TeacherPass(pl.LightningModule):
         """Cuts rows into batches of like length."""
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+    def as_many(self, batches: list[np.ndarray]) -> list[np.ndarray]:
+        """Where the teacher is sharded, as many batches as any process has: its weights are put together by all."""
+        if not isinstance(self.teacher, FSDPModule):
+            return batches
+        none = np.empty(0, dtype=np.int64)
+        return batches + [none] * (most_anywhere(len(batches), self.device) - len(batches))
 
 
 class MeasureTeacher(TeacherPass):
@@ -120,14 +142,15 @@ class MeasureTeacher(TeacherPass):
         rows = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
         rows = rows[self.trainer.global_rank :: self.trainer.world_size]
         self.to_do = len(rows) * self.sweeps
-        return [row_loader(self.batches(rows), self.encoded, self.workers) for _ in range(self.sweeps)]
+        batches = self.as_many(self.batches(rows))
+        return [row_loader(batches, self.encoded, self.workers) for _ in range(self.sweeps)]
 
     def predict_step(self, batch: RowBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
         """Shows a batch to the terms that are at work in this sweep."""
         self.advance(dataloader_idx)
         signals = self.signals(batch)
         for term in self.named().values():
-            if self.sweep < term.sweeps:
+            if self.sweep < term.sweeps and len(batch.index):
                 term.observe(self.sweep, signals, None)
         return len(batch.index)
 
@@ -194,7 +217,7 @@ class StoreStatistics(TeacherPass):
         waiting = [shard for shard in mine if not self.is_there(shard)]
         self.to_do = sum(len(self.rows_of(shard)) for shard in waiting)
         batches = [batch for shard in waiting for batch in self.batches(self.rows_of(shard))]
-        return row_loader(batches, self.encoded, self.workers)
+        return row_loader(self.as_many(batches), self.encoded, self.workers)
 
     def is_there(self, shard: int) -> bool:
         """Whether a sound file of the shard is there; an unsound one is removed."""
@@ -211,14 +234,16 @@ class StoreStatistics(TeacherPass):
         """Adds a batch to the shard at work, and writes that once it is full."""
         signals = self.signals(batch)
         rows = batch.index.cpu().numpy()
-        shard = int(rows[0]) // self.shard_problems
-        members = self.rows_of(shard)
+        if not len(rows):
+            return 0
+        number = int(rows[0]) // self.shard_problems
+        members = self.rows_of(number)
         for name, term in self.named().items():
             for key, value in term.pack(term.teacher_statistics(signals)).items():
                 self._put(f"{name}/{key}", value, rows, members)
         self.filled += len(rows)
         if self.filled == len(members):
-            path = write_shard(self.folder, shard, {KEY: torch.from_numpy(self.keys[members]), **self.buffer})
+            path = write_shard(self.folder, number, {KEY: torch.from_numpy(self.keys[members]), **self.buffer})
             self.written += path.stat().st_size
             self.buffer, self.filled = {}, 0
         return len(rows)

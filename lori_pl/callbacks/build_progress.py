@@ -53,7 +53,7 @@ class BuildProgress(pl.Callback):
             self._bar.update(self._bar.task_ids[0], completed=self.done, speed=self._speed(module, now))
         elif trainer.is_global_zero and now - self._said >= _EVERY:
             self._said = now
-            left = (module.to_do - self.done) * (now - self._start) / self.done
+            left = (module.to_do - self.done) * (now - self._start) / max(self.done, 1)
             log.info(
                 "%s: %d of %d problems, %s, %.0f s left",
                 module.label,

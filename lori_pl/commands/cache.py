@@ -35,6 +35,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import git_commit
 from lori_pl.files import lock_folder
 from lori_pl.methods.distillation import Distillation
+from lori_pl.sharding import loading
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,8 @@ class Builder:
         terms = self.method.named_terms
         for term in terms.values():
             term.measure_teacher_alone()
-        teacher = self.method.load_teacher()
+        with loading(self.trainer.strategy):
+            teacher = self.method.load_teacher()
         common = (teacher, terms, encoded, self.data.eval_batch_size, self.data.num_workers)
         if (self.folder / STATE).is_file():
             load_state(self.folder, terms)

@@ -29,6 +29,7 @@ from lori_pl.callbacks.predictions import PredictionWriter
 from lori_pl.callbacks.progress import ProgressFile
 from lori_pl.callbacks.regions import ProfiledRegions
 from lori_pl.callbacks.run_config import RunConfig
+from lori_pl.callbacks.same_start import SameStart
 from lori_pl.callbacks.stop_signals import Stopped, StopSignals
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.checkpoint_files import LAST, CheckpointFiles, read_checkpoint
@@ -172,7 +173,8 @@ class LoriCLI(LightningCLI):
             options = self.options.clone()
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
-            extra += [RunConfig(self.root / CONFIG, config), Throughput(), AlignmentMonitor(), LastValidation()]
+            extra += [SameStart(), RunConfig(self.root / CONFIG, config), Throughput()]
+            extra += [AlignmentMonitor(), LastValidation()]
             extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))

@@ -189,7 +189,7 @@ class ResultTable:
 
 
 def git_commit(paths: Sequence[str | Path] = (_PACKAGE, _PACKAGE.parent / "configs")) -> str:
-    """The commit that the running code stands at.
+    """The last commit that changed the running code.
 
     Args:
         paths: What makes up the code, by default the package and the configs beside it; the first must be tracked.
@@ -202,7 +202,8 @@ def git_commit(paths: Sequence[str | Path] = (_PACKAGE, _PACKAGE.parent / "confi
     where = [str(path) for path in paths]
     if not _git(folder, "ls-files", "--", where[0]):
         return "unknown"
-    commit = _git(folder, "rev-parse", "--short", "HEAD")
+    # later ones, such as those of rows, changed nothing that runs
+    commit = _git(folder, "log", "-1", "--format=%h", "--", *where)
     if not commit:
         return "unknown"
     return commit + ("+dirty" if _git(folder, "status", "--porcelain", "--", *where) else "")

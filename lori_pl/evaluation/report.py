@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -43,6 +45,14 @@ def measured(metrics: TestSetMetrics) -> dict[str, Any]:
     return {"accuracy": share, "low": low, "high": high, "n": n, **values}
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a run ran on, and how much of its GPU's memory it took at the most."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+        return {"machine": torch.cuda.get_device_name(device), "peak_gpu_memory_mib": round(peak, 1)}
+    return {"machine": f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"}
+
+
 def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
     """Prints the table of a tested method and writes its summary and outcomes.
 
@@ -63,6 +73,7 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
         "latents": method.student.thought.latents,
         "batch": method.data.eval_batch_size,
         "commit": git_commit(),
+        **machine(method.device),
         **extra,
     }
     write_json(root / SUMMARY, summary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -23,18 +22,15 @@ from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import holds, load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
-from lori_pl.methods.checkpoints import check_teacher
 from lori_pl.methods.optimization import Schedule
+from lori_pl.methods.teachers import can_share, load_teacher, shape_of, share_teacher
 from lori_pl.methods.terms import Observed, measure, named_terms, weighs, weighted_terms
-from lori_pl.models.backbone import Backbone, frozen, load_causal_lm, load_config
+from lori_pl.models.backbone import Backbone, frozen, load_causal_lm
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
-from lori_pl.models.saving import adapted_base, add_adapters, load_adapted
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
 from lori_pl.regions import region
 from lori_pl.sharding import assembled
-
-TEACHER_ADAPTERS = "teacher"
 
 
 class Distillation(Method):
@@ -186,7 +182,8 @@ class Distillation(Method):
         if not self.needs or self.folder is not None:
             return
         if self.trains and self.cache is None:
-            self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
+            with self.loading():
+                self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
         layers = len(self.student_layers.resolve(self.student.depth))
         self.prepare_terms(TrajectoryShape(layers, self.student.hidden_size))
 
@@ -196,29 +193,8 @@ class Distillation(Method):
         Raises:
             LoriError: If its folder holds something else than a teacher for these rationales.
         """
-        teacher = self.teacher_backbone
-        assert teacher is not None
-        check_teacher(Path(teacher.name or ""), self.template)
-        if (base := adapted_base(teacher)) is not None:
-            return FrozenTeacher(load_adapted(Path(teacher.name or ""), base), self.layers)
-        lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
-        return FrozenTeacher(lm, self.layers)
-
-    @property
-    def shares_base(self) -> bool:
-        """Whether the teacher is, or has adapters on, the very model that the student's adapters lie on."""
-        teacher, student = self.teacher_backbone, self.backbone
-        if not self.share_base or student.lora is None or teacher is None:
-            return False
-        if (teacher.dtype, teacher.attention) != (student.dtype, student.attention):
-            return False
-        if self.student_init == "teacher":
-            return True
-        base = adapted_base(teacher)
-        if base is None or not same_weights(base, student):
-            return False
-        # ids beyond the student's own are its markers there
-        return holds(self.student.tokenizer, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
+        assert self.teacher_backbone is not None
+        return load_teacher(self.teacher_backbone, self.template, self.layers)
 
     def share_teacher(self) -> FrozenTeacher:
         """Takes the student's base model for the teacher, instead of a second copy.
@@ -227,14 +203,15 @@ class Distillation(Method):
             LoriError: As `load_teacher`.
         """
         assert self.teacher_backbone is not None
-        folder = Path(self.teacher_backbone.name or "")
-        check_teacher(folder, self.template)
-        base = adapted_base(self.teacher_backbone)
-        if base is None:
-            return SharedTeacher(self.student.lm, self.layers)
-        assert base.lora is not None
-        add_adapters(self.student.lm, folder, base.lora, TEACHER_ADAPTERS)
-        return SharedTeacher(self.student.lm, self.layers, TEACHER_ADAPTERS)
+        return share_teacher(self.teacher_backbone, self.student.lm, self.template, self.layers)
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether the teacher is, or has adapters on, the very model that the student's adapters lie on."""
+        if not self.share_base or self.teacher_backbone is None:
+            return False
+        starts_there = self.student_init == "teacher"
+        return can_share(self.teacher_backbone, self.backbone, self.student.tokenizer, starts_there)
 
     def teacher_shape(self) -> TrajectoryShape:
         """Layers and hidden size of the teacher's trajectories, from its config or else from the cache."""
@@ -414,21 +391,3 @@ class Distillation(Method):
                     f"the checkpoint's alignment was measured with {name} {value}, and this run has {now[name]}: give "
                     "the old value, or start a new run"
                 )
-
-
-def same_weights(one: Backbone, other: Backbone) -> bool:
-    """Whether two backbones are loaded from the same place, and in the same way."""
-
-    def place(backbone: Backbone) -> tuple[Any, ...]:
-        name = backbone.name or ""
-        if Path(name).exists():
-            return str(Path(name).resolve()), backbone.config
-        return name, backbone.revision or "main", backbone.config
-
-    return place(one) == place(other)
-
-
-def shape_of(backbone: Backbone, selection: LayerSelection) -> TrajectoryShape:
-    """Layers and hidden size of the trajectories of a model that is not loaded."""
-    config = load_config(adapted_base(backbone) or backbone).get_text_config()
-    return TrajectoryShape(len(selection.resolve(config.num_hidden_layers)), config.hidden_size)

@@ -100,10 +100,11 @@ class StepSupervision(LatentMethod):
         if self.decoder is not None or not self.trains or self.folder is not None:
             return
         tokenizer = self.student.tokenizer
-        if self.decoder_backbone is None:
-            lm = prepare_training(self.load_backbone(tokenizer), self.backbone)
-        else:
-            lm = prepare_training(self._load_decoder(self.decoder_backbone), self.decoder_backbone)
+        with self.loading():
+            if self.decoder_backbone is None:
+                lm = prepare_training(self.load_backbone(tokenizer), self.backbone)
+            else:
+                lm = prepare_training(self._load_decoder(self.decoder_backbone), self.decoder_backbone)
         self.decoder = StepDecoder(lm, self.student.hidden_size)
 
     def _load_decoder(self, backbone: Backbone) -> PreTrainedModel:

@@ -226,9 +226,8 @@ def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Pr
     dtype = backbone.dtype if backbone.dtype == "auto" else getattr(torch, backbone.dtype)
     try:
         if backbone.name is None or torch.get_default_device().type == "meta":  # sizes alone
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=None if dtype == "auto" else dtype, attn_implementation=backbone.attention
-            )
+            own = getattr(config, "dtype", None) if dtype == "auto" else dtype
+            model = AutoModelForCausalLM.from_config(config, dtype=own, attn_implementation=backbone.attention)
             # transformers' own generate() should stop where ours does
             for settings in (model.config, model.generation_config):
                 settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -16,8 +16,11 @@ from typing import Any
 import yaml
 
 from lori_pl.errors import LoriError
-from lori_pl.sweep.specification import CONFIG_AXIS, Interval, RandomSearch, SweepSpecification, reading
+from lori_pl.sweep.reading import reading
+from lori_pl.sweep.specification import CONFIG_AXIS, VARIANT_AXIS, Interval, RandomSearch, SweepSpecification
 
+_AXES = (CONFIG_AXIS, VARIANT_AXIS)
+"""Axes that are no flags themselves."""
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
@@ -33,7 +36,9 @@ class Cell:
         seed: Value of ``--seed_everything``.
         configs: Config files in the order in which they apply.
         fixed: Flags that every cell of the sweep has.
-        point: The values that set this cell apart, by key (``config`` for a varied config file).
+        point: The values that set this cell apart, by key (``config`` for a varied config file, ``variant`` for a
+            set of flags, by its name).
+        flags: All flags, those of its variant included.
     """
 
     number: int
@@ -42,6 +47,7 @@ class Cell:
     configs: tuple[str, ...]
     fixed: dict[str, Any]
     point: dict[str, Any]
+    flags: dict[str, Any]
 
     def command(self, folder: Path) -> list[str]:
         """The command line that runs this cell.
@@ -49,13 +55,12 @@ class Cell:
         Args:
             folder: The cell's folder, where the run is to leave its ``summary.json``.
         """
-        flags = {key: value for key, value in (self.fixed | self.point).items() if key != CONFIG_AXIS}
         # One argument a flag: a value that begins with a dash would else read as a flag.
         return [
             *(sys.executable, "-m", "lori_pl", "fit"),
             *(f"--config={config}" for config in self.configs),
             f"--seed_everything={self.seed}",
-            *(f"--{key}={flag_text(value)}" for key, value in flags.items()),
+            *(f"--{key}={flag_text(value)}" for key, value in self.flags.items()),
             f"--trainer.default_root_dir={folder}",
         ]
 
@@ -95,29 +100,65 @@ class Cell:
         }
 
 
+class CellMaker:
+    """Makes the cells of a sweep; each config file is read once.
+
+    Args:
+        sweep: The sweep.
+    """
+
+    def __init__(self, sweep: SweepSpecification) -> None:
+        self.sweep = sweep
+        self._contents: dict[str, Any] = {}
+
+    def make(self, number: int, point: dict[str, Any], seed: int) -> Cell:
+        """The cell of a point and a seed.
+
+        Args:
+            number: Its place in the sweep.
+            point: The values that set it apart.
+            seed: The seed.
+
+        Raises:
+            LoriError: A config file is missing or no YAML.
+        """
+        sweep = self.sweep
+        configs = sweep.configs + tuple(_files(point.get(CONFIG_AXIS, [])))
+        for config in configs:
+            if config not in self._contents:
+                with reading(Path(config), f"config of {sweep.file}"):
+                    self._contents[config] = yaml.safe_load(Path(config).read_bytes())
+        variant = sweep.variants.get(point.get(VARIANT_AXIS, ""), {})
+        flags = {key: value for key, value in (sweep.fixed | point | variant).items() if key not in _AXES}
+        defined = [[self._contents[config] for config in configs], sorted(flags.items()), seed]
+        # YAML reads dates, which JSON lacks.
+        id = hashlib.sha256(json.dumps(defined, default=str).encode()).hexdigest()[:12]
+        return Cell(number, id, seed, configs, sweep.fixed, point, flags)
+
+
+def grid_points(sweep: SweepSpecification) -> list[dict[str, Any]]:
+    """Every combination of the grid's values and the variants; a single empty point where there is no grid."""
+    named = {VARIANT_AXIS: list(sweep.variants)} if sweep.variants else {}
+    axes = [[(key, value) for value in values] for key, values in (sweep.grid | named).items()]
+    return [dict(point) for point in itertools.product(*axes)]
+
+
 def expand(sweep: SweepSpecification) -> list[Cell]:
     """All cells of a sweep, the first seed's whole table before the second's; a point that occurs twice is run once.
+
+    Of a sweep with a search, whose points are not known before, the cells of its grid alone.
 
     Raises:
         LoriError: A config file is missing or no YAML, or the label has an unknown placeholder or gives two different
             points the same name.
     """
-    axes = [[(key, value) for value in values] for key, values in sweep.grid.items()]
-    points = [dict(point) | drawn for point in itertools.product(*axes) for drawn in draw(sweep.random)]
-    contents: dict[str, Any] = {}
+    points = [point | drawn for point in grid_points(sweep) for drawn in draw(sweep.random)]
+    maker = CellMaker(sweep)
     cells: dict[str, Cell] = {}
     for seed in sweep.seeds:
         for point in points:
-            configs = sweep.configs + tuple(_files(point.get(CONFIG_AXIS, [])))
-            for config in configs:
-                if config not in contents:
-                    with reading(Path(config), f"config of {sweep.file}"):
-                        contents[config] = yaml.safe_load(Path(config).read_bytes())
-            flags = {key: value for key, value in (sweep.fixed | point).items() if key != CONFIG_AXIS}
-            defined = [[contents[config] for config in configs], sorted(flags.items()), seed]
-            # YAML reads dates, which JSON lacks.
-            id = hashlib.sha256(json.dumps(defined, default=str).encode()).hexdigest()[:12]
-            cells.setdefault(id, Cell(len(cells) + 1, id, seed, configs, sweep.fixed, point))
+            cell = maker.make(len(cells) + 1, point, seed)
+            cells.setdefault(cell.id, cell)
     _check_label(sweep, list(cells.values()))
     return list(cells.values())
 
@@ -167,7 +208,12 @@ def _draw(space: Interval | list[Any], uniform: float) -> Any:
         value = low + uniform * (high - low)
     if space.integer:
         return min(max(round(value), int(space.low)), int(space.high))
-    return float(f"{min(max(value, space.low), space.high):.6g}")
+    return rounded(min(max(value, space.low), space.high))
+
+
+def rounded(value: float) -> float:
+    """A number of six digits."""
+    return float(f"{value:.6g}")
 
 
 def _check_label(sweep: SweepSpecification, cells: list[Cell]) -> None:
@@ -178,6 +224,12 @@ def _check_label(sweep: SweepSpecification, cells: list[Cell]) -> None:
                 f"{sweep.file}, field 'label': unknown placeholder {{{placeholder}}}; "
                 f"known are {', '.join(sorted(known))}"
             )
+    if sweep.label is not None and sweep.search is not None:
+        for key in sweep.search.space:
+            if key not in _PLACEHOLDER.findall(sweep.label):
+                raise LoriError(
+                    f"{sweep.file}, field 'label': '{sweep.label}' gives all trials one name; add {{{key}}}"
+                )
     labels: dict[tuple[str, int], Cell] = {}
     for cell in cells:
         # The method's name is not known before the run; what can change it is the config.

@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE = 10.0
-"""Seconds that a run has to end after it was asked to, before it is killed."""
+GRACE = 120.0
+"""Seconds that a run has for its step and a checkpoint after it was asked to end, before it is killed."""
 
 PROGRESS = "LORI_PL_PROGRESS"
 """Environment variable that tells a run the file in which to say how far it is."""

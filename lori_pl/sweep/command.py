@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from types import FrameType
 
 from jsonargparse import ArgumentParser
 
+from lori_pl.errors import LoriError
+from lori_pl.sweep.looking import show_plan, show_status
 from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification
+from lori_pl.sweep.workers import WORKER, run_workers
 
 INTERRUPTED = 130
 """Exit status of a sweep that was interrupted, as a shell gives it for Ctrl-C."""
@@ -30,25 +34,52 @@ def main(args: list[str]) -> int:
         LoriError: Bad sweep file, unknown cell, or the sweep's folder is in use.
     """
     options = _parser().parse_args(args)
+    if options.workers < 1:
+        raise LoriError(f"--workers is {options.workers}: give 1 or more")
     sweep = Sweep(load_specification(options.file, options.override))
     if options.dry_run:
-        sweep.show_plan(options.only)
+        show_plan(sweep, options.only)
+        return 0
+    if options.status:
+        show_status(sweep)
         return 0
     try:
         with signals_interrupt():
-            return 1 if sweep.run(retry_failed=options.retry_failed, only=options.only) else 0
+            if options.workers > 1:
+                code = run_workers(_without_workers(args), options.workers)
+                sweep.studies()
+                sweep.show_table()
+                return code
+            failed = sweep.run(retry_failed=options.retry_failed, only=options.only)
+            if WORKER not in os.environ:
+                sweep.show_table()
+            return 1 if failed else 0
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _without_workers(args: list[str]) -> list[str]:
+    kept, skip = [], False
+    for argument in args:
+        if not skip and not argument.startswith("--workers"):
+            kept.append(argument)
+        skip = argument == "--workers"
+    return kept
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="lori_pl sweep",
         description="Run every cell of a sweep file that is not done yet, one at a time; results land in "
-        "OUTPUT/results.csv as each run ends. Started again, it goes on where it stopped.",
+        "OUTPUT/results.csv as each run ends. Started again, it goes on where it stopped. Started several times at "
+        "once, on machines that share the files, the workers share the cells.",
     )
     parser.add_argument("file", type=str, help="the sweep file (YAML); lori_pl.sweep.specification describes it")
     parser.add_argument("--dry_run", action="store_true", help="list the cells, their status and command; run nothing")
+    parser.add_argument("--status", action="store_true", help="show how far it is, the time left and the best so far")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="cells at a time, each on a GPU or a share of the cores"
+    )
     parser.add_argument("--only", type=int, metavar="N", help="only the cell of this number, as --dry_run lists them")
     parser.add_argument("--retry_failed", action="store_true", help="run the failed cells again")
     parser.add_argument(

@@ -1,43 +1,42 @@
-"""Runs the cells of a sweep one after the other and keeps the table of their results.
+"""Runs the cells of a sweep and keeps the table of their results; any number of workers may share the cells.
 
 ``results.csv`` has one row a run that ended, well or not, and ``correct.npz`` the per-problem outcomes of the runs that
 leave them; the sweep's folder holds ``cells/ID/`` with each run's folder, its output in ``log.txt``. A cell is done
 when it has a row with status ``ok``; the row is written last. A run that was stopped with its sweep goes on from its
-checkpoint, if the code is the same; one that was killed is run again.
+checkpoint, if the code is the same; one that was killed is run again. A worker holds a lock on the cell that it runs,
+so on one file system with locks no cell is run twice.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
 from lori_pl.evaluation.records import Outcomes, ResultTable, git_commit, read_outcomes, write_outcomes
-from lori_pl.files import lock_folder, replace_file
-from lori_pl.sweep.cells import Cell, expand
+from lori_pl.files import FolderBusy, lock_folder, replace_file
+from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file, run_child
+from lori_pl.sweep.display import best_of, duration, results_table, shown
 from lori_pl.sweep.progress import progress_line
+from lori_pl.sweep.search import Proposal, Study
 from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
+from lori_pl.sweep.summary import read_summary
 
-Runner = Callable[[Sequence[str], Path], ChildResult]
-"""Runs a command with its output in a file; `run_child` is the real one."""
+Runner = Callable[..., ChildResult]
+"""Runs a command with its output in a file, and descriptors that it inherits; `run_child` is the real one."""
 
 INTERRUPTED = "interrupted.json"
 """In a cell's folder: the commit, and the seconds so far, of a run that was stopped with its sweep."""
-
-_MEASURES = ("accuracy", "low", "high", "n", "passes", "milliseconds")
 
 
 class Sweep:
@@ -57,11 +56,13 @@ class Sweep:
     ) -> None:
         self.specification = specification
         self.output = specification.output
-        self.cells = expand(specification)
+        expanded = expand(specification)
+        self.cells = [] if specification.search is not None else expanded
         columns = [*SWEEP_COLUMNS, *specification.axes, *specification.metrics]
         self.table = ResultTable(specification.results / "results.csv", columns)
-        self._runner = runner
+        self._runner = runner or run_child
         self._console = console or Console()
+        self._maker = CellMaker(specification)
 
     def results(self) -> dict[str, dict[str, str]]:
         """The last row of each of the sweep's cells that has one, by cell id."""
@@ -76,24 +77,53 @@ class Sweep:
         """Where the cell's run writes."""
         return self.output / "cells" / cell.id
 
-    def show_plan(self, only: int | None = None) -> None:
-        """Print every cell with its status and command; nothing is run or written.
+    def studies(self) -> list[Study]:
+        """The searches, one a point of the grid; their trials so far become the sweep's cells."""
+        search = self.specification.search
+        if search is None:
+            return []
+        studies = [Study(self.specification, point) for point in grid_points(self.specification)]
+        self.cells = [
+            cell
+            for place, study in enumerate(studies)
+            for trial in study.trials()
+            for cell in self._cells_of(place, study, trial.number, trial.point)
+        ]
+        return studies
 
-        Args:
-            only: Number of the one cell to show.
+    def _cells_of(self, place: int, study: Study, number: int, point: dict[str, Any]) -> list[Cell]:
+        """The cells of a trial, one a seed, numbered over all studies."""
+        seeds = self.specification.seeds
+        first = (place * study.search.trials + number) * len(seeds)
+        return [self._maker.make(first + i + 1, study.point | point, seed) for i, seed in enumerate(seeds)]
 
-        Raises:
-            LoriError: There is no such cell.
-        """
-        results = self.results()
-        for cell in self._selected(only):
-            self._print(
-                f"[{cell.number}/{len(self.cells)}] {cell.id}  {self.status(cell, results)}  {cell.description()}"
-            )
-            self._print(f"    {_shown(cell.command(self.folder(cell)))}")
+    @property
+    def total(self) -> int:
+        """How many cells there are, or will be."""
+        search = self.specification.search
+        if search is None:
+            return len(self.cells)
+        return len(grid_points(self.specification)) * search.trials * len(self.specification.seeds)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a worker has made the sweep's folder."""
+        return self.output.is_dir()
+
+    def is_at_work(self, cell: Cell) -> bool:
+        """Whether a worker is at a cell."""
+        try:
+            if not self._lock_place(cell).is_dir():
+                return False
+            with self._lock(cell):
+                return False
+        except FolderBusy:
+            return True
+
+    # ---- running ----------------------------------------------------------------------------------------------------
 
     def run(self, retry_failed: bool = False, only: int | None = None) -> int:
-        """Run what is not done yet, one cell at a time, and print the table of results.
+        """Run what is not done yet and is not at work elsewhere.
 
         Args:
             retry_failed: Run the cells again whose last row says ``failed``.
@@ -103,31 +133,96 @@ class Sweep:
             How many runs failed in this call.
 
         Raises:
-            LoriError: There is no cell of that number, or another sweep works in the folder.
+            LoriError: There is no cell of that number.
             KeyboardInterrupt: Ctrl-C; the run is ended, and its cell has no row.
         """
         skipped = {"ok"} if retry_failed else {"ok", "failed"}
-        failed = 0
-        # a run inherits the lock: an orphan of a killed sweep holds it too
-        busy = "another sweep, or a run that a killed one left behind, works here"
-        with lock_folder(self.output, busy) as lock:
-            runner = self._runner or functools.partial(run_child, keep_open=(lock,))
-            results = self.results()
-            selected = self._selected(only)
-            waiting = [cell for cell in selected if self.status(cell, results) not in skipped]
-            self._announce(selected, waiting, results)
-            for position, cell in enumerate(waiting):
-                try:
-                    row = self._run_cell(cell, runner)
-                except KeyboardInterrupt:
-                    self._print(f"stopped in cell {cell.number}; the same command goes on from there")
-                    raise
-                failed += row["status"] == "failed"
-                self._report(cell, row, len(waiting) - position - 1)
-        self._print_table()
+        if self.specification.search is not None:
+            return self._run_searches(skipped, only)
+        return self._run_grid(skipped, only)
+
+    def _run_grid(self, skipped: set[str], only: int | None) -> int:
+        results = self.results()
+        selected = self.selected(only)
+        waiting = [cell for cell in selected if self.status(cell, results) not in skipped]
+        self._announce(selected, waiting, results)
+        failed, busy = 0, []
+        for position, cell in enumerate(waiting):
+            try:
+                row = self._settle(cell, skipped, len(waiting) - position - 1)
+            except FolderBusy:
+                busy.append(cell)
+                continue
+            failed += row["status"] == "failed" and not row.get("from_elsewhere", False)
+        if busy := [cell for cell in busy if cell.id not in self.results()]:
+            numbers = ", ".join(str(cell.number) for cell in busy)
+            self.say(f"at work elsewhere (another worker, or a run that a killed one left behind): cells {numbers}")
         return failed
 
-    def _run_cell(self, cell: Cell, runner: Runner) -> dict[str, Any]:
+    def _run_searches(self, skipped: set[str], only: int | None) -> int:
+        search = self.specification.search
+        assert search is not None
+        if only is not None:
+            raise LoriError(f"{self.specification.file}: --only takes a cell of a grid, and here a search finds them")
+        end = time.monotonic() + (search.hours or float("inf")) * 3600
+        failed = 0
+        studies = self.studies()
+        self.say(f"sweep {self.specification.name}: {len(studies)} searches in {self.output}")
+        for place, study in enumerate(studies):
+            while time.monotonic() < end:
+                with study.proposal() as proposal:
+                    if proposal is None:
+                        break
+                    failed += self._try(place, study, proposal, skipped)
+            self.say(best_of(study))
+        self.studies()
+        return failed
+
+    def _try(self, place: int, study: Study, proposal: Proposal, skipped: set[str]) -> int:
+        """Runs a trial's cells; gives how many failed."""
+        cells = self._cells_of(place, study, proposal.number, proposal.point)
+        known = {cell.id for cell in self.cells}
+        self.cells += [cell for cell in cells if cell.id not in known]
+        rows = []
+        for cell in cells:
+            try:
+                rows.append(self._settle(cell, skipped, 0, proposal.lock))
+            except FolderBusy:  # two trials of one point
+                break
+        values = [row.get(study.search.metric) for row in rows if row["status"] == "ok"]
+        if len(values) < len(cells) or any(value in (None, "") for value in values):
+            study.end(proposal.number, None)
+        else:
+            study.end(proposal.number, fmean(float(value) for value in values if value is not None))
+        return sum(row["status"] == "failed" and not row.get("from_elsewhere", False) for row in rows)
+
+    def _settle(self, cell: Cell, skipped: set[str], remaining: int, *locks: int) -> dict[str, Any]:
+        """Runs a cell, unless another worker has done so meanwhile, and reports it; gives its row.
+
+        Raises:
+            FolderBusy: If another worker is at it.
+        """
+        # a run inherits the lock: an orphan of a killed sweep holds it too
+        with self._lock(cell) as lock:
+            row = self.results().get(cell.id)
+            if row is not None and row["status"] in skipped:
+                return {**row, "from_elsewhere": True}
+            try:
+                made = self._run_cell(cell, functools.partial(self._runner, keep_open=(lock, *locks)))
+            except KeyboardInterrupt:
+                self.say(f"stopped in cell {cell.number}; the same command goes on from there")
+                raise
+        self._report(cell, made, remaining)
+        return made
+
+    def _lock_place(self, cell: Cell) -> Path:
+        # not in the cell's folder, which is removed where a run begins anew
+        return self.output / "locks" / cell.id
+
+    def _lock(self, cell: Cell) -> Any:
+        return lock_folder(self._lock_place(cell), "another worker, or a run that a killed one left behind, is at it")
+
+    def _run_cell(self, cell: Cell, runner: Callable[[Sequence[str], Path], ChildResult]) -> dict[str, Any]:
         folder, commit = self.folder(cell), git_commit()
         before = _interrupted(folder, commit)
         if before is None:
@@ -137,7 +232,7 @@ class Sweep:
         command = cell.command(folder)
         log, start = folder / "log.txt", time.monotonic()
         try:
-            with progress_line(self._console, self._title(cell), progress_file(log)):
+            with progress_line(self._console, self.title(cell), progress_file(log)):
                 result = runner([*command, *([] if before is None else ["--ckpt_path=auto"])], log)
         except KeyboardInterrupt:
             seconds = (before or 0.0) + time.monotonic() - start
@@ -147,7 +242,7 @@ class Sweep:
         row: dict[str, Any] = {
             "seed": cell.seed,
             "commit": commit,
-            "command": _shown(command),
+            "command": shown(command),
             "cell": cell.id,
             "seconds": round((before or 0.0) + result.seconds, 2),
             "peak_memory_mib": round(result.peak_memory_mib, 1),
@@ -163,8 +258,12 @@ class Sweep:
             row |= {"method": label, "status": "ok", **measured}
         except LoriError as error:
             row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
-        self.table.append(row)
+        with self._results_held():
+            self.table.append(row)
         return row
+
+    def _results_held(self) -> Any:
+        return lock_folder(self.specification.results, "", wait=True)
 
     def _keep_outcomes(self, path: Path, label: str, seed: int) -> None:
         if not path.exists():
@@ -174,12 +273,18 @@ class Sweep:
             raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
         (bits,) = outcomes.bits.values()
         try:
-            write_outcomes(self.specification.results / "correct.npz", outcomes.ids, bits, label, seed)
+            with self._results_held():
+                write_outcomes(self.specification.results / "correct.npz", outcomes.ids, bits, label, seed)
         except LoriError as error:
             # A sweep over data has other problems in each cell; the run is none the worse for it.
-            self._print(f"the outcomes stay in {path}: {error}")
+            self.say(f"the outcomes stay in {path}: {error}")
 
-    def _selected(self, only: int | None) -> list[Cell]:
+    def selected(self, only: int | None) -> list[Cell]:
+        """The one cell of a number, or all.
+
+        Raises:
+            LoriError: There is no such cell.
+        """
         if only is None:
             return self.cells
         if not 1 <= only <= len(self.cells):
@@ -188,7 +293,7 @@ class Sweep:
 
     def _announce(self, selected: list[Cell], waiting: list[Cell], results: dict[str, dict[str, str]]) -> None:
         failed = sum(self.status(cell, results) == "failed" for cell in selected if cell not in waiting)
-        self._print(
+        self.say(
             f"sweep {self.specification.name}: {len(waiting)} of {len(selected)} cells to run in {self.output}"
             + (f" ({failed} failed before; --retry_failed runs them again)" if failed else "")
         )
@@ -197,36 +302,25 @@ class Sweep:
         seconds = [float(done["seconds"]) for done in self.results().values() if done["status"] == "ok"]
         eta = ""
         if remaining and seconds:
-            eta = f"  ETA {_duration(remaining * sum(seconds) / len(seconds))}"
+            eta = f"  ETA {duration(remaining * sum(seconds) / len(seconds))}"
         outcome = f"accuracy {row['accuracy']:.4f}" if row["status"] == "ok" else f"failed: {row['reason']}"
         if missing := [metric for metric in self.specification.metrics if row["status"] == "ok" and metric not in row]:
             outcome += f" (no {', '.join(missing)} in summary.json)"
-        self._print(f"{self._title(cell)}  {outcome}  {_duration(row['seconds'])}{eta}")
+        self.say(f"{self.title(cell)}  {outcome}  {duration(row['seconds'])}{eta}")
 
-    def _title(self, cell: Cell) -> str:
-        return f"[{cell.number}/{len(self.cells)}] {cell.description()}"
+    def title(self, cell: Cell) -> str:
+        """A cell's place and what sets it apart."""
+        return f"[{cell.number}/{self.total}] {cell.description()}"
 
-    def _print_table(self) -> None:
+    def show_table(self) -> None:
+        """Print the rows so far, and the differences that the file asks for."""
         results = self.results()
         if not results:
             return
-        metrics = [metric for metric in self.specification.metrics if metric not in _MEASURES]
-        table = Table(title=Text(str(self.table.path)))
-        for column in ("method", "seed", "accuracy", "n", "passes", "ms", *metrics, "seconds", "MiB"):
-            table.add_column(column, justify="left" if column == "method" else "right", overflow="fold")
-        for cell in self.cells:
-            if row := results.get(cell.id):
-                accuracy = Text("failed", style="red")
-                if row["status"] == "ok":
-                    bounds = f" [{_short(row['low'])}, {_short(row['high'])}]" if row["low"] else ""
-                    accuracy = Text(_short(row["accuracy"]) + bounds)
-                numbers = [row["n"], row["passes"], row["milliseconds"], *(row.get(metric, "") for metric in metrics)]
-                last = [row["seconds"], row["peak_memory_mib"]]
-                texts = [Text(_short(number)) for number in (*numbers, *last)]
-                table.add_row(Text(row["method"]), row["seed"], accuracy, *texts)
-        self._console.print(table)
+        rows = [results[cell.id] for cell in self.cells if cell.id in results]
+        self._console.print(results_table(str(self.table.path), rows, self.specification.metrics))
         for line in self.comparisons():
-            self._print(line)
+            self.say(line)
 
     def comparisons(self) -> list[str]:
         """A line for each pair of the file's ``compare``: the difference of what was recorded with its intervals."""
@@ -245,7 +339,8 @@ class Sweep:
                 lines.append(f"{first} - {second}: {error}")
         return lines
 
-    def _print(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Prints a line."""
         # A label such as lori[rank=8] is no markup.
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -260,67 +355,3 @@ def _interrupted(folder: Path, commit: str) -> float | None:
         return None
     path.unlink()
     return seconds if noted["commit"] == commit and commit.isalnum() and commit != "unknown" else None
-
-
-def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """What a run reports of itself.
-
-    Args:
-        path: The run's ``summary.json``: ``{"methods": {NAME: {"accuracy", "low", "high", "n", "passes",
-            "milliseconds", ...}}, ...}`` with one method.
-        metrics: Further names to copy, from the method's entry or else from the whole summary; dots lead inwards
-            (``test_sets.svamp.accuracy``).
-
-    Returns:
-        The method's name, and the measures and metrics that are there.
-
-    Raises:
-        LoriError: The file is missing or is no summary of one method.
-    """
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoriError("the run ended without a summary.json in its folder") from None
-    except (OSError, ValueError) as error:
-        raise LoriError(f"summary.json cannot be read: {error}") from error
-    methods = summary.get("methods") if isinstance(summary, dict) else None
-    if not isinstance(methods, dict) or len(methods) != 1:
-        raise LoriError(f"summary.json must report one method under 'methods', got {_names(methods)}")
-    ((method, entry),) = methods.items()
-    accuracy = entry.get("accuracy") if isinstance(entry, dict) else None
-    if not isinstance(accuracy, int | float) or isinstance(accuracy, bool):
-        raise LoriError(f"summary.json has no 'accuracy' of method '{method}'")
-    found = {name: _find(name, entry) for name in _MEASURES}
-    for name in metrics:
-        value = _find(name, entry)
-        found[name] = _find(name, summary) if value is None else value
-    return method, {name: value for name, value in found.items() if value is not None}
-
-
-def _find(name: str, values: Any) -> Any:
-    for part in name.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
-
-
-def _shown(command: Sequence[str]) -> str:
-    # The interpreter's path belongs to one machine; the recorded command is to work on any.
-    return shlex.join(["python" if part == sys.executable else part for part in command])
-
-
-def _names(methods: Any) -> str:
-    return ", ".join(methods) or "none" if isinstance(methods, dict) else "none"
-
-
-def _short(number: str) -> str:
-    try:
-        return f"{float(number):.4g}"
-    except ValueError:
-        return number
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -13,12 +13,24 @@ on to the run). Paths are relative to the folder that the command is run in, as 
     grid:                               # every combination of these values is run
       model.rank: [4, 8, 16]
       config: [configs/method/lori.yaml, configs/method/no_cot.yaml]   # a config file (or a list of them) as an axis
+    variants:                           # sets of flags by name, as a further axis, {variant} in a label
+      standard: {}
+      mean_only: {model.weights.covariance: 0}
     random:                             # drawn once, then crossed with the grid
       samples: 20
       seed: 0
       space:
         model.learning_rate: {low: 1e-4, high: 1e-2, log: true}   # whole numbers where both bounds are
         model.latents: {choices: [4, 5, 6]}
+    search:                             # instead of random: Optuna proposes the points, one after the other, for
+      trials: 20                        # each combination of the grid; a trial is run with every seed
+      hours: 8                          # starts no further trial after so long; null (the default) for no limit
+      metric: validation                # accuracy, or one of the metrics below, its mean over the seeds
+      direction: maximize               # or minimize
+      sampler: tpe                      # or random, gp, qmc: Optuna's
+      seed: 0
+      storage: null                     # where workers share the trials: a journal file in OUTPUT, or a database's URL
+      space: {}                         # as under random
     seeds: [0, 1, 2]                    # default: [0]; each cell is run with each, --seed_everything
     label: "{method}_r{model.rank}"     # names the rows; {method} is the name in the run's summary.json, {name} the
                                         # sweep's, {config} the varied files' stems, {KEY} any varied or fixed value
@@ -34,26 +46,31 @@ receives it verbatim (where a parameter takes null or a number as well as text, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from lori_pl.errors import LoriError, one_line
+from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS
+from lori_pl.sweep.reading import read_fields
 
 CONFIG_AXIS = "config"
 """The grid key whose values are config files rather than values of a flag."""
 
-SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib")
+VARIANT_AXIS = "variant"
+"""The key whose values are names of ``variants``."""
+
+SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "machine")
 """What a sweep's table has besides `RESULT_COLUMNS`."""
 
-_FIELDS = ("name", "output", "results", "configs", "fixed", "grid", "random", "seeds", "label", "metrics", "compare")
+SAMPLERS = ("tpe", "random", "gp", "qmc")
+"""Optuna's samplers that a search may name."""
+
+_FIELDS = (
+    *("name", "output", "results", "configs", "fixed", "grid", "variants", "random", "search"),
+    *("seeds", "label", "metrics", "compare"),
+)
 _OF_THE_SWEEP = {
     "seed_everything": "list the seeds under 'seeds'",
     "trainer.default_root_dir": "every cell gets a folder of its own under 'output'",
@@ -80,6 +97,20 @@ class RandomSearch:
 
 
 @dataclass(frozen=True)
+class Search:
+    """A search by Optuna; the fields are those of the module's description."""
+
+    trials: int
+    hours: float | None
+    metric: str
+    direction: Literal["maximize", "minimize"]
+    sampler: str
+    seed: int
+    storage: str | None
+    space: dict[str, Interval | list[Any]]
+
+
+@dataclass(frozen=True)
 class SweepSpecification:
     """A sweep file, checked; the fields are those of the module's description."""
 
@@ -90,7 +121,9 @@ class SweepSpecification:
     configs: tuple[str, ...]
     fixed: dict[str, Any]
     grid: dict[str, list[Any]]
+    variants: dict[str, dict[str, Any]]
     random: RandomSearch | None
+    search: Search | None
     seeds: tuple[int, ...]
     label: str | None
     metrics: tuple[str, ...]
@@ -99,7 +132,13 @@ class SweepSpecification:
     @property
     def axes(self) -> list[str]:
         """The keys that vary, grid first."""
-        return [*self.grid, *(self.random.space if self.random else ())]
+        return [*self.grid, *([VARIANT_AXIS] if self.variants else []), *self.space]
+
+    @property
+    def space(self) -> dict[str, Interval | list[Any]]:
+        """What is drawn, at random or by a search."""
+        drawn = self.random or self.search
+        return drawn.space if drawn is not None else {}
 
 
 def load_specification(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpecification:
@@ -107,8 +146,8 @@ def load_specification(path: str | Path, overrides: Sequence[str] = ()) -> Sweep
 
     Args:
         path: The YAML file.
-        overrides: ``FIELD=VALUE`` each, replacing a field of the file or, after ``fixed.``, ``grid.``, ``random.`` or
-            ``random.space.``, one entry of it: ``seeds=[0]``, ``fixed.trainer.max_steps=10``.
+        overrides: ``FIELD=VALUE`` each, replacing a field of the file or, after ``fixed.``, ``grid.``, ``random.``,
+            ``search.`` or their ``space.``, one entry of it: ``seeds=[0]``, ``fixed.trainer.max_steps=10``.
 
     Returns:
         The sweep.
@@ -118,15 +157,7 @@ def load_specification(path: str | Path, overrides: Sequence[str] = ()) -> Sweep
             and field.
     """
     path = Path(path)
-    content = _read_mapping(path)
-    for override in overrides:
-        _override(path, content, override)
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise LoriError(f"{path}: {one_line(error)}: correct the interpolation or the value") from error
-    assert isinstance(resolved, dict)
-    return _Reader(path, resolved).specification()
+    return _Reader(path, read_fields(path, _FIELDS, overrides)).specification()
 
 
 class _Reader:
@@ -145,16 +176,22 @@ class _Reader:
         fixed = self.flags("fixed")
         configs = self.texts("configs")
         metrics = self.texts("metrics")
+        search = self.search(metrics)
         if not configs and CONFIG_AXIS not in grid:
             self.fail("configs", "missing; list at least one base config")
         if CONFIG_AXIS in fixed:
             self.fail(f"fixed.{CONFIG_AXIS}", "a config file that every run gets belongs under 'configs'")
-        space = random.space if random else {}
+        if random is not None and search is not None:
+            self.fail("search", "given beside 'random'; keep one")
+        drawn, kind = (random, "random") if search is None else (search, "search")
+        space = drawn.space if drawn is not None else {}
         if CONFIG_AXIS in space:
-            self.fail(f"random.space.{CONFIG_AXIS}", "config files vary under 'grid' only")
-        for key in [*grid, *space]:
-            if sum(key in part for part in (fixed, grid, space)) > 1:
-                self.fail(key, "given more than once among 'fixed', 'grid' and 'random.space'; keep one")
+            self.fail(f"{kind}.space.{CONFIG_AXIS}", "config files vary under 'grid' only")
+        variants = self.variants()
+        varied = {key: None for flags in variants.values() for key in flags}
+        for key in [*grid, *space, *varied]:
+            if sum(key in part for part in (fixed, grid, varied, space)) > 1:
+                self.fail(key, f"given more than once among 'fixed', 'grid', 'variants' and '{kind}.space'; keep one")
         for metric in metrics:
             if metric in SWEEP_COLUMNS[2:] or metric in ("method", "seed", "commit", "command"):
                 self.fail("metrics", f"'{metric}' is a column of the sweep's own; leave it out")
@@ -167,7 +204,9 @@ class _Reader:
             configs=configs,
             fixed=fixed,
             grid=grid,
+            variants=variants,
             random=random,
+            search=search,
             seeds=self.seeds(),
             label=self.text("label"),
             metrics=metrics,
@@ -224,6 +263,14 @@ class _Reader:
                 self.fail(f"grid.{key}", "expected config files, or lists of them")
         return grid
 
+    def variants(self) -> dict[str, dict[str, Any]]:
+        named = self.mapping("variants", self.content)
+        for name in named:
+            if not isinstance(name, str) or not name:
+                self.fail("variants", f"expected names of sets of flags, got {name!r}")
+        # a name may have dots
+        return {name: self.flags(f"variants.{name}", {name.rpartition(".")[2]: named[name]}) for name in named}
+
     def random(self) -> RandomSearch | None:
         search = self.mapping("random", self.content)
         if not search:
@@ -232,15 +279,53 @@ class _Reader:
             if key not in ("samples", "seed", "space"):
                 self.fail(f"random.{key}", "unknown field; known are samples, seed, space")
         samples, seed = search.get("samples"), search.get("seed", 0)
-        if not _is_count(samples) or samples == 0:
-            self.fail("random.samples", f"expected a positive whole number, got {samples!r}")
+        self.positive("random.samples", samples)
+        assert isinstance(samples, int)
         if not _is_count(seed):
             self.fail("random.seed", f"expected a whole number, got {seed!r}")
-        flags = self.flags("random.space", search)
+        return RandomSearch(samples, seed, self.space("random.space", search))
+
+    def search(self, metrics: Sequence[str]) -> Search | None:
+        given = self.mapping("search", self.content)
+        if not given:
+            return None
+        known: dict[str, Any] = {
+            "trials": None,
+            "hours": None,
+            "metric": "accuracy",
+            "direction": "maximize",
+            "sampler": "tpe",
+            "seed": 0,
+            "storage": None,
+            "space": None,
+        }
+        for key in given:
+            if key not in known:
+                self.fail(f"search.{key}", f"unknown field; known are {', '.join(known)}")
+        values = known | given
+        self.positive("search.trials", values["trials"])
+        hours = values["hours"]
+        if hours is not None and not (isinstance(hours, int | float) and not isinstance(hours, bool) and hours > 0):
+            self.fail("search.hours", f"expected a positive number, or null, got {hours!r}")
+        choices = {"direction": ("maximize", "minimize"), "sampler": SAMPLERS, "metric": ("accuracy", *metrics)}
+        for field, allowed in choices.items():
+            if values[field] not in allowed:
+                self.fail(f"search.{field}", f"expected one of {', '.join(allowed)}, got {values[field]!r}")
+        if not _is_count(values["seed"]):
+            self.fail("search.seed", f"expected a whole number, got {values['seed']!r}")
+        if values["storage"] is not None and "://" not in str(values["storage"]):
+            self.fail("search.storage", f"expected a database's URL, such as sqlite:///x.db, got {values['storage']!r}")
+        return Search(**{**values, "space": self.space("search.space", given)})
+
+    def positive(self, field: str, value: Any) -> None:
+        if not _is_count(value) or value == 0:
+            self.fail(field, f"expected a positive whole number, got {value!r}")
+
+    def space(self, field: str, content: Mapping[Any, Any]) -> dict[str, Interval | list[Any]]:
+        flags = self.flags(field, content)
         if not flags:
-            self.fail("random.space", "missing; name at least one key to draw")
-        assert isinstance(samples, int)
-        return RandomSearch(samples, seed, {key: self.range(f"random.space.{key}", v) for key, v in flags.items()})
+            self.fail(field, "missing; name at least one key to draw")
+        return {key: self.range(f"{field}.{key}", value) for key, value in flags.items()}
 
     def range(self, field: str, value: Any) -> Interval | list[Any]:
         if isinstance(value, dict) and value.keys() == {"choices"}:
@@ -268,61 +353,6 @@ class _Reader:
         if len(set(seeds)) != len(seeds):
             self.fail("seeds", f"a seed occurs twice in {seeds!r}")
         return tuple(seeds)
-
-
-def _read_mapping(path: Path) -> dict[Any, Any]:
-    with reading(path, "sweep file"):
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    if not isinstance(content, dict):
-        raise LoriError(f"{path}: a sweep file is a mapping of fields ({', '.join(_FIELDS)}), not a list")
-    return content
-
-
-@contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Tell in one line why a YAML file cannot be read.
-
-    Args:
-        path: The file.
-        kind: What the file is, for the message.
-
-    Raises:
-        LoriError: The file is missing or no YAML.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise LoriError(f"{path}: cannot read this {kind} ({error.strerror or error}): check the path") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise LoriError(f"{path}{line}: this {kind} is no YAML ({error.problem}): correct the line") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise LoriError(f"{path}: this {kind} is no YAML ({one_line(error)}): correct it") from error
-
-
-def _override(path: Path, content: dict[Any, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    # The keys inside these are dotted themselves, so the longest prefix is the place and the rest is one key.
-    place = next((p for p in ("random.space.", "random.", "fixed.", "grid.") if key.startswith(p)), "")
-    entry = key[len(place) :]
-    if not equals or not entry or (not place and entry not in _FIELDS):
-        raise LoriError(
-            f"--override {override}: expected FIELD=VALUE with a field of {path}, such as seeds=[0] or "
-            f"fixed.trainer.max_steps=10"
-        )
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise LoriError(f"--override {override}: the value is no YAML ({one_line(error)}): quote it") from error
-    assert isinstance(value, dict)
-    target = content
-    for part in filter(None, place.split(".")):
-        if target.get(part) is None:
-            target[part] = {}
-        target = target[part]
-        if not isinstance(target, dict):
-            raise LoriError(f"{path}, field '{place[:-1]}': expected a mapping, got {target!r}")
-    target[entry] = value["value"]
 
 
 def _are_texts(value: Any) -> bool:

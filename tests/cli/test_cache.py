@@ -289,11 +289,15 @@ def test_without_a_teacher_at_all(world, lori_args, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_build_what_one_does(world, lori_args):
-    assert build(world, lori_args, folder="one") == 0
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_two_processes_build_what_one_does(world, lori_args, strategy):
+    """Of batches that are not as many in each."""
+    batches = "--data.eval_batch_size=8"
+    assert build(world, lori_args, batches, folder="one") == 0
     arguments = ["cache", "--config", world.config("base", BASE), "--config", world.method("LoRi", **lori_args)]
-    arguments += ["--trainer.strategy=ddp", "--trainer.devices=2", f"--folder={world.folder / 'two'}"]
-    arguments += ["--dtype=float32", "--shard_problems=18"]
+    arguments += [f"--trainer.strategy={strategy}", "--trainer.devices=2", f"--folder={world.folder / 'two'}"]
+    arguments += ["--dtype=float32", "--shard_problems=18", batches]
     done = subprocess.run([sys.executable, "-m", "lori_pl", *arguments], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "cache: " in done.stdout

@@ -17,7 +17,7 @@ import lori_pl.commands.lightning as lightning_commands
 from lori_pl.cli import main
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone, LoRA
-from lori_pl.sweep.cells import expand
+from lori_pl.sweep.cells import Cell, expand
 from lori_pl.sweep.specification import load_specification
 
 ALL = names("**/*.yaml")
@@ -85,11 +85,23 @@ def check_stages(config: Namespace) -> None:
 def test_sweep_reads_and_its_cells_parse(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(ROOT)
     cells = expand(load_specification(name))
-    first_of_each = {tuple(Path(config).resolve() for config in cell.configs): cell for cell in reversed(cells)}
-    for configs, cell in first_of_each.items():
-        command = cell.command(Path("unused"))
-        flags = [argument for argument in command[command.index("fit") + 1 :] if not argument.startswith("--config=")]
-        check_stages(parse(*configs, *flags))
+    first_of_each = {cell.configs: cell for cell in reversed(cells)}
+    for cell in first_of_each.values():
+        parse_cell(parse, cell)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_cell_parses(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(ROOT)
+    for cell in expand(load_specification(name, ["seeds=[0]"])):
+        parse_cell(parse, cell)
+
+
+def parse_cell(parse: Parse, cell: Cell) -> None:
+    command = cell.command(Path("unused"))
+    flags = [argument for argument in command[command.index("fit") + 1 :] if not argument.startswith("--config=")]
+    check_stages(parse(*(Path(config).resolve() for config in cell.configs), *flags))
 
 
 def test_every_file_stands_in_the_readme():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -84,6 +85,63 @@ def test_measuring_with_batches_of_unequal_number_sharded(world, lori_args):
     arguments = {**lori_args, "statistics_problems": 17}
     assert world.fit("LoRi", "one", *flags, **arguments) == 0
     train_in_two(world, "LoRi", *flags, strategy="sharded", **arguments)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_a_step_that_is_no_number_in_one_process_is_left_out_of_all(world, strategy):
+    """Gradients come together before anybody looks at them."""
+    script = world.folder / "poisoned.py"
+    script.write_text(POISONED)
+    run = ["fit", "--config", world.config("base", BASE), "--config", world.method("ExplicitCoT", backbone=BACKBONE)]
+    run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--data.batch_size=4", *SGD]
+    run += ["--non_finite.policy=skip", "--trainer.max_steps=4", f"--trainer.default_root_dir={world.folder / 'run'}"]
+    done = subprocess.run([sys.executable, str(script), *run], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "step 3 is left out" in done.stderr
+    for rank in range(2):
+        (record,) = (world.folder / "run" / f"rank{rank}_non_finite.jsonl").read_text().splitlines()
+        assert json.loads(record)["step"] == 3
+    saved = checkpoint(world.folder / "run")
+    assert saved["global_step"] == 4
+    assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
+
+
+POISONED = """
+import os, sys
+from lori_pl.cli import main
+from lori_pl.methods import ExplicitCoT
+
+original = ExplicitCoT.task_loss
+calls = []
+
+def poisoned(self, batch):
+    loss = original(self, batch)
+    if self.training:
+        calls.append(None)
+        if len(calls) == 3 and self.global_rank == 1:
+            loss = loss * float("nan")
+    return loss
+
+ExplicitCoT.task_loss = poisoned
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+@pytest.mark.parametrize("factors", ["shared", "learned"])
+def test_lori_from_a_cache(world, lori_args, strategy, factors):
+    """No process has a teacher."""
+    alignment = {"rank_hidden": 4, "student_factors": factors}
+    alignment = {"class_path": "lori_pl.alignment.LowRankAlignment", "init_args": alignment}
+    arguments = {**lori_args, "alignment": alignment}
+    folder = str(world.folder / "cache")
+    assert world.run("cache", "--folder", folder, "--dtype=float32", method="LoRi", **arguments) == 0
+    arguments["cache"] = folder
+    assert world.fit("LoRi", "one", *SGD, *ONE_AND_MORE, **arguments) == 0
+    train_in_two(world, "LoRi", *SGD, *ONE_AND_MORE, strategy=strategy, **arguments)
     assert_equal_runs(world)
 
 

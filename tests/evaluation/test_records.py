@@ -254,6 +254,9 @@ def test_git_commit_names_the_commit_and_whether_the_code_differs(tmp_path):
     assert git_commit([package, configs]) == commit
     results.write_text("a row that the sweep itself wrote")
     assert git_commit([package, configs]) == commit
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-q", "-m", "rows")
+    assert git_commit([package, configs]) == commit
     (configs / "new.yaml").write_text("a: 1")
     assert git_commit([package, configs]) == f"{commit}+dirty"
     (configs / "new.yaml").unlink()

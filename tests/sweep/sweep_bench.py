@@ -50,7 +50,7 @@ class Bench:
         console = Console(file=self._stream, width=200, force_terminal=self.terminal, color_system=None)
         return Sweep(load_specification("sweep.yaml", overrides), runner=self.run_fake, console=console)
 
-    def run_fake(self, line, log):
+    def run_fake(self, line, log, keep_open=()):
         folder = log.parent
         assert line[:4] == [sys.executable, "-m", "lori_pl", "fit"]
         self.ran.append(folder.name)
@@ -61,7 +61,9 @@ class Bench:
         self.ran.clear()
         sweep = self.sweep(text, *overrides)
         try:
-            return sweep.run(**options)
+            failed = sweep.run(**options)
+            sweep.show_table()
+            return failed
         finally:
             self.printed = self._stream.getvalue()
 

@@ -38,6 +38,23 @@ def test_cells_are_the_product_with_the_first_seeds_table_first(cells):
     assert len({cell.id for cell in found}) == 8
 
 
+def test_variants_are_sets_of_flags_under_a_name(cells):
+    text = "configs: [base.yaml]\ngrid: {model.rank: [4, 8]}"
+    found = cells(text + "\nvariants: {plain: {}, low.1: {model.weights.mean: 0.1, model.kind: x}}")
+    by_name = {(cell.point["variant"], cell.point["model.rank"]): cell for cell in found}
+    assert {name for name, _ in by_name} == {"plain", "low.1"}
+    for (name, rank), cell in by_name.items():
+        line = cell.command(Path("out"))
+        assert ("--model.weights.mean=0.1" in line) == ("--model.kind=x" in line) == (name == "low.1")
+        assert f"--model.rank={rank}" in line
+        assert not any(part.startswith("--variant") for part in line)
+        assert cell.columns()["variant"] == name
+        assert cell.label("{method}_{variant}", "s", "lori") == f"lori_{name}"
+    plain = cells(text)
+    # a variant without flags is the run that is there already
+    assert {cell.id for cell in plain} < {cell.id for cell in found}
+
+
 def test_a_point_that_occurs_twice_is_one_cell(cells):
     assert [cell.point for cell in cells("configs: [base.yaml]\ngrid: {m.a: [1, 2, 1]}")] == [{"m.a": 1}, {"m.a": 2}]
 

@@ -13,6 +13,7 @@ import lori_pl.sweep.runner as runner_module
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep.child import ChildResult, progress_file
+from lori_pl.sweep.looking import show_plan, show_status
 from lori_pl.sweep.runner import read_summary
 from lori_pl.sweep.specification import SWEEP_COLUMNS
 
@@ -53,7 +54,7 @@ def test_progress_and_table_are_shown(bench):
 def test_the_eta_is_the_mean_time_of_a_finished_run_for_each_that_waits(bench):
     seconds = iter([60.0, 180.0, 5400.0])
 
-    def run(line, log):
+    def run(line, log, keep_open=()):
         (log.parent / "summary.json").write_text('{"methods": {"lori": {"accuracy": 0.5}}}')
         return ChildResult(0, next(seconds), 1.0)
 
@@ -185,7 +186,7 @@ def test_an_interrupted_run_goes_on_under_the_same_code(bench, monkeypatch):
     lines = []
     real = bench.run_fake
 
-    def look(line, log):
+    def look(line, log, keep_open=()):
         lines.append(line)
         assert (log.parent / "checkpoint").exists() == (log.parent.name == interrupted)
         return real(line, log)
@@ -212,13 +213,13 @@ def test_a_row_cut_by_a_crash_is_run_again(bench):
 
 
 def test_a_dry_run_lists_cells_with_status_and_command_and_touches_nothing(bench):
-    bench.sweep().show_plan()
+    show_plan(bench.sweep())
     assert not Path("out").exists()
     bench.run(SWEEP, "grid.model.rank=[4, 13]", "seeds=[0]")
     before = Path("out/results.csv").read_bytes()
     bench.ran.clear()
     sweep = bench.sweep(SWEEP, "grid.model.rank=[4, 13, 8]", "seeds=[0]")
-    sweep.show_plan()
+    show_plan(sweep)
     lines = bench._stream.getvalue().splitlines()
     ids = [cell.id for cell in sweep.cells]
     assert lines[::2] == [
@@ -242,14 +243,51 @@ def test_only_runs_the_one_cell(bench):
             bench.run(only=number)
 
 
-def test_two_sweeps_never_work_in_one_folder(bench):
+def test_a_second_sweep_leaves_the_cell_at_work_and_takes_the_others(bench):
     def second(folder):
-        with pytest.raises(LoriError, match="another sweep, or a run that a killed one left behind"):
-            bench.sweep(SWEEP).run()
+        bench.before = lambda _: None
+        assert bench.sweep(SWEEP).run() == 0
+        assert "at work elsewhere (another worker, or a run that a killed one left behind): cells 1" in said(bench)
 
     bench.before = second
-    assert bench.run(only=1) == 0
-    assert len(bench.ran) == 1
+    assert bench.run() == 0
+    assert len(bench.ran) == len(set(bench.ran)) == 4
+    assert [row["status"] for row in bench.rows()] == ["ok"] * 4
+
+
+def test_a_failure_elsewhere_is_not_counted_here(bench):
+    def second(folder):
+        bench.before = lambda _: None
+        assert bench.sweep(SWEEP, "grid.model.rank=[4, 13]", "seeds=[0]").run() == 1
+
+    bench.before = second
+    assert bench.run(SWEEP, "grid.model.rank=[4, 13]", "seeds=[0]") == 0
+    assert [row["status"] for row in bench.rows()] == ["failed", "ok"]
+
+
+def said(bench):
+    return bench._stream.getvalue()
+
+
+def test_the_status_tells_what_is_done_at_work_left_and_best(bench):
+    flags = [SWEEP, "grid.model.rank=[4, 13, 8, 9]", "seeds=[0]"]
+    show_status(bench.sweep(*flags))
+    assert said(bench).splitlines() == ["sweep sweep: 0 of 4 cells done, 0 failed, 0 at work"]
+    assert not Path("out").exists()
+
+    def look(folder):
+        if len(bench.ran) == 4:
+            show_status(bench.sweep(*flags))
+
+    bench.before = look
+    bench.run(*flags)
+    lines = said(bench).splitlines()
+    assert re.fullmatch(r"sweep sweep: 2 of 4 cells done, 1 failed, 1 at work, about [\d.]+ s left", lines[0])
+    assert lines[1:] == [
+        "  at work: [4/4] rank=9 seed=0",
+        "  failed: [2/4] rank=13 seed=0: ValueError: rank 13 brings no luck",
+        "best: lori[rank=8], accuracy 0.08 over 1 seeds",
+    ]
 
 
 def test_differences_that_are_asked_for_are_printed(bench):

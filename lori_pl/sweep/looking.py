@@ -1,0 +1,72 @@
+"""Looking at a sweep without running anything: its cells, and how far it is."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from lori_pl.sweep.cells import grid_points
+from lori_pl.sweep.display import best_of, duration, shown
+from lori_pl.sweep.runner import Sweep
+
+
+def show_plan(sweep: Sweep, only: int | None = None) -> None:
+    """Print every cell with its status and command; nothing is run or written.
+
+    Args:
+        sweep: The sweep.
+        only: Number of the one cell to show.
+
+    Raises:
+        LoriError: There is no such cell.
+    """
+    search = sweep.specification.search
+    if search is not None:
+        points = len(grid_points(sweep.specification))
+        keys = ", ".join(search.space)
+        sweep.say(
+            f"{points} searches of {search.trials} trials each over {keys}, {len(sweep.specification.seeds)} seeds a "
+            f"trial, by {search.sampler} for the best {search.metric}"
+        )
+        if sweep.is_begun:
+            sweep.studies()
+    results = sweep.results()
+    for cell in sweep.selected(only):
+        sweep.say(f"[{cell.number}/{sweep.total}] {cell.id}  {sweep.status(cell, results)}  {cell.description()}")
+        sweep.say(f"    {shown(cell.command(sweep.folder(cell)))}")
+
+
+def show_status(sweep: Sweep) -> None:
+    """Print how far a sweep is, what is at work, the time left and the best so far; nothing is run."""
+    studies = sweep.studies() if sweep.is_begun else []
+    results = sweep.results()
+    states = [sweep.status(cell, results) for cell in sweep.cells]
+    at_work = [
+        cell for cell, state in zip(sweep.cells, states, strict=True) if state == "to run" and sweep.is_at_work(cell)
+    ]
+    waiting = sweep.total - states.count("ok") - states.count("failed")
+    seconds = [float(row["seconds"]) for row in results.values() if row["status"] == "ok"]
+    eta = f", about {duration(waiting * fmean(seconds) / max(len(at_work), 1))} left" if seconds and waiting else ""
+    sweep.say(
+        f"sweep {sweep.specification.name}: {states.count('ok')} of {sweep.total} cells done, "
+        f"{states.count('failed')} failed, {len(at_work)} at work{eta}"
+    )
+    for cell in at_work:
+        sweep.say(f"  at work: {sweep.title(cell)}")
+    for cell in sweep.cells:
+        if sweep.status(cell, results) == "failed":
+            sweep.say(f"  failed: {sweep.title(cell)}: {results[cell.id]['reason']}")
+    for study in studies:
+        sweep.say(best_of(study))
+    if not studies and (line := _best_label(list(results.values()))):
+        sweep.say(line)
+
+
+def _best_label(rows: list[dict[str, str]]) -> str:
+    by_label: dict[str, list[float]] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            by_label.setdefault(row["method"], []).append(float(row["accuracy"]))
+    if not by_label:
+        return ""
+    label = max(by_label, key=lambda name: fmean(by_label[name]))
+    return f"best: {label}, accuracy {fmean(by_label[label]):.4g} over {len(by_label[label])} seeds"

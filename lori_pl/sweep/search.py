@@ -1,0 +1,199 @@
+"""The trials of a search: Optuna proposes points, and any number of workers share them through its storage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lori_pl.errors import LoriError, one_line
+from lori_pl.files import FolderBusy, lock_folder
+from lori_pl.sweep.cells import CellMaker, flag_text, rounded
+from lori_pl.sweep.specification import Interval, Search, SweepSpecification
+
+if TYPE_CHECKING:
+    import optuna
+
+JOURNAL = "search.journal"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial at work.
+
+    Args:
+        number: Its number, from 0.
+        point: The values that were drawn, by key.
+        lock: Descriptor of the lock that this process holds on it.
+    """
+
+    number: int
+    point: dict[str, Any]
+    lock: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial that has ended, or is at work.
+
+    Args:
+        number: Its number, from 0.
+        point: The values that were drawn.
+        value: The metric; ``None`` of one that failed or is at work.
+        state: Optuna's name of its state, in lower case.
+    """
+
+    number: int
+    point: dict[str, Any]
+    value: float | None
+    state: str
+
+
+class Study:
+    """The trials at one point of a sweep's grid.
+
+    A trial belongs to who holds its lock: one that is at work by Optuna's storage and whose lock is free was left by
+    a worker that ended, and the next to ask takes it over.
+
+    Args:
+        sweep: The sweep, with a search.
+        point: The point of the grid.
+
+    Raises:
+        LoriError: If the storage cannot be opened.
+    """
+
+    def __init__(self, sweep: SweepSpecification, point: dict[str, Any]) -> None:
+        assert sweep.search is not None
+        self.search: Search = sweep.search
+        self.point = point
+        self.output = sweep.output
+        maker = CellMaker(sweep)
+        cells = [maker.make(0, point, seed).id for seed in sweep.seeds]
+        space = {key: str(value) for key, value in self.search.space.items()}
+        defined = json.dumps([cells, self.search.metric, self.search.direction, space])
+        self.name = f"{sweep.name}-{hashlib.sha256(defined.encode()).hexdigest()[:12]}"
+        self.study = self._open()
+
+    def _open(self) -> optuna.Study:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        try:
+            if self.search.storage is None:
+                self.output.mkdir(parents=True, exist_ok=True)
+                storage: Any = optuna.storages.JournalStorage(JournalFileBackend(str(self.output / JOURNAL)))
+            else:
+                storage = self.search.storage
+            return optuna.create_study(
+                storage=storage, study_name=self.name, direction=self.search.direction, load_if_exists=True
+            )
+        except Exception as error:  # of the file system, the database's driver, or SQLAlchemy
+            place = self.search.storage or self.output / JOURNAL
+            raise LoriError(f"the search's storage {place} cannot be opened ({one_line(error)}); mend it") from error
+
+    @contextmanager
+    def proposal(self) -> Iterator[Proposal | None]:
+        """A trial for this process: one that another left, or a new one; ``None`` where the budget is used up."""
+        with ExitStack() as held:
+            yield self._claim(held)
+
+    def _claim(self, held: ExitStack) -> Proposal | None:
+        for number in self._at_work():
+            with suppress(FolderBusy):
+                lock = held.enter_context(self._lock(number))
+                if number in self._at_work():  # nobody ended it meanwhile
+                    return Proposal(number, self._point(self._take_over(number)), lock)
+        while len(self.study.get_trials(deepcopy=False)) < self.search.trials:
+            self.study.sampler = self._sampler()
+            trial = self.study.ask()
+            if trial.number >= self.search.trials:  # another worker got the last one
+                self.end(trial.number, None)
+                break
+            with suppress(FolderBusy):  # another worker took it for one that was left
+                return Proposal(trial.number, self._point(trial), held.enter_context(self._lock(trial.number)))
+        return None
+
+    def end(self, number: int, value: float | None) -> None:
+        """Notes a trial's value; ``None`` for one that failed."""
+        import optuna
+
+        if value is None:
+            self.study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+        else:
+            self.study.tell(number, value, skip_if_finished=True)
+
+    def trials(self) -> list[Finished]:
+        """All trials so far, in order."""
+        found = []
+        for trial in self.study.get_trials(deepcopy=False)[: self.search.trials]:
+            if trial.params.keys() == self.search.space.keys():
+                point = {key: self._value(key, trial.params[key]) for key in self.search.space}
+                value = trial.value if trial.state.name == "COMPLETE" else None
+                found.append(Finished(trial.number, point, value, trial.state.name.lower()))
+        return found
+
+    def best(self) -> Finished | None:
+        """The best of the trials that have a value."""
+        known = [trial for trial in self.trials() if trial.value is not None]
+        sign = 1 if self.search.direction == "maximize" else -1
+        return max(known, key=lambda trial: sign * (trial.value or 0.0), default=None)
+
+    def _at_work(self) -> list[int]:
+        import optuna
+
+        states = (optuna.trial.TrialState.RUNNING,)
+        return [trial.number for trial in self.study.get_trials(deepcopy=False, states=states)]
+
+    def _take_over(self, number: int) -> optuna.Trial:
+        import optuna
+
+        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def _lock(self, number: int) -> Any:
+        return lock_folder(self.output / "locks" / f"{self.name}-{number}", "another worker has this trial")
+
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        import optuna
+
+        trials = self.study.get_trials(deepcopy=False)
+        seeds: list[int | str] = [self.search.seed, len(trials)]
+        if any(not trial.state.is_finished() for trial in trials):
+            # another worker may ask at the same time: it is not to get the same point
+            seeds += [os.getpid(), socket.gethostname()]
+        seed = int(hashlib.sha256(json.dumps(seeds).encode()).hexdigest()[:8], 16)
+        match self.search.sampler:
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed)
+            case "qmc":
+                # a sequence, of which every worker takes the next point
+                return optuna.samplers.QMCSampler(seed=self.search.seed, scramble=True)
+            case _:
+                return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+    def _point(self, trial: optuna.Trial) -> dict[str, Any]:
+        for key, space in self.search.space.items():
+            if isinstance(space, list):
+                trial.suggest_categorical(key, [flag_text(value) for value in space])
+            elif space.integer:
+                trial.suggest_int(key, int(space.low), int(space.high), log=space.log)
+            else:
+                trial.suggest_float(key, space.low, space.high, log=space.log)
+        return {key: self._value(key, trial.params[key]) for key in self.search.space}
+
+    def _value(self, key: str, drawn: Any) -> Any:
+        space = self.search.space[key]
+        if isinstance(space, list):
+            return next(value for value in space if flag_text(value) == drawn)
+        assert isinstance(space, Interval)
+        return int(drawn) if space.integer else rounded(drawn)

@@ -1,0 +1,129 @@
+"""Weights that the first process loaded, divided among two: the others never hold a whole model."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lori_pl.errors import LoriError
+from lori_pl.models.hidden import decoder_layers
+from lori_pl.sharding import ShardedStrategy, loading, own_part, shard, whole
+
+pytestmark = pytest.mark.distributed
+
+CPU = torch.device("cpu")
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 31}
+KINDS = {
+    "tied": ("llama", {**SIZES, "intermediate_size": 24, "tie_word_embeddings": True}),
+    "untied": ("llama", {**SIZES, "intermediate_size": 24, "tie_word_embeddings": False}),
+    "gpt2": ("gpt2", SIZES),
+}
+
+
+class OfRank(ShardedStrategy):
+    """No cluster is there to ask for the rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.rank == 0
+
+
+class Pair(nn.Module):
+    """A student, a frozen teacher, and what else a method has."""
+
+    def __init__(self, kind: str, strategy: ShardedStrategy | None) -> None:
+        super().__init__()
+        name, sizes = KINDS[kind]
+        with loading(strategy):
+            config = AutoConfig.for_model(name, **sizes)
+            self.student = AutoModelForCausalLM.from_config(config)
+            self.teacher = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+        self.projector = nn.Linear(16, 16)
+        self.register_buffer("fitted", torch.rand(3) > 0.5)
+        self.register_buffer("empty", torch.zeros(0))
+
+    def losses(self, ids):
+        return self.student(ids).logits.square().mean() + self.projector(self.teacher(ids).logits[..., :16]).mean()
+
+
+def make(kind: str, rank: int) -> Pair:
+    torch.manual_seed(rank)  # so that another's weights would show
+    return Pair(kind, OfRank(rank)).eval()
+
+
+def divide(rank, folder, kind):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    pair = make(kind, rank)
+    before = sum(value.numel() for value in pair.parameters() if not value.is_meta)
+    layers = [layer for model in (pair.student, pair.teacher) for layer in decoder_layers(model)]
+    if rank:
+        assert before == sum(value.numel() for value in pair.projector.parameters())
+    mesh = init_device_mesh("cpu", (2,))
+    shard(pair, [pair.student, pair.teacher], [pair.teacher], ("losses",), mesh, CPU, True, False)
+    assert all(isinstance(value, DTensor) for value in pair.parameters())
+    held = sum(own_part(value).numel() for value in pair.parameters())
+    loss = pair.losses(torch.arange(6)[None])
+    loss.backward()
+    assert all(isinstance(value, DTensor) for layer in layers for value in layer.parameters())
+    tied = pair.student.get_input_embeddings().weight is pair.student.get_output_embeddings().weight
+    assert tied == (kind != "untied")
+    assert all(not value.requires_grad for value in pair.teacher.parameters())
+    state = {name: whole(value).detach().clone() for name, value in pair.named_parameters()}
+    gradients = {name: whole(p.grad).clone() for name, p in pair.named_parameters() if p.grad is not None}
+    buffers = {name: value.clone() for name, value in pair.named_buffers()}
+    found = {"loss": loss.detach(), "held": held, "state": state, "gradients": gradients, "buffers": buffers}
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_everyone_computes_with_the_first_ones_weights(kind, tmp_path):
+    multiprocessing.start_processes(divide, (str(tmp_path), kind), nprocs=2, start_method="fork")
+    torch.manual_seed(0)
+    pair = Pair(kind, None).eval()
+    loss = pair.losses(torch.arange(6)[None])
+    loss.backward()
+    total = sum(value.numel() for value in pair.parameters())
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found["loss"], loss.detach())
+        assert found["state"].keys() == dict(pair.named_parameters()).keys()
+        for name, value in pair.named_parameters():
+            assert torch.equal(found["state"][name], value), name
+            if value.requires_grad:
+                torch.testing.assert_close(found["gradients"][name], value.grad)
+        for name, value in pair.named_buffers():
+            assert torch.equal(found["buffers"][name], value), name
+        assert 0.45 * total < found["held"] < 0.55 * total
+
+
+def differ(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    pair = make(["tied", "gpt2"][rank], rank)
+    divided = partial(shard, pair, [pair.student], [], (), init_device_mesh("cpu", (2,)), CPU, True, False)
+    if rank:
+        with pytest.raises(LoriError, match=r"the first process built .* this one .* one config"):
+            divided()
+        Path(folder, "seen").touch()
+    else:
+        with pytest.raises(RuntimeError):  # the other one is gone
+            divided()
+
+
+def test_processes_of_different_configs_are_told(tmp_path):
+    multiprocessing.start_processes(differ, (str(tmp_path),), nprocs=2, start_method="fork")
+    assert (tmp_path / "seen").exists()
