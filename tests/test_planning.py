@@ -184,7 +184,7 @@ def test_the_command_says_what_fits(capsys):
 
 
 def test_the_command_says_how_long_it_takes(capsys):
-    """600 steps of 64 of 500 problems, of the length of the mean; two devices take twice the batches at twice the speed."""
+    """600 steps of 64 of 500 problems; two devices take twice the batches, twice as fast."""
     hours = []
     for flags in (
         ["--devices=1"],
