@@ -85,8 +85,7 @@ def check_stages(config: Namespace) -> None:
 def test_sweep_reads_and_its_cells_parse(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(ROOT)
     cells = expand(load_specification(name))
-    first_of_each = {cell.configs: cell for cell in reversed(cells)}
-    for cell in first_of_each.values():
+    for cell in (cells[0], cells[-1]):
         parse_cell(parse, cell)
 
 
