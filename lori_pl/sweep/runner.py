@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -256,11 +259,22 @@ class Sweep:
             label = cell.label(sweep.label, sweep.name, method)
             self._keep_outcomes(folder / "correct.npz", label, cell.seed)
             row |= {"method": label, "status": "ok", **measured}
+            self._link(cell, label)
         except LoriError as error:
             row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
         with self._results_held():
             self.table.append(row)
         return row
+
+    def _link(self, cell: Cell, label: str) -> None:
+        """Lets a finished run be found by its name and seed, too."""
+        name = re.sub(r"[^\w.,=+\[\]-]+", "_", label)[:100]
+        link = self.output / "by_name" / f"{name}_seed{cell.seed}"
+        link.parent.mkdir(exist_ok=True)
+        with suppress(OSError):  # some file systems have no links
+            new = link.with_name(f".{cell.id}")
+            new.symlink_to(Path("..") / "cells" / cell.id)
+            os.replace(new, link)
 
     def _results_held(self) -> Any:
         return lock_folder(self.specification.results, "", wait=True)

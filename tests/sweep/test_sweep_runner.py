@@ -39,6 +39,14 @@ def test_every_cell_is_run_and_leaves_a_full_row(bench):
     assert [row["cell"] for row in rows] == bench.ran
 
 
+def test_finished_runs_are_found_by_name(bench):
+    bench.run(SWEEP, "grid.model.rank=[4, 13]", "seeds=[7]", "label='{method}/r {model.rank}'")
+    (link,) = Path("out/by_name").iterdir()
+    assert link.name == "lori_r_4_seed7"
+    assert (link / "summary.json").is_file()
+    assert link.resolve() == Path("out/cells", bench.rows()[0]["cell"]).resolve()
+
+
 def test_progress_and_table_are_shown(bench):
     bench.run(SWEEP, "grid.model.rank=[4, 13]", "seeds=[3]", "metrics=[loss, typo]")
     assert "sweep sweep: 2 of 2 cells to run in out" in bench.printed
