@@ -25,7 +25,14 @@ from rich.console import Console
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
-from lori_pl.evaluation.records import Outcomes, ResultTable, git_commit, read_outcomes, write_outcomes
+from lori_pl.evaluation.records import (
+    RESULT_COLUMNS,
+    Outcomes,
+    ResultTable,
+    git_commit,
+    read_outcomes,
+    write_outcomes,
+)
 from lori_pl.files import FolderBusy, lock_folder, replace_file
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file, run_child
@@ -210,6 +217,8 @@ class Sweep:
             row = self.results().get(cell.id)
             if row is not None and row["status"] in skipped:
                 return {**row, "from_elsewhere": True}
+            if (found := self._reused(cell)) is not None:
+                return found
             try:
                 made = self._run_cell(cell, functools.partial(self._runner, keep_open=(lock, *locks)))
             except KeyboardInterrupt:
@@ -217,6 +226,26 @@ class Sweep:
                 raise
         self._report(cell, made, remaining)
         return made
+
+    def _reused(self, cell: Cell) -> dict[str, Any] | None:
+        """Takes over the row of the very same run, and its outcomes, from another sweep."""
+        for folder in self.specification.reuse:
+            rows = [row for row in ResultTable(folder / "results.csv").rows() if row.get("cell") == cell.id]
+            if not rows or rows[-1]["status"] != "ok":
+                continue
+            row: dict[str, Any] = {**rows[-1], **cell.columns()}
+            known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *self.specification.axes, *self.specification.metrics}
+            row = {column: value for column, value in row.items() if column in known}
+            path = folder / "correct.npz"
+            bits = read_outcomes(path).bits.get((row["method"], cell.seed)) if path.exists() else None
+            with self._results_held():
+                if bits is not None:
+                    ids = read_outcomes(path).ids
+                    write_outcomes(self.specification.results / "correct.npz", ids, bits, row["method"], cell.seed)
+                self.table.append(row)
+            self.say(f"{self.title(cell)}  accuracy {float(row['accuracy']):.4f}  as {row['method']} in {folder}")
+            return row
+        return None
 
     def _lock_place(self, cell: Cell) -> Path:
         # not in the cell's folder, which is removed where a run begins anew

@@ -36,6 +36,7 @@ on to the run). Paths are relative to the folder that the command is run in, as 
                                         # sweep's, {config} the varied files' stems, {KEY} any varied or fixed value
     metrics: [accuracy_steps_3]         # what else to copy from the run's summary.json: from the method's entry or
                                         # else from the whole, with dots inwards (test_sets.svamp.accuracy)
+    reuse: [experiments/embedded]       # folders of results whose rows are taken for cells that are the very same runs
     compare:                            # pairs of labels whose difference in accuracy is printed at the end, with
       - [lori, anchor_only]             # its intervals over seeds and over problems
 
@@ -69,7 +70,7 @@ SAMPLERS = ("tpe", "random", "gp", "qmc")
 
 _FIELDS = (
     *("name", "output", "results", "configs", "fixed", "grid", "variants", "random", "search"),
-    *("seeds", "label", "metrics", "compare"),
+    *("seeds", "label", "metrics", "reuse", "compare"),
 )
 _OF_THE_SWEEP = {
     "seed_everything": "list the seeds under 'seeds'",
@@ -127,6 +128,7 @@ class SweepSpecification:
     seeds: tuple[int, ...]
     label: str | None
     metrics: tuple[str, ...]
+    reuse: tuple[Path, ...]
     compare: tuple[tuple[str, str], ...]
 
     @property
@@ -210,6 +212,7 @@ class _Reader:
             seeds=self.seeds(),
             label=self.text("label"),
             metrics=metrics,
+            reuse=tuple(map(Path, self.texts("reuse"))),
             compare=self.pairs("compare"),
         )
 

@@ -11,7 +11,7 @@ from sweep_bench import FAKE_RUN, SWEEP
 
 import lori_pl.sweep.runner as runner_module
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import RESULT_COLUMNS, git_commit, read_outcomes, write_outcomes
+from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep.child import ChildResult, progress_file
 from lori_pl.sweep.looking import show_plan, show_status
 from lori_pl.sweep.runner import read_summary
@@ -45,6 +45,24 @@ def test_finished_runs_are_found_by_name(bench):
     assert link.name == "lori_r_4_seed7"
     assert (link / "summary.json").is_file()
     assert link.resolve() == Path("out/cells", bench.rows()[0]["cell"]).resolve()
+
+
+def test_the_very_same_runs_of_another_sweep_are_taken_over(bench):
+    def leave(folder):
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, len(bench.ran) > 1], "lori", 3)
+
+    bench.before = leave
+    bench.run(SWEEP, "seeds=[3]", "label='{method}_{model.rank}'")
+    other = ["seeds=[3]", "label='{method}_{model.rank}'", "grid.model.rank=[8, 9]", "output=more"]
+    bench.run(SWEEP, *other, "reuse=[nowhere, out]")
+    assert len(bench.ran) == 1
+    rows = ResultTable("more/results.csv").rows()
+    first = {row["model.rank"]: row for row in bench.rows()}["8"]
+    assert rows[0] == first
+    assert rows[1]["model.rank"] == "9"
+    taken, given = (read_outcomes(f"{folder}/correct.npz").bits["lori_8", 3] for folder in ("more", "out"))
+    assert list(taken) == list(given) == [True, True]
+    assert "as lori_8 in out" in bench.printed
 
 
 def test_progress_and_table_are_shown(bench):
