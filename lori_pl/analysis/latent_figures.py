@@ -52,7 +52,7 @@ def draw_lens(part: LatentPart) -> Figure:
         _latent_ticks(axes, latents)
     panels[-1].set_xlabel("latent")
     figure.colorbar(image, ax=list(panels), label="probability of the likeliest token", shrink=0.8)
-    figure.suptitle("Logit lens: the likeliest token", fontsize=10)
+    figure.suptitle("Logit lens: the likeliest token of a latent after each layer", fontsize=10)
     return figure
 
 
@@ -139,7 +139,7 @@ def draw_interventions(part: LatentPart) -> Figure:
     named = ["mean" if name == "rank 0" else name for name in names]
     heat.set_xticks(range(len(names)), named, rotation=30, ha="right")
     heat.set_yticks(range(len(rows)), [f"z{i + 1}" for i in range(part.latents)] + ["all"])
-    heat.set(title=f"accuracy (%); without a change {accuracy:.1f}", ylabel="latent", xlabel="replaced by")
+    heat.set(title=f"accuracy (%); without a change {accuracy:.1f}", ylabel="latent", xlabel="intervention")
     figure.colorbar(image, ax=heat, label="accuracy (%)")
     projected = [each for each in part.outcomes if each.latent is None and each.name.startswith("rank ")]
     ranks = [int(each.name.split()[1]) for each in projected]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +14,6 @@ from lori_pl.alignment.stiefel import orthonormal_columns
 from lori_pl.analysis.spectra import States, TrajectorySpectra, permuted_entries, trajectory_spectra
 from lori_pl.analysis.streams import Reader
 from lori_pl.analysis.subspaces import captured_energy, compare_subspaces
-
-log = logging.getLogger(__name__)
 
 FEWEST = 8
 """Fewest problems answered right, and wrong, for their spectra to be compared."""
@@ -63,6 +60,7 @@ def measure_rank(
     latents: Callable[[np.ndarray], Batches] | None,
     words: bool,
     correct: np.ndarray,
+    steps: np.ndarray,
     learned: dict[str, tuple[Tensor, Tensor]],
     rank: int,
     seed: int,
@@ -74,6 +72,7 @@ def measure_rank(
         latents: Gives the states at the student's latents for problems by number; ``None`` where it has none.
         words: Whether the student reasons in words.
         correct: (n,) whether the student answers each problem right.
+        steps: (n,) number of its rationale's steps.
         learned: Factors (U_L, U_D) that the alignment has fitted, by name.
         rank: Rank of the subspaces that are compared.
         seed: Seed of all controls.
@@ -81,7 +80,7 @@ def measure_rank(
     part = RankPart()
     streams: dict[str, Batches] = {}
     for side, reader in readers.items():
-        streams |= _streams(part, side, reader, latents if side == "student" else None, words, correct, seed)
+        streams |= _streams(part, side, reader, latents if side == "student" else None, words, correct, steps, seed)
     for name, batches in track(streams.items(), "spectra of states", transient=True):
         part.spectra[name] = trajectory_spectra(batches, readers[name.split("/")[0]].device)
     _compare(part, learned, rank, seed)
@@ -95,6 +94,7 @@ def _streams(
     latents: Callable[[np.ndarray], Batches] | None,
     words: bool,
     correct: np.ndarray,
+    steps: np.ndarray,
     seed: int,
 ) -> dict[str, Batches]:
     every = np.arange(len(correct))
@@ -124,19 +124,38 @@ def _streams(
     if kind == "rationale":
         found[f"{name}/shuffled"] = reader.states("shuffled", rows, seed)
     found[f"{name}/permuted"] = _permuted(found[name], seed)
-    right, wrong = (chosen[correct[chosen] == value] for value in (True, False))
-    count = min(len(right), len(wrong))
-    if count < FEWEST:
+    right, wrong = matched(chosen, correct, steps, seed)
+    if len(right) < FEWEST:
         part.notes.append(
-            f"{name}/right and /wrong: {len(right)} problems are answered right and {len(wrong)} wrong, and the "
-            f"comparison needs {FEWEST} of either"
+            f"{name}/right and /wrong: {int(correct[chosen].sum())} of {len(chosen)} problems are answered right, which "
+            f"leaves {len(right)} pairs of as many steps, and the comparison needs {FEWEST}"
         )
         return found
-    # a rank grows with the number of tokens: as many problems of either, and as nearly as can be of the same lengths
-    rng = np.random.default_rng([seed, len(found)])
-    found[f"{name}/right"] = of(np.sort(rng.permutation(right)[:count]))
-    found[f"{name}/wrong"] = of(np.sort(rng.permutation(wrong)[:count]))
-    return found
+    return {**found, f"{name}/right": of(right), f"{name}/wrong": of(wrong)}
+
+
+def matched(rows: np.ndarray, correct: np.ndarray, steps: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws problems answered right and as many answered wrong, for each number of steps.
+
+    A rank grows with the number of tokens, and longer problems are answered wrong more often: unmatched, the two would
+    differ by that alone.
+
+    Args:
+        rows: Problems, by number.
+        correct: (n,) whether each problem is answered right.
+        steps: (n,) number of steps of each.
+        seed: Seed of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    right: list[int] = []
+    wrong: list[int] = []
+    for length in np.unique(steps[rows]):
+        of_length = rows[steps[rows] == length]
+        parts = [rng.permutation(of_length[correct[of_length] == value]) for value in (True, False)]
+        count = min(map(len, parts))
+        right += parts[0][:count].tolist()
+        wrong += parts[1][:count].tolist()
+    return np.sort(np.array(right, dtype=np.int64)), np.sort(np.array(wrong, dtype=np.int64))
 
 
 def _permuted(batches: Batches, seed: int) -> Batches:

@@ -52,12 +52,17 @@ def _curve(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(1, len(shares) + 1), shares
 
 
-def draw_spectra(part: RankPart) -> Figure:
-    """Cumulative energy by rank, a panel a mode, a curve for each set of states and its controls."""
+def draw_spectra(part: RankPart, tokens: str) -> Figure:
+    """Cumulative energy by rank, a panel a mode, a curve for each set of states and its controls.
+
+    Args:
+        part: What was measured.
+        tokens: Which tokens of a rationale make a trajectory.
+    """
     figure = Figure(figsize=(12.5, 4.8), layout="constrained")
     panels = figure.subplots(1, 3)
     tint = colours(part, [])
-    sizes = {"layer": "L", "hidden": "D", "position": "P"}
+    of = {"layer": "layers", "hidden": "hidden entries", "position": "positions"}
     for axes, mode in zip(panels, ("layer", "hidden", "position"), strict=True):
         for name, each in part.spectra.items():
             owner, _, kind = name.rpartition("/") if name.count("/") == 2 else (name, "", "")
@@ -67,14 +72,16 @@ def draw_spectra(part: RankPart) -> Figure:
             style = CONTROLS[kind][0] if kind else "-"
             marker = "." if len(ranks) <= 12 else ""
             axes.plot(ranks, energy, color=tint[owner], linestyle=style, marker=marker, lw=1.6, label=label(name))
-        _tidy(axes, xlabel=f"rank (directions of at most {sizes[mode]})", ylim=(0, 102), title=f"{mode} mode")
-        if max(len(each.modes[mode].values) for each in part.spectra.values()) > 16:
+        most = max(len(each.modes[mode].values) for each in part.spectra.values())
+        _tidy(axes, xlabel=f"rank (of at most {most} {of[mode]})", ylim=(0, 102), title=f"{mode} mode")
+        if most > 16:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("cumulative energy (%)")
-    figure.suptitle("How many directions hold the energy of the states (centred; every layer at unit size)")
+    what = f"centred, every layer at unit size; rationale tokens: {tokens.replace('_', ' ')}"
+    figure.suptitle(f"How many directions hold the energy of the states ({what})", fontsize=11)
     _legend_below(figure, panels[1], 4)
     return figure
 
@@ -143,7 +150,7 @@ def draw_angles(part: RankPart, learned: list[str]) -> Figure | None:
     if not pairs:
         return None
     centres = list(part.reasoning.values())
-    figure = Figure(figsize=(5.6 * len(centres), 4.6), layout="constrained")
+    figure = Figure(figsize=(5.6 * len(centres), 5.2), layout="constrained")
     panels = figure.subplots(1, len(centres), squeeze=False)[0]
     tint = colours(part, learned)
     for axes, centre in zip(panels, centres, strict=True):
@@ -158,13 +165,12 @@ def draw_angles(part: RankPart, learned: list[str]) -> Figure | None:
             axes.plot(count, found["angles"], color=tint[other], marker=".", label=f"{label(other)} (rank {ranks[1]})")
             if ranks not in drawn:
                 drawn.add(ranks)
-                text = f"two random subspaces (ranks {ranks[0]}, {ranks[1]})"
-                style = (0, (1, 1.5 + len(drawn)))
-                axes.plot(count, found["random"], color=RANDOM, linestyle=style, label=text)
+                text = f"random subspaces (ranks {ranks[0]}, {ranks[1]})"
+                axes.plot(count, found["random"], color=RANDOM, linestyle=(0, (1, 1.5 * len(drawn))), label=text)
         _tidy(axes, title=f"with {label(centre)}", xlabel="principal angle, by number", ylim=(-2, 92))
         axes.set_yticks(range(0, 91, 15))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     panels[0].set_ylabel("angle (degrees; 0 is a shared direction)")
     figure.suptitle("Principal angles between hidden-mode subspaces")
     return figure
@@ -173,7 +179,7 @@ def draw_angles(part: RankPart, learned: list[str]) -> Figure | None:
 def draw_captured(part: RankPart, learned: list[str]) -> Figure:
     """How much of the energy of the states of reasoning lies in the first directions of other subspaces."""
     centres = list(part.reasoning.values())
-    figure = Figure(figsize=(5.6 * len(centres), 4.6), layout="constrained")
+    figure = Figure(figsize=(5.6 * len(centres), 5.2), layout="constrained")
     panels = figure.subplots(1, len(centres), squeeze=False)[0]
     tint = colours(part, learned)
     for axes, centre in zip(panels, centres, strict=True):
@@ -184,13 +190,15 @@ def draw_captured(part: RankPart, learned: list[str]) -> Figure:
                 continue
             text = "its own directions (the most possible)" if other == centre else label(other)
             look: dict[str, Any] = {"color": "black" if other == centre else tint[other], "label": text}
+            # shared factors lie on the teacher's own
+            look["linestyle"] = (0, (4, 2)) if other in learned else "-"
             axes.plot(range(1, len(shares) + 1), 100 * np.array(shares), **look)
         ranks = np.arange(1, dimension + 1)
         axes.plot(ranks, 100 * ranks / dimension, color=RANDOM, linestyle=":", label="random directions, on average")
         _tidy(axes, title=f"energy of {label(centre)}", xlabel="rank: first directions of ...", ylim=(0, 102))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        axes.legend(fontsize=7, loc="lower right" if dimension <= 16 else "best")
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     panels[0].set_ylabel("energy held (%)")
     figure.suptitle("How much of the energy lies in other subspaces")
     return figure

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,12 +29,20 @@ from lori_pl.evaluation.report import write_json
 
 JSON = "analysis.json"
 TENSORBOARD = "tensorboard"
+DPI = 130
 
 
-def draw(rank: RankPart, learned: list[str], latents: LatentPart | None) -> dict[str, Figure]:
-    """All pictures by name."""
+def draw(rank: RankPart, learned: list[str], latents: LatentPart | None, tokens: str) -> dict[str, Figure]:
+    """All pictures by name.
+
+    Args:
+        rank: The rank of reasoning.
+        learned: Names of the factors that an alignment has fitted.
+        latents: What latents hold, where there are any.
+        tokens: Which tokens of a rationale make a trajectory.
+    """
     figures: dict[str, Figure | None] = {
-        "spectra": draw_spectra(rank),
+        "spectra": draw_spectra(rank, tokens),
         "effective_rank": draw_effective_ranks(rank),
         "right_wrong": draw_right_wrong(rank),
         "angles": draw_angles(rank, learned),
@@ -54,8 +65,13 @@ def write(folder: Path, result: dict[str, Any], figures: dict[str, Figure]) -> N
     writer = SummaryWriter(str(folder / TENSORBOARD))
     try:
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=130)
-            writer.add_figure(f"analysis/{name}", figure)
+            # drawn once for both
+            figure.set_dpi(DPI)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())
+            imsave(folder / f"{name}.png", pixels)
+            writer.add_image(f"analysis/{name}", pixels, dataformats="HWC")
     finally:
         writer.close()
 
@@ -123,7 +139,7 @@ def agreement_table(latents: LatentPart) -> Table:
 
 def interventions_table(latents: LatentPart) -> Table:
     """Accuracy by latent and intervention."""
-    names = list(dict.fromkeys(each.name for each in latents.outcomes[1:]))
+    names = sorted({each.name for each in latents.outcomes[1:]}, key=_by_rank)
     table = Table(title=f"accuracy in %; {100 * latents.outcomes[0].correct.mean():.1f} without a change")
     for column in ("latent", *("mean" if name == "rank 0" else name for name in names)):
         table.add_column(column, justify="right")
@@ -132,3 +148,8 @@ def interventions_table(latents: LatentPart) -> Table:
         shown = "all" if latent is None else f"z{latent + 1}"
         table.add_row(shown, *(accuracy.get((name, latent), "") for name in names))
     return table
+
+
+def _by_rank(name: str) -> tuple[bool, int, str]:
+    kind, _, rank = name.partition(" ")
+    return kind == "rank", int(rank or 0), kind

@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
     result = described(subject, options, unchanged)
     result["rank"] = rank.summary()
     result["latents"] = latents.summary() if latents is not None else {"left_out": [no_latents(subject)]}
-    figures = draw(rank, list(learned_factors(subject.method)), latents)
+    figures = draw(rank, list(learned_factors(subject.method)), latents, subject.data.rationale_tokens)
     replace_folder(folder, lambda part: write(part, result, figures))
     console = Console()
     low, high = wilson(int(unchanged.correct.sum()), len(unchanged.correct))
@@ -279,7 +279,7 @@ def rank_part(subject: Subject, correct: np.ndarray, rank: int, seed: int) -> Ra
     words = student.reasoning == "words"
     with torch.no_grad():
         factors = learned_factors(subject.method)
-        return measure_rank(readers(subject), given, words, correct, factors, rank, seed)
+        return measure_rank(readers(subject), given, words, correct, subject.split.steps, factors, rank, seed)
 
 
 def latent_part(subject: Subject, interventions: Interventions, unchanged: Outcome, top_k: int) -> LatentPart | None:
