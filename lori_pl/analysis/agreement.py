@@ -48,13 +48,14 @@ def step_results(encoder: Encoder, problems: Sequence[Problem]) -> Results:
         rationales, encoder.selected(problems, "step_results"), encoder.step_starts(problems), strict=True
     ):
         row = []
-        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        for start, end in zip(starts, [*starts, len(ids)][1:], strict=True):
             inside = [place for place in places if start <= place < end]
             row.append(ids[inside[0]] if inside else NONE)
             longer += len(inside) > 1
         found.append(row)
     width = max(map(len, found))
-    tokens = torch.tensor([row + [NONE] * (width - len(row)) for row in found], dtype=torch.long).view(len(found), -1)
+    padded = [row + [NONE] * (width - len(row)) for row in found]
+    tokens = torch.tensor(padded, dtype=torch.long).view(len(found), width)
     return Results(tokens, longer, int((tokens != NONE).sum()))
 
 

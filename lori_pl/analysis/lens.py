@@ -70,7 +70,12 @@ def final_norm(lm: PreTrainedModel) -> nn.Module:
     finally:
         for handle in handles:
             handle.remove()
-    return next((module for module, output in reversed(seen) if output is last), nn.Identity())
+    # the same numbers in the same place: some models give a view of what their norm gave
+    return next((module for module, output in reversed(seen) if _same_place(output, last)), nn.Identity())
+
+
+def _same_place(output: Any, last: Tensor) -> bool:
+    return isinstance(output, Tensor) and (output.data_ptr(), output.numel()) == (last.data_ptr(), last.numel())
 
 
 def lens_logits(reasoner: LatentReasoner, states: Tensor, norm: nn.Module) -> Tensor:

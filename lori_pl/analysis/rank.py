@@ -127,8 +127,8 @@ def _streams(
     right, wrong = matched(chosen, correct, steps, seed)
     if len(right) < FEWEST:
         part.notes.append(
-            f"{name}/right and /wrong: {int(correct[chosen].sum())} of {len(chosen)} problems are answered right, which "
-            f"leaves {len(right)} pairs of as many steps, and the comparison needs {FEWEST}"
+            f"{name}/right and /wrong: {int(correct[chosen].sum())} of {len(chosen)} problems are answered right: "
+            f"{len(right)} pairs of as many steps, and the comparison needs {FEWEST}"
         )
         return found
     return {**found, f"{name}/right": of(right), f"{name}/wrong": of(wrong)}
