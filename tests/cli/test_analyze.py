@@ -7,11 +7,13 @@ import math
 from typing import Any
 
 import pytest
-from conftest import BASE
+from conftest import BASE, LORI_TERMS, World
 from failing import message
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lori_pl import LatentReasoner
 from lori_pl.cli import main
+from lori_pl.models.thought import ThoughtSettings
 
 # right_wrong.png stands there where enough problems are answered right, which a tiny student may or may not do
 PICTURES = {"spectra", "effective_rank", "angles", "captured_energy"}
@@ -29,20 +31,31 @@ def read(world, out="analysis") -> dict[str, Any]:
     return json.loads((world.folder / out / "analysis.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def lori(tmp_path_factory, teacher):
+    """The folder of a LoRi run, tested at its end."""
+    made = World(tmp_path_factory.mktemp("lori"))
+    assert made.fit("LoRi", "lori", **lori_of(teacher)) == 0
+    return made.folder / "lori"
+
+
+def lori_of(teacher) -> dict[str, Any]:
+    # untrained models write on and on
+    return {"backbone": {}, "teacher": {"name": teacher}, "max_new_tokens": 4, **LORI_TERMS}
+
+
 def numbers(value):
     if isinstance(value, dict):
         value = list(value.values())
     return [n for each in value for n in numbers(each)] if isinstance(value, list) else [value]
 
 
-def test_a_checkpoint_of_lori(world, teacher, lori_args, capsys):
-    assert world.fit("LoRi", "lori", **lori_args) == 0
-    capsys.readouterr()
-    best = world.folder / "lori" / "checkpoints" / "best.ckpt"
+def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
+    best = lori / "checkpoints" / "best.ckpt"
     assert (
         main(
             [
-                *("analyze", "--config", str(world.folder / "lori" / "config.yaml"), "--ckpt_path", str(best)),
+                *("analyze", "--config", str(lori / "config.yaml"), "--ckpt_path", str(best)),
                 *("--folder", str(world.folder / "analysis"), "--rank", "3", "--seed", "4"),
             ]
         )
@@ -52,7 +65,7 @@ def test_a_checkpoint_of_lori(world, teacher, lori_args, capsys):
     found = read(world)
     folder = world.folder / "analysis"
     # the accuracy is that of the run's own test, and so is that of a projection on everything
-    summary = json.loads((world.folder / "lori" / "summary.json").read_text())["test_sets"]["test"]
+    summary = json.loads((lori / "summary.json").read_text())["test_sets"]["test"]
     assert found["problems"] == summary["n"] == 16
     assert found["accuracy"]["value"] == pytest.approx(summary["accuracy"])
     changed = {(each["intervention"], each["latent"]): each for each in found["latents"]["interventions"]}
@@ -91,17 +104,18 @@ def test_a_checkpoint_of_lori(world, teacher, lori_args, capsys):
     assert "student: latents" in shown
     assert "without a change" in shown
     # a second run into it is refused before anything is read
-    assert analyze(world, "LoRi", "nowhere.ckpt", **lori_args) == 2
+    assert analyze(world, "LoRi", "nowhere.ckpt", **lori_of(teacher)) == 2
     assert "analysis holds something already" in message(capsys)
 
 
 def test_a_folder_without_latents_has_the_rank_part_and_a_line(world, teacher, capsys):
-    assert world.fit("NoCoT", "plain", "--test_after_fit", "false", backbone={"name": teacher}) == 0
-    capsys.readouterr()
-    place, backbone = world.folder / "plain" / "student", {"name": teacher}
+    place, backbone = world.folder / "student", {"name": teacher}
+    words = LatentReasoner.from_pretrained(teacher)
+    LatentReasoner(words.lm, words.tokenizer, words.template, ThoughtSettings("none", 0)).save_pretrained(place)
     (world.folder / "analysis").mkdir()
     flags = ("--split", "validation", "--problems", "8")
-    assert analyze(world, "NoCoT", place, *flags, "--teacher", teacher, backbone=backbone) == 0
+    flags = (*flags, "--teacher", teacher)
+    assert analyze(world, "NoCoT", place, *flags, backbone=backbone, max_new_tokens=4) == 0
     line = "latents: none to look into, the student reasons by 'none' with 0"
     assert line in " ".join(capsys.readouterr().out.split())
     found = read(world)
@@ -109,11 +123,9 @@ def test_a_folder_without_latents_has_the_rank_part_and_a_line(world, teacher, c
     assert (found["split"], found["problems"]) == ("validation", 8)
     assert found["rank"]["reasoning"] == {"teacher": "teacher/rationale", "student": "student/question"}
     assert {file.stem for file in (world.folder / "analysis").glob("*.png")} - {"right_wrong"} == PICTURES
-    # without a teacher, the student alone
-    assert analyze(world, "NoCoT", place, "--problems", "4", out="alone", backbone=backbone) == 0
-    assert {name.split("/")[0] for name in read(world, "alone")["rank"]["states"]} == {"student"}
 
 
+@pytest.mark.slow
 def test_a_student_that_reasons_in_words(world, teacher):
     arguments = {"backbone": {"name": teacher}, "max_new_tokens": 4}
     assert analyze(world, "ExplicitCoT", teacher, "--problems", "4", "--split", "train", **arguments) == 0
@@ -135,26 +147,26 @@ def test_other_latents(world, teacher, method):
     assert changed["none", "all"] == changed["rank 32", "all"] == found["accuracy"]["value"]
 
 
-def test_problems_without_rationales_leave_out_what_needs_them(world, teacher, lori_args, capsys):
-    assert world.fit("LoRi", "lori", "--test_after_fit", "false", **{**lori_args, "latents": 2}) == 0
-    (world.folder / "test.jsonl").write_text(
+@pytest.mark.slow
+def test_problems_without_rationales_leave_out_what_needs_them(world, teacher, lori, capsys):
+    (world.folder / "own").mkdir()
+    (world.folder / "own" / "test.jsonl").write_text(
         "".join(f'{{"question": "Ann has {n} apples .", "answer": "{n}"}}\n' for n in range(3, 9)), encoding="utf-8"
     )
-    source = {"class_path": "lori_pl.data.sources.JSONL", "init_args": {"path": str(world.folder / "test.jsonl")}}
+    source = {"class_path": "lori_pl.data.sources.JSONL", "init_args": {"path": str(world.folder / "own")}}
     data = {"data": {**BASE["data"], "test_sources": {"own": source}}}
     capsys.readouterr()
-    place = world.folder / "lori" / "student"
-    assert analyze(world, "LoRi", place, data=data, **{**lori_args, "latents": 2}) == 0
+    assert analyze(world, "LoRi", lori / "student", "--latents", "2", data=data, **lori_of(teacher)) == 0
     shown = capsys.readouterr().out
     assert "teacher/rationale: the problems have no rationale" in shown
     assert "agreement: the problems have no rationale" in shown
     found = read(world)
-    assert (found["split"], found["problems"]) == ("own", 6)
+    assert (found["split"], found["problems"], found["latents_taken"]) == ("own", 6, 2)
     assert "teacher/question" in found["rank"]["states"]
     assert "agreement" not in found["latents"]
 
 
-def test_bad_input(world, teacher, lori_args, capsys):
+def test_bad_input(world, teacher, capsys):
     def refuses(text, *flags, place=teacher, method="ExplicitCoT", **arguments):
         assert analyze(world, method, place, *flags, **{"backbone": {"name": teacher}, **arguments}) == 2
         assert text in message(capsys)
