@@ -19,6 +19,7 @@ from lori_pl.analysis.interventions import (
     latent_inputs,
     latent_moments,
 )
+from lori_pl.analysis.lens import read_latents
 from lori_pl.analysis.streams import question_batch
 from lori_pl.data.answers import same_answer
 
@@ -70,6 +71,21 @@ def test_without_a_change_every_bit_is_that_of_an_evaluation(kind):
         assert torch.equal(logits_of(reasoner, questions), logits)
         assert isinstance(reasoner.thought, EditedThought)
     assert reasoner.thought is own
+
+
+def test_in_half_precision_too(kind):
+    reasoner, _, questions = setting(kind)
+    reasoner.lm.to(torch.bfloat16)
+    expected, logits = tokens(reasoner, questions), logits_of(reasoner, questions)
+    moments = latent_moments(reasoner, questions, [np.arange(COUNT)])
+    lens = read_latents(reasoner, questions, [np.arange(COUNT)], 2)
+    assert lens.mean.dtype == torch.float32
+    for edit in (lambda latents: latents, Swap(None, torch.arange(COUNT))):
+        with edited(reasoner, edit):
+            assert tokens(reasoner, questions) == expected
+            assert torch.equal(logits_of(reasoner, questions), logits)
+    with edited(reasoner, Project(None, moments.mean, moments.basis)):
+        torch.testing.assert_close(logits_of(reasoner, questions), logits, atol=0.1, rtol=0.1)
 
 
 def test_a_swap_with_itself_changes_nothing_and_a_change_of_all_entries_does(kind):
