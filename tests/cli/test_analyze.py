@@ -148,6 +148,30 @@ def test_other_latents(world, teacher, method):
 
 
 @pytest.mark.slow
+def test_adapters_and_learned_factors_of_a_checkpoint(world, teacher):
+    """The student's trained factors have a side of their own, and its teacher is loaded apart from its base."""
+    arguments = lori_of(teacher)
+    alignment = arguments["alignment"]
+    own = {**alignment["init_args"], "student_factors": "learned", "rank_layers": 1}
+    arguments |= {"alignment": {**alignment, "init_args": own}, "backbone": {"lora": {"rank": 2}}}
+    assert world.fit("LoRi", "run", **arguments) == 0
+    place = world.folder / "run" / "checkpoints" / "best.ckpt"
+    assert analyze(world, "LoRi", place, **arguments) == 0
+    found = read(world)
+    summary = json.loads((world.folder / "run" / "summary.json").read_text())["test_sets"]["test"]
+    assert found["accuracy"]["value"] == pytest.approx(summary["accuracy"])
+    for mode in ("hidden", "layer"):
+        pairs = found["rank"]["principal_angles"][mode]
+        assert "learned/teacher's side | learned/student's side" in pairs
+        assert "student/latents | learned/student's side" in pairs
+    # the folder of the same student has no alignment
+    assert analyze(world, "LoRi", world.folder / "run" / "student", out="folder", **arguments) == 0
+    alone = read(world, "folder")
+    assert not any("learned" in pair for pair in alone["rank"]["principal_angles"]["hidden"])
+    assert alone["accuracy"]["value"] == found["accuracy"]["value"]
+
+
+@pytest.mark.slow
 def test_problems_without_rationales_leave_out_what_needs_them(world, teacher, lori, capsys):
     (world.folder / "own").mkdir()
     (world.folder / "own" / "test.jsonl").write_text(
@@ -167,8 +191,8 @@ def test_problems_without_rationales_leave_out_what_needs_them(world, teacher, l
 
 
 def test_bad_input(world, teacher, capsys):
-    def refuses(text, *flags, place=teacher, method="ExplicitCoT", **arguments):
-        assert analyze(world, method, place, *flags, **{"backbone": {"name": teacher}, **arguments}) == 2
+    def refuses(text, *flags, place=teacher):
+        assert analyze(world, "ExplicitCoT", place, *flags, backbone={"name": teacher}) == 2
         assert text in message(capsys)
         assert not (world.folder / "analysis").exists()
 
@@ -178,7 +202,6 @@ def test_bad_input(world, teacher, capsys):
     refuses("no such file or folder", place="nowhere.ckpt")
     refuses("--split tests: give one of train, validation, test", "--split", "tests")
     refuses("--device quantum is not to be had here", "--device", "quantum")
-    refuses("reasons by 'words', but NoCoT by 'none'", method="NoCoT")
     refuses("no tokenizer found at hub id or folder 'nowhere'", "--teacher", "nowhere")
     with pytest.raises(SystemExit):
         main(["analyze", "--help"])
