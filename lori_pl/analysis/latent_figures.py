@@ -67,7 +67,7 @@ def draw_agreement(found: Agreement, top_k: int) -> Figure:
         _heat(axes, 100 * table.numpy(), (0, 100), "Blues", "{:.0f}")
         axes.set(title=title, xlabel="latent")
     difference = 100 * (found.share[-1] - found.chance[-1]).numpy()
-    bound = max(5.0, float(np.nanmax(np.abs(difference))) if np.isfinite(difference).any() else 5.0)
+    bound = _bound(difference)
     _heat(panels[2], difference, (-bound, bound), "RdBu_r", "{:+.0f}")
     panels[2].set(title="difference", xlabel="latent")
     for axes in panels:
@@ -93,7 +93,7 @@ def draw_agreement_by_layer(found: Agreement, top_k: int) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     difference = 100 * (found.share - found.chance).numpy()
-    bound = max(5.0, float(np.nanmax(np.abs(difference))) if np.isfinite(difference).any() else 5.0)
+    bound = _bound(difference)
     for axes, layer in zip(panels, shown, strict=False):
         _heat(axes, difference[layer], (-bound, bound), "RdBu_r", None)
         axes.set_title("input" if layer == 0 else f"after layer {layer}", fontsize=9)
@@ -107,6 +107,11 @@ def draw_agreement_by_layer(found: Agreement, top_k: int) -> Figure:
     figure.colorbar(colours, ax=list(panels), label="points above chance")
     figure.suptitle(f"Result of a step in the top {top_k} of a latent, above chance, by layer", fontsize=10)
     return figure
+
+
+def _bound(difference: np.ndarray) -> float:
+    """End of the colour scale: never so near that a weak agreement looks like a strong one."""
+    return float(np.abs(difference[np.isfinite(difference)]).max(initial=50.0))
 
 
 def _heat(axes: Axes, table: np.ndarray, limits: tuple[float, float], colours: str, form: str | None) -> None:
