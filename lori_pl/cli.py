@@ -25,6 +25,7 @@ USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for
   prepare    fetch models and data of a run once, so that jobs run offline; copy them to a node's own disk
   plan       show what a training needs: memory of a device by part and strategy, arithmetic, bytes of a cache
   benchmark  time the answers of several students: accuracy against milliseconds
+  analyze    measure the rank of reasoning of teacher and student, and look into the student's latents
   sweep      run a file of experiments, resumably
 """
 
@@ -37,6 +38,7 @@ OWN_COMMANDS = {
     "prepare": "lori_pl.commands.prepare",
     "plan": "lori_pl.commands.plan",
     "benchmark": "lori_pl.commands.benchmark",
+    "analyze": "lori_pl.commands.analyze",
     "sweep": "lori_pl.sweep.command",
 }
 
