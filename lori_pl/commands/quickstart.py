@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> int:
         return INTERRUPTED
     if failed:
         raise LoriError(f"{failed} runs failed; their log.txt lie under {sweep.output}")
-    if missing := len(sweep.cells) - len(sweep.results()):
+    results = sweep.results()
+    if missing := sum(sweep.status(cell, results) != "ok" for cell in sweep.cells):
         raise LoriError(f"{missing} runs are at work in another process; start the quickstart again when it has ended")
     methods, folders = collect(sweep)
     write_json(sweep.output / SUMMARY, {"methods": methods})

@@ -24,8 +24,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
         model.latents: {choices: [4, 5, 6]}
     search:                             # instead of random: Optuna proposes the points, one after the other, for
       trials: 20                        # each combination of the grid; a trial is run with every seed
-      hours: 8                          # starts no further trial after so long; null (the default) for no limit
-      metric: validation                # accuracy, or one of the metrics below, its mean over the seeds
+      hours: 8                          # starts none after so long, for each combination; null (the default): no limit
+      metric: validation                # one of the metrics below, or accuracy (the test's); the mean over seeds
       direction: maximize               # or minimize
       sampler: tpe                      # or random, gp, qmc: Optuna's
       seed: 0
@@ -194,6 +194,9 @@ class _Reader:
         for key in [*grid, *space, *varied]:
             if sum(key in part for part in (fixed, grid, varied, space)) > 1:
                 self.fail(key, f"given more than once among 'fixed', 'grid', 'variants' and '{kind}.space'; keep one")
+        for folder in self.texts("reuse"):
+            if not (Path(folder) / "results.csv").is_file():
+                self.fail("reuse", f"{folder} holds no results.csv")
         for metric in metrics:
             if metric in SWEEP_COLUMNS[2:] or metric in ("method", "seed", "commit", "command"):
                 self.fail("metrics", f"'{metric}' is a column of the sweep's own; leave it out")
@@ -251,6 +254,10 @@ class _Reader:
             place = f"{field}.{key}"
             if not isinstance(key, str) or not key or key.startswith("-") or any(c in "= \n\t" for c in key):
                 self.fail(place, "expected a flag of the command line without its dashes, such as trainer.max_steps")
+            if key == VARIANT_AXIS or (key == CONFIG_AXIS and field.startswith("variants")):
+                self.fail(
+                    place, "no flag: sets of flags stand under 'variants', config files under 'configs' and 'grid'"
+                )
             if key in _OF_THE_SWEEP:
                 self.fail(place, f"set by the sweep itself: {_OF_THE_SWEEP[key]}")
             if key in RESULT_COLUMNS or key in SWEEP_COLUMNS:
@@ -295,7 +302,7 @@ class _Reader:
         known: dict[str, Any] = {
             "trials": None,
             "hours": None,
-            "metric": "accuracy",
+            "metric": None,
             "direction": "maximize",
             "sampler": "tpe",
             "seed": 0,
@@ -310,7 +317,7 @@ class _Reader:
         hours = values["hours"]
         if hours is not None and not (isinstance(hours, int | float) and not isinstance(hours, bool) and hours > 0):
             self.fail("search.hours", f"expected a positive number, or null, got {hours!r}")
-        choices = {"direction": ("maximize", "minimize"), "sampler": SAMPLERS, "metric": ("accuracy", *metrics)}
+        choices = {"direction": ("maximize", "minimize"), "sampler": SAMPLERS, "metric": (*metrics, "accuracy")}
         for field, allowed in choices.items():
             if values[field] not in allowed:
                 self.fail(f"search.{field}", f"expected one of {', '.join(allowed)}, got {values[field]!r}")

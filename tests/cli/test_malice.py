@@ -13,6 +13,8 @@ from conftest import BACKBONE
 from failing import fails
 from safetensors.torch import load_file
 
+from lori_pl.cli import main
+
 pytestmark = pytest.mark.faults
 
 
@@ -84,3 +86,6 @@ def test_a_sweep_and_a_config_are_plain_yaml(world, capsys, mark):
     path = world.folder / "config.yaml"
     path.write_text(f"seed_everything: !!python/object/apply:os.mkdir ['{mark}']\n")
     fails(world, capsys, "config", flags=["--config", str(path)], backbone=BACKBONE)
+    path.write_text(f"seeds: !!python/object/apply:os.mkdir ['{mark}']\n")
+    assert main(["sweep", str(path)]) == 2
+    assert "is no YAML" in capsys.readouterr().err
