@@ -26,6 +26,7 @@ USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for
   plan       show what a training needs: memory of a device by part and strategy, arithmetic, bytes of a cache
   benchmark  time the answers of several students: accuracy against milliseconds
   sweep      run a file of experiments, resumably
+  report     make one HTML file of results, runs and analyses: tables, claims with intervals, pictures
 """
 
 # those that are no sub-commands of LightningCLI: their modules, whose ``main`` takes the arguments
@@ -38,6 +39,7 @@ OWN_COMMANDS = {
     "plan": "lori_pl.commands.plan",
     "benchmark": "lori_pl.commands.benchmark",
     "sweep": "lori_pl.sweep.command",
+    "report": "lori_pl.commands.report",
 }
 
 
