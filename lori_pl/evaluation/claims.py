@@ -42,13 +42,16 @@ class Effect:
 
     Args:
         mean: The mean of the seeds' differences.
-        bounds: Its t interval with the seed as the unit; ``None`` for a single seed.
+        bounds: Its t interval with the seed as the unit; for a single seed Newcombe's over the problems, or ``None``
+            where their outcomes are not known.
         seeds: Number of seeds that have it.
+        unit: What the interval speaks of: ``seeds``, ``problems``, or nothing.
     """
 
     mean: float
     bounds: tuple[float, float] | None
     seeds: int
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,9 @@ def claim(
     p = paired_t([a.accuracy for a, _ in pairs], [b.accuracy for _, b in pairs])
     one_pair = None
     if len(seeds) == 1 and outcomes is not None and {(first, seeds[0]), (second, seeds[0])} <= outcomes.bits.keys():
-        one_pair = compare_models(outcomes.bits[first, seeds[0]], outcomes.bits[second, seeds[0]], level)
+        a, b = outcomes.bits[first, seeds[0]], outcomes.bits[second, seeds[0]]
+        one_pair = compare_models(a, b, level)
+        by_steps |= _over_problems(a, b, outcomes.steps, level)
     effect = _effect(list(differences.values()), level)
     return Claim(first, second, differences, effect, p, p, one_pair, by_steps, level)
 
@@ -223,4 +228,16 @@ def compare_models(
 
 
 def _effect(values: Sequence[float], level: float) -> Effect:
-    return Effect(float(np.mean(values)), seed_interval(values, level), len(values))
+    bounds = seed_interval(values, level)
+    return Effect(float(np.mean(values)), bounds, len(values), "" if bounds is None else "seeds")
+
+
+def _over_problems(a: np.ndarray, b: np.ndarray, steps: np.ndarray | None, level: float) -> dict[int, Effect]:
+    """What one pair of models says by number of steps, shape (n,) each; nothing where the numbers are not known."""
+    if steps is None:
+        return {}
+    found = {}
+    for k in np.unique(steps).tolist():
+        mean, low, high = paired_difference(a[steps == k], b[steps == k], level)
+        found[int(k)] = Effect(mean, (low, high), 1, "problems")
+    return found

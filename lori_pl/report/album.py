@@ -21,7 +21,10 @@ _SEEDS = (
     "Filled points with the 95 % t interval over seeds; hollow ones are of one seed, with its 95 % interval over "
     "problems."
 )
-_STEPS = "Filled points with the 95 % t interval over seeds; hollow ones are of one seed and have none."
+_STEPS = (
+    "Filled points with the 95 % t interval over seeds; hollow ones are of one seed, with its 95 % interval over "
+    "problems where the outcomes are recorded with their numbers of steps."
+)
 _CHOSEN = " Ringed: the value with the best validation, where all have one."
 _LEARNING = {
     "validation": "A line a run.",
@@ -85,7 +88,7 @@ def of_section(section: Section, place: int) -> dict[str, list[Picture]]:
             made["learning"].append(
                 picture(
                     f"{place}_{what}{_number(number, len(curves))}",
-                    title,
+                    title + _of(number, len(curves)),
                     _alt(f"{title} by training step, a line a run", each),
                     partial(drawings.learning, learned, what),
                     _LEARNING[what],

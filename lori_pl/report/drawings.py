@@ -42,7 +42,7 @@ def by_steps(methods: Methods, first: int = 0) -> Figure:
     lines = []
     for place, runs in enumerate(methods.values()):
         steps = sorted({k for run in runs for k in run.by_steps})
-        found = [estimate([run.by_steps[k] for run in runs if k in run.by_steps]) for k in steps]
+        found = [at_steps(runs, k) for k in steps]
         lines.append(_line(axes, steps, found, look(first + place)))
     _whole_ticks(axes, sorted({k for runs in methods.values() for run in runs for k in run.by_steps}))
     axes.set(xlabel="steps of the rationale", ylabel="accuracy (%)", ylim=(-2, 102))
@@ -132,9 +132,7 @@ def effects(claims: Sequence[Claim]) -> Figure:
     lines = []
     for place, claim in enumerate(claims):
         shift = 0.12 * (place - (len(claims) - 1) / 2) / max(1, len(claims) / 3)
-        found = [
-            Estimate(effect.mean, effect.bounds, "seeds" if effect.bounds else "") for effect in claim.by_steps.values()
-        ]
+        found = [Estimate(effect.mean, effect.bounds, effect.unit) for effect in claim.by_steps.values()]
         lines.append(_line(axes, [k + shift for k in claim.by_steps], found, look(place)))
     axes.axhline(0, color=INK, linewidth=0.9)
     _whole_ticks(axes, steps)
@@ -175,6 +173,12 @@ def learning(methods: Mapping[str, Sequence[np.ndarray]], what: str, first: int 
 def accuracy(runs: Sequence[Run]) -> Estimate:
     """A method's accuracy over its seeds."""
     return estimate([run.accuracy for run in runs if run.accuracy is not None], runs[0].n)
+
+
+def at_steps(runs: Sequence[Run], steps: int) -> Estimate:
+    """A method's accuracy over its seeds among the problems of a number of steps, of which some run has one."""
+    those = [run for run in runs if steps in run.by_steps]
+    return estimate([run.by_steps[steps] for run in those], those[0].step_counts.get(steps))
 
 
 def _line(axes: Axes, x: Sequence[float], found: Sequence[Estimate], style: dict[str, Any]) -> Any:

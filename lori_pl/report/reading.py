@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.intervals import as_bits
 from lori_pl.evaluation.records import RESULT_COLUMNS, Outcomes, ResultTable, read_outcomes
@@ -264,14 +266,18 @@ def _check(group: Group) -> None:
     known = group.outcomes
     ids: list[str] = [] if known is None else known.ids
     bits = {} if known is None else dict(known.bits)
+    steps = None if known is None else known.steps
     for run in group.measured:
         if (run.method, run.seed) in bits or run.folder is None:
             continue
         own = _outcomes(run.folder, group.notes)
         if own is None or len(own.bits) != 1 or (ids and set(own.ids) != set(ids)):
             continue
-        ids = ids or own.ids
+        if not ids:
+            ids, steps = own.ids, own.steps
         places = {id: place for place, id in enumerate(own.ids)}
+        if steps is None and own.steps is not None:
+            steps = own.steps[[places[id] for id in ids]]
         (answers,) = own.bits.values()
         bits[run.method, run.seed] = as_bits(answers, run.method)[[places[id] for id in ids]]
     accuracies = {(run.method, run.seed): run.accuracy for run in group.measured}
@@ -286,7 +292,14 @@ def _check(group: Group) -> None:
             )
             continue
         kept[key] = answers
-    group.outcomes = Outcomes(ids, kept) if kept else None
+    group.outcomes = Outcomes(ids, kept, steps) if kept else None
+    if steps is not None:
+        counts = dict(zip(*(array.tolist() for array in np.unique(steps, return_counts=True)), strict=True))
+        for run in group.measured:
+            if (run.method, run.seed) in kept:
+                run.step_counts = counts
+                answers = kept[run.method, run.seed]
+                run.by_steps = run.by_steps or {k: float(answers[steps == k].mean()) for k in counts}
     numbers = Counter(run.n for run in group.measured)
     if len(numbers) > 1:
         found = ", ".join(str(n) for n in sorted(numbers, key=lambda n: n or 0))

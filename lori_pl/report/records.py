@@ -36,6 +36,7 @@ class Run:
         milliseconds: Mean milliseconds a problem, in batches.
         validation: Accuracy on the validation problems, by which the checkpoint was chosen.
         by_steps: Accuracy by number of rationale steps.
+        step_counts: Number of problems of each number of steps, where it is known.
         other_sets: Accuracies on further test sets.
         axes: What a sweep varied, as text by key.
         command: The command that repeats it.
@@ -55,6 +56,7 @@ class Run:
     milliseconds: float | None = None
     validation: float | None = None
     by_steps: dict[int, float] = field(default_factory=dict)
+    step_counts: dict[int, int] = field(default_factory=dict)
     other_sets: dict[str, float] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)
     command: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lori_pl.evaluation.claims import Claim, Effect
-from lori_pl.report.drawings import accuracy
+from lori_pl.report.drawings import accuracy, at_steps
 from lori_pl.report.material import Section
 from lori_pl.report.records import Estimate, Run, estimate
 
@@ -40,8 +40,9 @@ def methods(section: Section) -> Table:
         row = [name, percent(overall.mean), interval(overall), overall.unit, str(len(runs))]
         if several:
             row.append(" ".join(percent(run.accuracy) for run in sorted(runs, key=lambda run: run.seed)))
-        row += [with_interval([run.by_steps[k] for run in runs if k in run.by_steps]) for k in steps]
-        row += [with_interval([run.other_sets[name] for run in runs if name in run.other_sets]) for name in sets]
+        row += [with_interval(at_steps(runs, k)) if any(k in run.by_steps for run in runs) else "" for k in steps]
+        others = [[run.other_sets[name] for run in runs if name in run.other_sets] for name in sets]
+        row += [with_interval(estimate(values)) if values else "" for values in others]
         row += [percent(_mean(runs, lambda run: run.validation))] if validated else []
         row += [plain(_mean(runs, lambda run: run.passes), 1), plain(_mean(runs, lambda run: run.milliseconds), 2)]
         row.append("/".join(sorted({"" if run.n is None else f"{run.n:,}" for run in runs})))
@@ -122,11 +123,8 @@ def interval(found: Estimate) -> str:
     return "none" if found.bounds is None else f"{percent(found.bounds[0])} to {percent(found.bounds[1])}"
 
 
-def with_interval(values: Sequence[float]) -> str:
-    """A mean in percent, with its interval over seeds where there are several."""
-    if not values:
-        return ""
-    found = estimate(values)
+def with_interval(found: Estimate) -> str:
+    """A mean in percent, with its interval where there is one."""
     text = percent(found.mean)
     return text if found.bounds is None else f"{text} ({percent(found.bounds[0])} to {percent(found.bounds[1])})"
 

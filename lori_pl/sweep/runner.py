@@ -174,7 +174,7 @@ class Sweep:
             raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
         (bits,) = outcomes.bits.values()
         try:
-            write_outcomes(self.specification.results / "correct.npz", outcomes.ids, bits, label, seed)
+            write_outcomes(self.specification.results / "correct.npz", outcomes.ids, bits, label, seed, outcomes.steps)
         except LoriError as error:
             # A sweep over data has other problems in each cell; the run is none the worse for it.
             self._print(f"the outcomes stay in {path}: {error}")

@@ -113,6 +113,18 @@ def test_the_effect_by_number_of_steps():
     assert (found[4].mean, found[4].bounds, found[4].seeds) == (pytest.approx(0.3), None, 1)
 
 
+def test_one_pair_by_number_of_steps():
+    a, b = np.arange(60) < 40, np.arange(60) % 3 == 0
+    steps = np.arange(60) % 2 + 3
+    results = {("a", 0): Measured(a.mean(), {3: 0.0}), ("b", 0): Measured(b.mean(), {3: 0.0})}
+    outcomes = Outcomes([str(i) for i in range(60)], {("a", 0): a, ("b", 0): b}, steps)
+    found = claim("a", "b", results, outcomes).by_steps
+    assert list(found) == [3, 4]
+    for k, effect in found.items():
+        mean, low, high = paired_difference(a[steps == k], b[steps == k])
+        assert (effect.mean, effect.bounds, effect.unit) == (mean, (low, high), "problems")
+
+
 def test_what_cannot_be_compared():
     with pytest.raises(LoriError, match="no result of a method 'c' to compare; there are a, b"):
         claim("a", "c", measured(a=A, b=B))
