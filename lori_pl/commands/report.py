@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
         LoriError: If there is nothing to report, an input cannot be read, or the output folder holds something else.
     """
     options = _parser().parse_args(arguments)
+    if not (options.source or options.selection):
+        raise LoriError("no folder is given: name those of results, runs, analyses or benchmarks")
     folder = Path(options.folder)
     check_folder(folder)
     planned = load_specification(options.sweep).compare if options.sweep else ()

@@ -141,13 +141,10 @@ def breakable(text: str) -> Markup:
 
 
 def log(report: Report, folder: Path) -> None:
-    """Writes the drawn pictures to TensorBoard."""
-    drawn = [each for each in report.pictures if each.figure is not None]
-    if not drawn:
-        return
+    """Writes the pictures to TensorBoard."""
     with SummaryWriter(str(folder)) as writer:
-        for each in drawn:
-            writer.add_figure(f"report/{each.name}", each.figure, close=False)
+        for each in report.pictures:
+            writer.add_image(f"report/{each.name}", each.pixels, dataformats="HWC")
 
 
 def _chapter(section: Section, place: int) -> Chapter:

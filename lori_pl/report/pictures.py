@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 INK = "#1f2a35"
 """Colour of text and axes; in the SVG it is the theme's."""
@@ -73,7 +75,6 @@ class Picture:
         note: What stands below it.
         png: The PNG file's content.
         svg: The SVG file's content; ``None`` where there is only the PNG.
-        figure: The figure, for loggers that take one.
         width: Pixels of the page that the PNG is meant for, where it is shown as it is.
     """
 
@@ -83,8 +84,14 @@ class Picture:
     note: str
     png: bytes
     svg: bytes | None = None
-    figure: Figure | None = None
     width: int | None = None
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The picture on white, uint8, shape (height, width, 3)."""
+        with Image.open(io.BytesIO(self.png), formats=["PNG"]) as file:
+            image = file.convert("RGBA")
+            return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
     @property
     def uri(self) -> str:
@@ -117,10 +124,10 @@ def picture(name: str, title: str, alt: str, draw: Callable[[], Figure], note: s
     with drawing():
         figure = draw()
         png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=170, facecolor="white")
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        figure.set_facecolor("white")
-    return Picture(name, title, alt, note, png.getvalue(), themed(svg.getvalue()), figure)
+        figure.set_layout_engine("none")  # everything has its place now
+        figure.savefig(png, format="png", dpi=170, facecolor="white")
+    return Picture(name, title, alt, note, png.getvalue(), themed(svg.getvalue()))
 
 
 def themed(svg: bytes) -> bytes:

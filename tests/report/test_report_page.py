@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
-from conftest import EVIL, answers, row, sweep
+from folders import EVIL, answers, row, sweep, whole_report
+from folders import everything as all_folders
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -52,6 +53,16 @@ class Page(HTMLParser):
 
     def of(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return all_folders()
+
+
+@pytest.fixture(scope="module")
+def report():
+    return whole_report()
 
 
 @pytest.fixture(scope="module")
@@ -134,33 +145,44 @@ def test_the_numbers_of_the_page_are_those_of_the_claims(read, everything):
         assert claim.verdict in read.text
 
 
-def test_one_seed_is_said_to_be_a_lead(tmp_path):
+def test_one_seed_is_said_to_be_a_lead(tmp_path, monkeypatch):
+    chapters = ("results", "claims", "ablations", "learning")
+    monkeypatch.setattr(page.album, "of_section", lambda *_: {chapter: [] for chapter in chapters})
     text = Page(page.compose(gather([sweep(tmp_path, {"lori": 0.9, "no_cot": 0.3}, 1)]), "t").html).text
     assert "One seed a method: leads, no claims." in text
     assert "a lead, no claim: one seed" in text
     assert "p, Holm" not in text.partition("How to read")[0].replace("Holm's", "")
 
 
-def test_the_folder_is_whole_and_taken_again(report, tmp_path):
+@pytest.fixture
+def small(report) -> page.Report:
+    """A report with one picture that was drawn and one that was found."""
+    drawn = next(each for each in report.pictures if each.svg is not None)
+    return page.Report(report.html, [drawn, next(each for each in report.pictures if each.svg is None)])
+
+
+def test_the_folder_is_whole_and_taken_again(small, tmp_path):
     folder = tmp_path / "new" / "report"
     for _ in range(2):
-        page.write(report, folder)
+        page.write(small, folder)
         assert sorted(path.name for path in folder.iterdir()) == ["pictures", "report.html", "tensorboard"]
-        assert (folder / "report.html").read_text(encoding="utf-8") == report.html
-        assert {path.stem for path in (folder / "pictures").iterdir()} == {each.name for each in report.pictures}
+        assert (folder / "report.html").read_text(encoding="utf-8") == small.html
+        assert {path.stem for path in (folder / "pictures").iterdir()} == {each.name for each in small.pictures}
     assert os.listdir(folder.parent) == ["report"]
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    drawn = [each.name for each in report.pictures if each.figure is not None]
-    assert sorted(events.Tags()["images"]) == sorted(f"report/{name}" for name in drawn)
+    assert sorted(events.Tags()["images"]) == sorted(f"report/{each.name}" for each in small.pictures)
+    (logged,) = events.Images(f"report/{small.pictures[0].name}")
+    shown = Image.open(io.BytesIO(logged.encoded_image_string)).convert("RGB")
+    assert np.array_equal(np.asarray(shown), small.pictures[0].pixels)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path, report):
+def test_a_folder_of_something_else_is_left_alone(tmp_path, small):
     (tmp_path / "a").mkdir()
     page.check_folder(tmp_path / "a")
     (tmp_path / "a" / "thesis.md").write_text("mine")
     with pytest.raises(LoriError, match=r"holds 'thesis\.md', which is no part of a report"):
-        page.write(report, tmp_path / "a")
+        page.write(small, tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "report.html").write_text("<html>mine</html>")
     with pytest.raises(LoriError, match="something that is not a report"):
@@ -172,12 +194,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, report):
         page.check_folder(tmp_path / "c")
 
 
-def test_a_report_that_fails_leaves_the_old_one(report, tmp_path, monkeypatch):
-    page.write(report, tmp_path / "report")
+def test_a_report_that_fails_leaves_the_old_one(small, tmp_path, monkeypatch):
+    page.write(small, tmp_path / "report")
     before = (tmp_path / "report" / "report.html").read_bytes()
     monkeypatch.setattr(page, "log", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(LoriError, match=r"cannot be written .*No space left"):
-        page.write(report, tmp_path / "report")
+        page.write(small, tmp_path / "report")
     assert (tmp_path / "report" / "report.html").read_bytes() == before
     assert os.listdir(tmp_path) == ["report"]
 
@@ -191,7 +213,8 @@ NAMES = [
 def test_any_name_can_be_drawn_and_shown(tmp_path):
     table = ResultTable(tmp_path / "results.csv")
     for place, name in enumerate(NAMES):
-        table.append(row(name, 0, answers(0.5, place), f"c{place}"))
+        known = row(name, 0, answers(0.5, place), f"c{place}")
+        table.append({key: value for key, value in known.items() if "steps" not in key})
     made = page.compose(gather([tmp_path], pairs=[("_hidden", "]]>")]), "t")
     assert all(ElementTree.fromstring(each.svg).tag.endswith("svg") for each in made.pictures)
     text = " ".join(Page(made.html).text.split())

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import EVIL, IDS, STEPS, N, analysis, answers, command, png, row, run, sweep
+from folders import EVIL, IDS, STEPS, N, analysis, answers, command, png, row, run, sweep
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import claim

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 import json
 import shlex
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
@@ -59,12 +61,13 @@ def cell(method: str, seed: int) -> str:
 
 def sweep(folder: Path, shares: dict[str, float], seeds: int, **axes: Any) -> Path:
     """A folder of results: each method with so many seeds, and all outcomes."""
-    table = ResultTable(folder / "results.csv", ["status", "cell"])
-    for method, share in shares.items():
-        for seed in range(seeds):
-            bits = answers(share, seed)
-            table.append(row(method, seed, bits, cell(method, seed), **axes))
-            write_outcomes(folder / "correct.npz", IDS, bits, method, seed, STEPS)
+    bits = {(method, seed): answers(share, seed) for method, share in shares.items() for seed in range(seeds)}
+    rows = [row(method, seed, each, cell(method, seed), **axes) for (method, seed), each in bits.items()]
+    ResultTable(folder / "results.csv", [*rows[0], "reason"]).append(rows[0])
+    with (folder / "results.csv").open("a", newline="") as file:  # at once: each append would wait for the disk
+        csv.DictWriter(file, [*rows[0], "reason"], lineterminator="\n").writerows(rows[1:])
+    arrays = {f"{method}/{seed}": each for (method, seed), each in bits.items()}
+    np.savez(folder / "correct.npz", ids=np.array(IDS), steps=STEPS, **arrays)
     return folder
 
 
@@ -110,10 +113,14 @@ def benchmark(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def everything(tmp_path_factory) -> Material:
-    """All kinds of folders together."""
-    root = tmp_path_factory.mktemp("everything")
+@functools.cache
+def everything() -> Material:
+    """All kinds of folders together, read once; nothing of them is needed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _everything(Path(folder))
+
+
+def _everything(root: Path) -> Material:
     results = sweep(root / "results", {"lori": 0.9, EVIL: 0.5, "no_cot $x$ _a": 0.4}, 5)
     table = ResultTable(results / "results.csv")
     for lr in (0.001, 0.002):
@@ -134,6 +141,7 @@ def everything(tmp_path_factory) -> Material:
     )
 
 
-@pytest.fixture(scope="session")
-def report(everything) -> Report:
-    return compose(everything, f"Report {EVIL}")
+@functools.cache
+def whole_report() -> Report:
+    """The report of all that."""
+    return compose(everything(), f"Report {EVIL}")
