@@ -36,14 +36,14 @@ def accuracies(methods: Methods) -> Figure:
     return figure
 
 
-def by_steps(methods: Methods, first: int = 0) -> Figure:
+def by_steps(methods: Methods) -> Figure:
     """A line a method: accuracy among the problems of each number of steps, with the interval over seeds."""
     figure, (axes,) = panels(1, list(methods))
     lines = []
     for place, runs in enumerate(methods.values()):
         steps = sorted({k for run in runs for k in run.by_steps})
         found = [at_steps(runs, k) for k in steps]
-        lines.append(_line(axes, steps, found, look(first + place)))
+        lines.append(_line(axes, steps, found, look(place)))
     _whole_ticks(axes, sorted({k for runs in methods.values() for run in runs for k in run.by_steps}))
     axes.set(xlabel="steps of the rationale", ylabel="accuracy (%)", ylim=(-2, 102))
     legend(figure, lines, list(methods))
@@ -145,18 +145,17 @@ def effects(claims: Sequence[Claim]) -> Figure:
     return figure
 
 
-def learning(methods: Mapping[str, Sequence[np.ndarray]], what: str, first: int = 0) -> Figure:
+def learning(methods: Mapping[str, Sequence[np.ndarray]], what: str) -> Figure:
     """A line a run, coloured by method: a learning curve.
 
     Args:
         methods: Each method's curves, shape (2, n): steps and values.
         what: ``validation`` or ``loss``.
-        first: The place of the first method's look.
     """
     figure, (axes,) = panels(1, list(methods))
     lines = []
     for place, runs in enumerate(methods.values()):
-        style = look(first + place) | ({"marker": "none"} if what == "loss" else {"markersize": 3})
+        style = look(place) | ({"marker": "none"} if what == "loss" else {"markersize": 3})
         drawn = [axes.plot(x, 100 * y if what == "validation" else y, alpha=0.85, lw=1.1, **style) for x, y in runs]
         lines.append(drawn[0][0])
     axes.set(xlabel="training steps", ylabel="validation accuracy (%)" if what == "validation" else "training loss")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from lori_pl.cli import main
 from lori_pl.evaluation.records import ResultTable
 
@@ -76,11 +74,3 @@ def test_text_from_data_prints_as_it_is(tmp_path, capsys):
         file.write("[red]x[/red],[bold]1[/bold],0.5,100,,,,,ok\n")
     assert main(["report", folder, "--folder", str(tmp_path / "out")]) == 0
     assert "the seed '[bold]1[/bold]' is no whole number" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help(flag, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["report", flag])
-    assert ended.value.code == 0
-    assert "--compare FIRST SECOND" in " ".join(capsys.readouterr().out.split())
