@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     planned = load_specification(options.sweep).compare if options.sweep else ()
     console = Console()
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading")
         pairs = [(first, second) for first, second in options.compare]
         material = gather(options.source, options.selection, pairs, planned)

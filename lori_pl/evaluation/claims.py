@@ -23,6 +23,10 @@ CLAIM_SEEDS = 5
 """The number of common seeds from which a difference may be called a claim."""
 
 
+NO_SPREAD = 1e-9
+"""Fractions that differ by no more than this differ by rounding alone."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """One trained model's accuracies, as fractions.
@@ -42,8 +46,8 @@ class Effect:
 
     Args:
         mean: The mean of the seeds' differences.
-        bounds: Its t interval with the seed as the unit; for a single seed Newcombe's over the problems, or ``None``
-            where their outcomes are not known.
+        bounds: Its t interval with the seed as the unit, ``None`` where the seeds do not differ at all; for a single
+            seed Newcombe's over the problems, or ``None`` where their outcomes are not known.
         seeds: Number of seeds that have it.
         unit: What the interval speaks of: ``seeds``, ``problems``, or nothing.
     """
@@ -200,7 +204,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float | None:
     """
     differences = np.subtract(first, second)
     # equal fractions of the same problems differ by rounding alone
-    if len(differences) < FEWEST_SEEDS or np.ptp(differences) < 1e-9:
+    if len(differences) < FEWEST_SEEDS or np.ptp(differences) <= NO_SPREAD:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -228,7 +232,8 @@ def compare_models(
 
 
 def _effect(values: Sequence[float], level: float) -> Effect:
-    bounds = seed_interval(values, level)
+    # seeds without any spread would give an interval without any width, which nobody should believe
+    bounds = seed_interval(values, level) if np.ptp(values) > NO_SPREAD else None
     return Effect(float(np.mean(values)), bounds, len(values), "" if bounds is None else "seeds")
 
 

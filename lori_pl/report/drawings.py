@@ -11,7 +11,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from lori_pl.evaluation.claims import Claim
+from lori_pl.evaluation.claims import FEWEST_SEEDS, Claim, Effect
 from lori_pl.report.ablations import Ablation, Series
 from lori_pl.report.files import Timed
 from lori_pl.report.pictures import COLOURS, INK, PAPER, WIDTH, legend, look, panels, plain, shortened
@@ -43,7 +43,7 @@ def by_steps(methods: Methods) -> Figure:
     for place, runs in enumerate(methods.values()):
         steps = sorted({k for run in runs for k in run.by_steps})
         found = [at_steps(runs, k) for k in steps]
-        lines.append(_line(axes, steps, found, look(place)))
+        lines.append(_line(axes, beside(steps, place, len(methods)), found, look(place)))
     _whole_ticks(axes, sorted({k for runs in methods.values() for run in runs for k in run.by_steps}))
     axes.set(xlabel="steps of the rationale", ylabel="accuracy (%)", ylim=(-2, 102))
     legend(figure, lines, list(methods))
@@ -63,7 +63,9 @@ def against_latency(methods: Methods) -> Figure:
         for place, (method, runs) in enumerate(methods.items()):
             those = [run for run in runs if of(run)]
             if those:
-                x = estimate([value for run in those if (value := of(run)) is not None], share=False)
+                values = [value for run in those if (value := of(run)) is not None]
+                # two seeds say too little of a time to draw it
+                x = estimate(values, share=False) if len(values) >= FEWEST_SEEDS else Estimate(float(np.mean(values)))
                 handles[method] = _cross(axes, x, accuracy(those), look(place))
         axes.set(xlabel=name, ylabel="accuracy (%)", ylim=(-2, 102))
         _log_if_wide(axes)
@@ -131,9 +133,8 @@ def effects(claims: Sequence[Claim]) -> Figure:
     steps = sorted({k for claim in claims for k in claim.by_steps})
     lines = []
     for place, claim in enumerate(claims):
-        shift = 0.12 * (place - (len(claims) - 1) / 2) / max(1, len(claims) / 3)
-        found = [Estimate(effect.mean, effect.bounds, effect.unit) for effect in claim.by_steps.values()]
-        lines.append(_line(axes, [k + shift for k in claim.by_steps], found, look(place)))
+        found = [_within(effect) for effect in claim.by_steps.values()]
+        lines.append(_line(axes, beside(list(claim.by_steps), place, len(claims)), found, look(place)))
     axes.axhline(0, color=INK, linewidth=0.9)
     _whole_ticks(axes, steps)
     axes.set(xlabel="steps of the rationale", ylabel="difference (points)")
@@ -163,7 +164,8 @@ def learning(methods: Mapping[str, Sequence[np.ndarray]], what: str) -> Figure:
         axes.set_ylim(-2, 102)
     elif all((y > 0).all() for runs in methods.values() for _, y in runs):
         axes.set_yscale("log", subs=[])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        lowest, highest = axes.dataLim.intervaly
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 300 * lowest else (1,)))
         axes.yaxis.set_major_formatter("{x:g}")
     legend(figure, lines, list(methods))
     return figure
@@ -172,6 +174,17 @@ def learning(methods: Mapping[str, Sequence[np.ndarray]], what: str) -> Figure:
 def accuracy(runs: Sequence[Run]) -> Estimate:
     """A method's accuracy over its seeds."""
     return estimate([run.accuracy for run in runs if run.accuracy is not None], runs[0].n)
+
+
+def beside(steps: Sequence[int], place: int, count: int) -> list[float]:
+    """Numbers of steps, moved a little for each line, so that intervals do not hide each other."""
+    return [k + 0.3 * (place - (count - 1) / 2) / max(count, 3) for k in steps]
+
+
+def _within(effect: Effect) -> Estimate:
+    """An effect as it is drawn: no difference is larger than 1."""
+    bounds = None if effect.bounds is None else (max(effect.bounds[0], -1.0), min(effect.bounds[1], 1.0))
+    return Estimate(effect.mean, bounds, effect.unit)
 
 
 def at_steps(runs: Sequence[Run], steps: int) -> Estimate:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from torch.utils.tensorboard import SummaryWriter
 
 from lori_pl import __version__
@@ -94,7 +94,7 @@ def compose(material: Material, title: str) -> Report:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["breakable"] = breakable
+    environment.filters |= {"breakable": breakable, "small_interval": small_interval}
     html = environment.get_template(_TEMPLATE).render(
         title=clean(title, 200),
         generator=f"{GENERATOR} {__version__}",
@@ -140,6 +140,12 @@ def breakable(text: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[_=,/\[({])", text))
 
 
+def small_interval(text: str) -> Markup:
+    """A table's cell with what stands in brackets behind a number in small letters below it, escaped."""
+    found = re.fullmatch(r"([<+-]?[\d ./]+) (\(.*\))", text)
+    return Markup("{}<small>{}</small>").format(*found.groups()) if found else escape(text)
+
+
 def log(report: Report, folder: Path) -> None:
     """Writes the pictures to TensorBoard."""
     with SummaryWriter(str(folder)) as writer:
@@ -150,7 +156,7 @@ def log(report: Report, folder: Path) -> None:
 def _chapter(section: Section, place: int) -> Chapter:
     group = section.group
     return Chapter(
-        title=group.title[:1].upper() + group.title[1:],
+        title=group.title,
         about=_about(section),
         selection=group.selection,
         notes=group.notes,

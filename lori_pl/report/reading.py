@@ -40,7 +40,7 @@ def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False
     Raises:
         LoriError: If the table or the outcomes cannot be read.
     """
-    group = Group(clean(folder.name or folder.resolve().name, _NAME), [], selection=selection)
+    group = Group(clean("/".join(folder.resolve().parts[-2:]), _NAME), [], selection=selection)
     try:
         rows = ResultTable(folder / RESULTS).rows()
     except OSError as error:
@@ -79,14 +79,14 @@ def read_runs(folders: Sequence[Path], notes: list[str]) -> list[Group]:
         if run is None:
             continue
         key: object = None if run.status != "ok" else frozenset(outcomes.ids) if outcomes else ("n", run.n)
-        group = parts.setdefault(key, Group("single runs", []))
+        group = parts.setdefault(key, Group("Single runs", []))
         group.runs.append(run)
     if None in parts and len(parts) > 1:  # those that were not tested stand with the others
         unfinished = parts.pop(None)
         next(iter(parts.values())).runs += unfinished.runs
     for place, group in enumerate(parts.values(), start=1):
         if len(parts) > 1:
-            group.title = f"single runs, test problems {place}"
+            group.title = f"Single runs, test problems {place}"
         tell_apart(group)
         _check(group)
     return list(parts.values())

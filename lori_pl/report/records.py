@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lori_pl.evaluation.claims import Measured
+from lori_pl.evaluation.claims import NO_SPREAD, Measured
 from lori_pl.evaluation.comparison import seed_interval
 from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.records import Outcomes
@@ -129,7 +129,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], n: int | None = None, share: bool = True) -> Estimate:
-    """The mean of one value a seed: with the t interval over seeds, or for one seed Wilson's over its problems.
+    """The mean of one value a seed: with the t interval over seeds, or Wilson's over problems where no seeds differ.
 
     Args:
         values: One value a seed.
@@ -137,7 +137,8 @@ def estimate(values: Sequence[float], n: int | None = None, share: bool = True) 
         share: Whether the values are accuracies, whose bounds stay within 0 and 1.
     """
     mean = sum(values) / len(values)
-    if (bounds := seed_interval(values)) is not None:
+    alike = max(values) - min(values) <= NO_SPREAD
+    if not alike and (bounds := seed_interval(values)) is not None:
         low, high = bounds
         return Estimate(mean, (max(low, 0.0), min(high, 1.0)) if share else (low, high), "seeds")
     if share and n:

@@ -60,7 +60,7 @@ def claims(section: Section) -> Table:
             [
                 f"{each.first} − {each.second}",
                 points(each.effect.mean),
-                "none" if bounds is None else f"{points(bounds[0])} to {points(bounds[1])}",
+                "none" if bounds is None else span(bounds),
                 "" if bounds is None else unit,
                 str(len(each.differences)),
                 " ".join(f"{points(value)}" for value in each.differences.values()),
@@ -108,6 +108,11 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
+def span(bounds: tuple[float, float]) -> str:
+    """An interval of a difference of fractions in points, as far as there are such differences."""
+    return f"{points(max(bounds[0], -1.0))} to {points(min(bounds[1], 1.0))}"
+
+
 def plain(value: float | None, digits: int) -> str:
     """A number, or nothing."""
     return "" if value is None else f"{value:.{digits}f}"
@@ -133,7 +138,7 @@ def _effect(each: Claim, steps: int) -> str:
     effect: Effect | None = each.by_steps.get(steps)
     if effect is None:
         return ""
-    bounds = "" if effect.bounds is None else f" ({points(effect.bounds[0])} to {points(effect.bounds[1])})"
+    bounds = "" if effect.bounds is None else f" ({span(effect.bounds)})"
     return points(effect.mean) + bounds
 
 

@@ -56,6 +56,7 @@ def test_no_difference_is_said_so():
 def test_differences_without_spread_are_not_tested():
     found = claim("a", "b", measured(a=[0.3 + 0.1] * 5, b=[0.4] * 5))
     assert found.p is None
+    assert found.effect.bounds is None
     assert found.verdict == "no test: the seeds' differences are all the same"
     assert paired_t([0.5, 0.6, 0.7], [0.4, 0.5, 0.6]) is None
 

@@ -132,7 +132,7 @@ def test_the_page_has_all_its_parts(report, read, everything):
     assert any(each.name.startswith("1_ablation_model_lr") for each in report.pictures)
     assert any(each.name.startswith("latency_1") for each in report.pictures)
     assert len(read.of("details")) >= len(everything.runs)
-    assert "Chosen (selection)" in read.text
+    assert "/chosen (selection)" in read.text
     assert "abc1234" in read.text
     assert "--seed_everything=4" in read.text
 

@@ -293,6 +293,8 @@ def test_estimates_say_what_they_speak_of():
     assert estimate([0.5], 10).bounds == wilson(5, 10)
     assert estimate([0.5], 10).unit == "problems"
     assert estimate([0.5]).bounds is None
+    alike = estimate([1.0, 1.0], 10)  # no spread over seeds is no certainty
+    assert (alike.unit, alike.bounds) == ("problems", wilson(10, 10))
     two = estimate([0.9, 0.99], 10)
     assert two.unit == "seeds"
     assert two.bounds[1] == 1.0  # an accuracy has no more
