@@ -18,12 +18,12 @@ from lori_pl.report.records import Estimate, clean
 T = TypeVar("T")
 _AT_ONCE = len(COLOURS)
 _SEEDS = (
-    "Filled points with the 95 % t interval over seeds; hollow ones are of one seed, with its 95 % interval over "
-    "problems."
+    "Filled points with the 95 % t interval over seeds; hollow ones, of one seed or of seeds that do not differ, with "
+    "the 95 % interval over problems."
 )
 _STEPS = (
-    "Filled points with the 95 % t interval over seeds; hollow ones are of one seed, with its 95 % interval over "
-    "problems where the outcomes are recorded with their numbers of steps."
+    "Filled points with the 95 % t interval over seeds; hollow ones, of one seed or of seeds that do not differ, with "
+    "the 95 % interval over problems where outcomes are recorded with numbers of steps."
 )
 _CHOSEN = " Ringed: the value with the best validation, where all have one."
 _LEARNING = {

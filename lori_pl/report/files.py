@@ -83,7 +83,7 @@ def read_analysis(folder: Path, notes: list[str]) -> list[Found]:
     for path in sorted(folder.glob("*.png"), key=lambda path: (order.get(path.stem, len(order)), path.name)):
         if (content := read_png(path, notes)) is not None:
             title = _TITLES.get(path.stem, clean(path.stem, 120).replace("_", " "))
-            found.append(Found(f"{title} ({name})", said, content, _width(content)))
+            found.append(Found(f"{title} ({name})", "" if found else said, content, _width(content)))
     if not found:
         notes.append(f"{folder}: {ANALYSIS} has no picture beside it.")
     return found
