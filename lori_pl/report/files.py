@@ -79,7 +79,7 @@ def read_analysis(folder: Path, notes: list[str]) -> list[Found]:
     name = clean(folder.name if folder.name != "analysis" else folder.resolve().parent.name, 120)
     said = "; ".join(f"{key} {clean(about[key], 200)}" for key in _SAID if isinstance(about.get(key), str | int))
     order = {stem: place for place, stem in enumerate(_TITLES)}
-    found = []
+    found: list[Found] = []
     for path in sorted(folder.glob("*.png"), key=lambda path: (order.get(path.stem, len(order)), path.name)):
         if (content := read_png(path, notes)) is not None:
             title = _TITLES.get(path.stem, clean(path.stem, 120).replace("_", " "))
