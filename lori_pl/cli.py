@@ -27,6 +27,7 @@ USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for
   benchmark  time the answers of several students: accuracy against milliseconds
   analyze    measure the rank of reasoning of teacher and student, and look into the student's latents
   sweep      run a file of experiments, resumably
+  report     make one HTML file of results, runs and analyses: tables, claims with intervals, pictures
 """
 
 # those that are no sub-commands of LightningCLI: their modules, whose ``main`` takes the arguments
@@ -40,6 +41,7 @@ OWN_COMMANDS = {
     "benchmark": "lori_pl.commands.benchmark",
     "analyze": "lori_pl.commands.analyze",
     "sweep": "lori_pl.sweep.command",
+    "report": "lori_pl.commands.report",
 }
 
 

@@ -16,10 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
+from lori_pl.evaluation.records import (
+    RESULT_COLUMNS,
+    Outcomes,
+    ResultTable,
+    git_commit,
+    read_outcomes,
+    write_outcomes,
+)
 from lori_pl.files import FolderBusy, lock_folder, replace_file
 from lori_pl.sweep.cells import Cell
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
@@ -198,12 +206,13 @@ class CellRunner:
         if len(outcomes.bits) != 1:
             raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
         (bits,) = outcomes.bits.values()
-        self._add_outcomes(path, outcomes.ids, bits, label, seed)
+        self._add_outcomes(path, outcomes, bits, label, seed)
 
-    def _add_outcomes(self, path: Path, ids: list[str], bits: Any, label: str, seed: int) -> None:
+    def _add_outcomes(self, path: Path, outcomes: Outcomes, bits: np.ndarray, label: str, seed: int) -> None:
+        place = self.results_folder / "correct.npz"
         try:
             with self._results_held():
-                write_outcomes(self.results_folder / "correct.npz", ids, bits, label, seed)
+                write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps)
         except LoriError as error:
             # A sweep over data has other problems in each cell; the run is none the worse for it.
             self._say(f"the outcomes stay in {path}: {error}")
@@ -244,7 +253,7 @@ class CellRunner:
             outcomes = read_outcomes(path) if path.exists() else None
             with _signals_wait():
                 if outcomes is not None and (name, cell.seed) in outcomes.bits:
-                    self._add_outcomes(path, outcomes.ids, outcomes.bits[name, cell.seed], name, cell.seed)
+                    self._add_outcomes(path, outcomes, outcomes.bits[name, cell.seed], name, cell.seed)
                 with self._results_held():
                     self.table.append(row)
             self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {name} in {folder}")

@@ -123,6 +123,7 @@ def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
         ("analyze", ["--ckpt_path PATH ", "--folder OUT ", "--teacher MODEL ", "--split NAME ", "lori_pl fit --help"]),
         ("quickstart", ["[-h] [FILE]", "experiments/quickstart.yaml"]),
         ("sweep", ["[--dry_run]", "--only N ", "--retry_failed ", "--override FIELD=VALUE "]),
+        ("report", ["--folder DIR ", "--compare FIRST SECOND ", "--sweep FILE ", "--selection FOLDER "]),
     ],
 )
 def test_help_lists_the_options(command, parts, capsys):
