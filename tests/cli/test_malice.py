@@ -41,7 +41,7 @@ def test_the_bomb_goes_off_where_nothing_holds_it(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("way", ["a file", "last", "test"])
+@pytest.mark.parametrize("way", [pytest.param("a file", marks=pytest.mark.slow), "last", "test"])
 def test_a_checkpoint(world, capsys, mark, way):
     assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
     path = world.folder / "run" / "checkpoints" / "last.ckpt"
@@ -65,7 +65,7 @@ def test_a_models_pickled_weights(world, capsys, mark, teacher):
     fails(world, capsys, "backbone.name .*model", backbone={"name": str(folder)})
 
 
-@pytest.mark.parametrize("kind", ["config", "tokenizer"])
+@pytest.mark.parametrize("kind", ["config", pytest.param("tokenizer", marks=pytest.mark.slow)])
 def test_code_beside_a_model(world, capsys, mark, teacher, kind):
     folder = world.folder / "model"
     shutil.copytree(teacher, folder)
