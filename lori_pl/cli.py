@@ -25,7 +25,9 @@ USAGE = """usage: python -m lori_pl COMMAND [options]        (COMMAND --help for
   prepare    fetch models and data of a run once, so that jobs run offline; copy them to a node's own disk
   plan       show what a training needs: memory of a device by part and strategy, arithmetic, bytes of a cache
   benchmark  time the answers of several students: accuracy against milliseconds
+  analyze    measure the rank of reasoning of teacher and student, and look into the student's latents
   sweep      run a file of experiments, resumably
+  report     make one HTML file of results, runs and analyses: tables, claims with intervals, pictures
 """
 
 # those that are no sub-commands of LightningCLI: their modules, whose ``main`` takes the arguments
@@ -37,7 +39,9 @@ OWN_COMMANDS = {
     "prepare": "lori_pl.commands.prepare",
     "plan": "lori_pl.commands.plan",
     "benchmark": "lori_pl.commands.benchmark",
+    "analyze": "lori_pl.commands.analyze",
     "sweep": "lori_pl.sweep.command",
+    "report": "lori_pl.commands.report",
 }
 
 

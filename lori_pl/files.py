@@ -104,3 +104,14 @@ def lock_folder(folder: Path, busy: str, wait: bool = False) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether the file system of a folder, which is made, knows locks at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True

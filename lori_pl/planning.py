@@ -165,6 +165,30 @@ def hollow(method: Method) -> FakeTensorMode:
     return mode
 
 
+def _cast(precision: str) -> AbstractContextManager[Any]:
+    dtype = _AUTOCAST.get(precision)
+    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+
+
+def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str) -> int:
+    """Floating-point operations of a batch's forward and backward pass, a multiplication and an addition as two.
+
+    Args:
+        method: As `hollow` left it.
+        mode: What `hollow` gave.
+        batch: A batch of the sizes that are asked about.
+        precision: The Trainer's.
+    """
+    fake: PairedBatch = _to_fake(batch, mode)
+    method.train()
+    with mode:
+        with FlopCounterMode(display=False) as counter, _cast(precision):
+            loss, _ = method.losses(fake)
+            loss.backward()
+        method.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops())
+
+
 def cost_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str) -> StepCost:
     """Goes through one training step of a hollow method.
 
@@ -174,11 +198,7 @@ def cost_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, preci
         batch: A batch of the sizes that are asked about.
         precision: The Trainer's.
     """
-    dtype = _AUTOCAST.get(precision)
-
-    def cast() -> AbstractContextManager[Any]:
-        return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
-
+    flops = flops_of_step(method, mode, batch, precision)
     teacher: nn.Module | None = getattr(method, "teacher", None)
     models = method.models()[0]
     layers = [layer for model in models for layer in decoder_layers(model)]
@@ -186,26 +206,20 @@ def cost_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, preci
     own = [module for name, module in method.named_children() if name != "teacher"]
     fake: PairedBatch = _to_fake(batch, mode)
     method.train()
-    with mode:
-        with FlopCounterMode(display=False) as counter, cast():
+    with mode, LiveBytes() as live:
+        with _cast(precision):
             loss, _ = method.losses(fake)
-            loss.backward()
-        method.zero_grad(set_to_none=True)
+        activations = live.now
+        loss.backward()
         del loss
-        with LiveBytes() as live:
-            with cast():
-                loss, _ = method.losses(fake)
-            activations = live.now
-            loss.backward()
-            del loss
-            gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
-            moving, live.peak = live.peak, live.now
-            before = live.now
-            optimizer = method.optimizer([p for p in method.parameters() if p.requires_grad])
-            optimizer.step()
-            moments = [value for entry in optimizer.state.values() for value in entry.values()]
-            state = sum(value.nbytes for value in moments if isinstance(value, Tensor))
-            stepping = max(live.peak - before - state, 0)
+        gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
+        moving, live.peak = live.peak, live.now
+        before = live.now
+        optimizer = method.optimizer([p for p in method.parameters() if p.requires_grad])
+        optimizer.step()
+        moments = [value for entry in optimizer.state.values() for value in entry.values()]
+        state = sum(value.nbytes for value in moments if isinstance(value, Tensor))
+        stepping = max(live.peak - before - state, 0)
     apart = nn.Module()
     held = [tensor for module in own for tensor in (*module.parameters(), *module.buffers())]
     unique = {id(tensor): tensor for tensor in held if id(tensor) not in inside}
@@ -225,7 +239,7 @@ def cost_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, preci
         activations=activations,
         moving=moving,
         stepping=stepping,
-        flops=int(counter.get_total_flops()),
+        flops=flops,
     )
 
 

@@ -209,18 +209,23 @@ class _Sender:
         self.device = device
         # a tied weight has several places
         self.places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-        what = []
+        what: list[tuple[str, tuple[int, ...], torch.dtype, str]] = []
+        names: dict[int, str] = {}
         for path, part in module.named_modules():
             for held in (part._parameters, part._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
                         self.places.setdefault(id(tensor), []).append((held, name))
-                        what.append((f"{path}.{name}", tuple(tensor.shape), tensor.dtype))
+                        first_name = names.setdefault(id(tensor), f"{path}.{name}")
+                        what.append((f"{path}.{name}", tuple(tensor.shape), tensor.dtype, first_name))
         first = [what]
         dist.broadcast_object_list(first)
         for theirs, ours in zip(first[0], what, strict=False):
             if theirs != ours:
-                raise LoriError(f"the first process built {theirs}, this one {ours}: start all with one config")
+                raise LoriError(
+                    f"the first process built {_described(theirs)}, this one {_described(ours)}: start all with one "
+                    "config, in which dtype is not auto, and tie_word_embeddings (backbone.config) as the weights are"
+                )
         if len(first[0]) != len(what):
             raise LoriError(f"the first process built {len(first[0])} weights, this one {len(what)}")
 
@@ -246,6 +251,11 @@ class _Sender:
         made = nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         for held, name in places:
             held[name] = made
+
+
+def _described(what: tuple[str, tuple[int, ...], torch.dtype, str]) -> str:
+    name, shape, dtype, first = what
+    return f"{name} {list(shape)} {dtype}" + ("" if first == name else f" (tied to {first})")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -182,7 +183,30 @@ def test_the_command_says_what_fits(capsys):
     assert rows["ddp"] != "yes" or rows["one device"] == "yes"
 
 
-@pytest.mark.parametrize(("flag", "words"), [("--devices=0", "give 1 or more"), ("--memory=much", "give a number")])
+def test_the_command_says_how_long_it_takes(capsys):
+    """600 steps of 64 of 500 problems; two devices take twice the batches, twice as fast."""
+    hours = []
+    for flags in (
+        ["--devices=1"],
+        ["--devices=2"],
+        ["--devices=1", "--trainer.max_steps=-1", "--trainer.max_epochs=3"],
+    ):
+        assert main(["plan", "--tflops", "0.000001", *RECIPE, *flags]) == 0
+        found = re.search(
+            r"([\d,]+) batches of ([\d.]+) TFLOP in the mean: ([\d.,]+) hours on (\d) x 1e-06", capsys.readouterr().out
+        )
+        batches, tflop, shown = int(found[1].replace(",", "")), float(found[2]), float(found[3].replace(",", ""))
+        assert shown == pytest.approx(batches * tflop / 1e-6 / int(found[4]) / 3600, rel=0.01)
+        hours.append((batches, shown))
+    assert [batches for batches, _ in hours] == [600, 1200, 3 * 8]
+    assert main(["plan", "--tflops=1", *RECIPE, "--trainer.max_steps=-1", "--model.schedule.decay=none"]) == 0
+    assert "has no end" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("--devices=0", "give 1 or more"), ("--memory=much", "give a number"), ("--tflops=0", "give a positive number")],
+)
 def test_bad_options(capsys, flag, words):
     assert main(["plan", flag, *RECIPE]) == 2
     assert words in capsys.readouterr().err

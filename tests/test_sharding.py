@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lori_pl.callbacks.same_start import SameStart
 from lori_pl.errors import LoriError
 from lori_pl.models.hidden import decoder_layers
 from lori_pl.sharding import ShardedStrategy, loading, own_part, shard, whole
@@ -111,12 +113,12 @@ def test_everyone_computes_with_the_first_ones_weights(kind, tmp_path):
         assert 0.45 * total < found["held"] < 0.55 * total
 
 
-def differ(rank, folder):
+def differ(rank, folder, kinds, words):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    pair = make(["tied", "gpt2"][rank], rank)
+    pair = make(kinds[rank], rank)
     divided = partial(shard, pair, [pair.student], [], (), init_device_mesh("cpu", (2,)), CPU, True, False)
     if rank:
-        with pytest.raises(LoriError, match=r"the first process built .* this one .* one config"):
+        with pytest.raises(LoriError, match=words):
             divided()
         Path(folder, "seen").touch()
     else:
@@ -124,6 +126,37 @@ def differ(rank, folder):
             divided()
 
 
-def test_processes_of_different_configs_are_told(tmp_path):
-    multiprocessing.start_processes(differ, (str(tmp_path),), nprocs=2, start_method="fork")
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        (("tied", "gpt2"), r"the first process built .* this one .* one config"),
+        (
+            ("untied", "tied"),
+            r"built student.lm_head.weight \[31, 16\] .*this one .*tied to student.model",
+        ),
+    ],
+)
+def test_processes_that_built_different_models_are_told(kinds, words, tmp_path):
+    multiprocessing.start_processes(differ, (str(tmp_path), kinds, words), nprocs=2, start_method="fork")
     assert (tmp_path / "seen").exists()
+
+
+def take_up(rank, folder, other):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    callback = SameStart()
+    path = Path(folder, "last.ckpt")
+    callback.setup(SimpleNamespace(ckpt_path=path), None, "fit")
+    callback.setup(SimpleNamespace(ckpt_path=None), None, "fit")
+    callback.setup(SimpleNamespace(ckpt_path=[path, None][rank]), None, "validate")
+    mine = [path, Path(folder, other) if other else None][rank]
+    with pytest.raises(LoriError, match=r"process 0 would go on from .*last.ckpt \(3 bytes.* process 1 from"):
+        callback.setup(SimpleNamespace(ckpt_path=mine), None, "fit")
+    Path(folder, f"seen{rank}").touch()
+
+
+@pytest.mark.parametrize("other", ["best.ckpt", None])
+def test_processes_that_see_different_checkpoints_are_told(other, tmp_path):
+    (tmp_path / "last.ckpt").write_text("abc")
+    (tmp_path / "best.ckpt").write_text("abcd")
+    multiprocessing.start_processes(take_up, (str(tmp_path), other), nprocs=2, start_method="fork")
+    assert len(list(tmp_path.glob("seen*"))) == 2

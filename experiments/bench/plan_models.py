@@ -27,12 +27,15 @@ from lori_pl.evaluation.records import git_commit
 from lori_pl.files import replace_file
 from lori_pl.methods import LoRi
 from lori_pl.models.backbone import Backbone, LoRA
-from lori_pl.planning import StepCost, cost_of_step, hollow
+from lori_pl.planning import StepCost, cost_of_step, flops_of_step, hollow
 
 TABLE = Path("experiments/bench/plan_models.csv")
 CONFIGS = Path("configs/model")
-QUESTION, RATIONALE, ANSWER = 128, 96, 4
+LONGEST, MEAN = (189, 151, 6), (63, 35, 3)
+"""Tokens of question, rationale and answer: of GSM8K-Aug's validation and test files in SmolLM2's tokenizer."""
 DEVICES = 8
+TFLOPS = 125
+"""TFLOP/s of a device in the mean: 40 % of an A100's 312 in bfloat16."""
 PROBLEMS = 385_620
 """GSM8K-Aug's."""
 
@@ -72,6 +75,7 @@ class Setting:
     """What of a model's config the cost depends on."""
 
     batch: int
+    epochs: int
     backbone: Backbone
 
     @classmethod
@@ -88,19 +92,19 @@ class Setting:
             gradient_checkpointing=given["gradient_checkpointing"],
             lora=LoRA(**given["lora"]),
         )
-        return cls(config["data"]["batch_size"], backbone)
+        return cls(config["data"]["batch_size"], config["trainer"]["max_epochs"], backbone)
 
 
-def batch_of(method: LoRi, size: int) -> PairedBatch:
-    """A batch of problems as long as GSM8K-Aug's long ones."""
+def batch_of(method: LoRi, size: int, lengths: tuple[int, int, int]) -> PairedBatch:
+    """A batch of problems that are all as long."""
     encoder = method.student.encoder
     encoded = EncodedProblems([], encoder)
 
     def part(length: int, end: list[int]) -> Ragged:
         return Ragged([np.concatenate([np.full(length, 9), end]).astype(np.int64)] * size)
 
-    encoded.questions, encoded.rationales = part(QUESTION, []), part(RATIONALE, [])
-    encoded.answers = part(ANSWER, [encoder.end])
+    encoded.questions, encoded.rationales = part(lengths[0], []), part(lengths[1], [])
+    encoded.answers = part(lengths[2], [encoder.end])
     return paired_batch(list(range(size)), np.ones(size, dtype=np.int64), encoded, None)
 
 
@@ -110,22 +114,25 @@ def lori(backbone: Backbone) -> LoRi:
     return LoRi(backbone, teacher=backbone, latents=5, terms=terms)
 
 
-def plan(name: str) -> tuple[Setting, StepCost, int]:
-    """The cost of a step, and the bytes of a problem in a cache."""
+def plan(name: str) -> tuple[Setting, StepCost, int, int]:
+    """The cost of a step of the longest, operations of one of the mean length, and bytes of a problem in a cache."""
     setting = Setting.read(name)
     method = lori(setting.backbone)
     mode = hollow(method)
-    step = cost_of_step(method, mode, batch_of(method, setting.batch), "bf16-mixed")
+    step = cost_of_step(method, mode, batch_of(method, setting.batch, LONGEST), "bf16-mixed")
+    mean = flops_of_step(method, mode, batch_of(method, setting.batch, MEAN), "bf16-mixed")
     shape = method.teacher_shape()
     real = lori(setting.backbone)
     real.prepare_terms(shape)
+    for term in real.active_terms:
+        term.assume_fitted()
     each = packed_bytes(real.named_terms, shape.layers, shape.hidden, torch.float16)
-    return setting, step, each
+    return setting, step, mean, each
 
 
 HEADER = (
     *("model", "trained_m", "frozen_m", "batch", "checkpointing", "one_gb", f"ddp_{DEVICES}_gb"),
-    *(f"sharded_{DEVICES}_gb", "tflop_a_batch", "cache_bytes", "cache_gb", "commit", "command"),
+    *(f"sharded_{DEVICES}_gb", "tflop_a_batch", "epochs", "hours", "cache_bytes", "cache_gb", "commit", "command"),
 )
 
 
@@ -142,7 +149,8 @@ def main() -> None:
     with TABLE.open(encoding="utf-8") if TABLE.exists() else io.StringIO() as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
     for name in names:
-        setting, step, each = plan(name)
+        setting, step, mean, each = plan(name)
+        hours = mean * PROBLEMS / setting.batch * setting.epochs / (TFLOPS * 1e12) / 3600
         gigabytes = [step.peak(), step.peak(DEVICES, "ddp"), step.peak(DEVICES, "sharded")]
         values = [
             name,
@@ -151,7 +159,9 @@ def main() -> None:
             setting.batch,
             "yes" if setting.backbone.gradient_checkpointing else "no",
             *(round(value / 1e9, 1) for value in gigabytes),
-            round(step.flops / 1e12, 1),
+            round(mean / 1e12, 1),
+            setting.epochs,
+            round(hours, 1),
             each,
             round(each * PROBLEMS / 1e9, 1),
         ]

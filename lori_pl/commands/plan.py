@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from lori_pl.data.pairing import PairedBatch, paired_batch
 from lori_pl.errors import LoriError
 from lori_pl.methods import Method
 from lori_pl.methods.distillation import Distillation
-from lori_pl.planning import StepCost, Strategy, cost_of_answer, cost_of_step, hollow
+from lori_pl.planning import StepCost, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> int:
     memory = bytes_of(options.memory) if options.memory else None
     if options.devices < 1:
         raise LoriError(f"--devices is {options.devices}: give 1 or more")
+    if options.tflops is not None and not options.tflops > 0:
+        raise LoriError(f"--tflops is {options.tflops}: give a positive number")
     # the devices of the config may not be here
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
     cli = parse(["fit", *rest, *here])
@@ -49,6 +52,9 @@ def main(arguments: list[str]) -> int:
     show_model(console, step)
     show_step(console, step, batch, precision)
     show_strategies(console, step, options.devices, memory)
+    if options.tflops is not None:
+        usual = flops_of_step(method, mode, middling(data, split), precision)
+        show_hours(console, usual, batches_of(cli.options, data, split, options.devices), options)
     show_answer(console, method, data, mode, batch)
     show_cache(console, method, split)
     return 0
@@ -63,6 +69,9 @@ def _parser() -> OwnOptions:
     )
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="number of devices (default: 1)")
     parser.add_argument("--memory", metavar="SIZE", help="memory of a device, such as 80GB: say what fits")
+    parser.add_argument(
+        "--tflops", type=float, metavar="N", help="what a device reaches in the mean, in TFLOP/s: say how long it takes"
+    )
     return parser
 
 
@@ -79,11 +88,43 @@ def bytes_of(text: str) -> int:
 
 
 def longest(data: PairedDataModule, split: PreparedSplit) -> PairedBatch:
-    """The training batch of the longest problems: the one that needs most."""
+    """The training batch of the longest problems: the one that needs most.
+
+    Raises:
+        LoriError: If there are fewer problems than a batch has.
+    """
     lengths = split.student.lengths()
     if len(lengths) < data.batch_size:
         raise LoriError(f"data: {len(lengths)} training problems do not fill one batch of {data.batch_size}")
-    rows = np.argsort(lengths, kind="stable")[-data.batch_size :]
+    return _batch(split, np.argsort(lengths, kind="stable")[-data.batch_size :])
+
+
+def middling(data: PairedDataModule, split: PreparedSplit) -> PairedBatch:
+    """A training batch of problems whose length is about the mean."""
+    lengths = split.student.lengths()
+    return _batch(split, np.argsort(abs(lengths - lengths.mean()), kind="stable")[: data.batch_size])
+
+
+def batches_of(options: Any, data: PairedDataModule, split: PreparedSplit, devices: int) -> int:
+    """How many batches a whole training has, over all devices; 0 where it has no end.
+
+    Args:
+        options: The parsed options of ``fit``.
+        data: The data.
+        split: Its training split.
+        devices: Number of devices.
+    """
+    trainer = options["trainer"]
+    steps, epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs")
+    found = []
+    if steps > 0:
+        found.append(steps * (trainer.get("accumulate_grad_batches") or 1) * devices)
+    if epochs is not None and epochs > 0:
+        found.append(epochs * -(-len(split.problems) // data.batch_size))
+    return min(found, default=0)
+
+
+def _batch(split: PreparedSplit, rows: np.ndarray) -> PairedBatch:
     pieces = split.student.step_starts is not None
     return paired_batch(rows.tolist(), split.steps, split.student, split.teacher, split.cached, pieces)
 
@@ -137,6 +178,20 @@ def show_strategies(console: Console, step: StepCost, devices: int, memory: int 
         fits = [] if memory is None else ["yes" if size <= memory else "no"]
         table.add_row(label, f"{size / 1e9:.3f}", *fits)
     console.print(table)
+
+
+def show_hours(console: Console, flops: int, batches: int, options: Any) -> None:
+    """Prints how long a training takes, its validations and its start apart."""
+    if not batches:
+        say(console, "the training has no end: set trainer.max_epochs or trainer.max_steps to hear how long it takes")
+        return
+    hours = flops * batches / (options.tflops * 1e12 * options.devices) / 3600
+    shown = f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
+    say(
+        console,
+        f"{batches:,} batches of {flops / 1e12:.4g} TFLOP in the mean: {shown} hours on {options.devices} x "
+        f"{options.tflops:g} TFLOP/s, without validations",
+    )
 
 
 def show_answer(

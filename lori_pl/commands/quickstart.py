@@ -56,6 +56,9 @@ def main(arguments: list[str]) -> int:
         return INTERRUPTED
     if failed:
         raise LoriError(f"{failed} runs failed; their log.txt lie under {sweep.output}")
+    results = sweep.results()
+    if missing := sum(sweep.status(cell, results) != "ok" for cell in sweep.cells):
+        raise LoriError(f"{missing} runs are at work in another process; start the quickstart again when it has ended")
     methods, folders = collect(sweep)
     write_json(sweep.output / SUMMARY, {"methods": methods})
     console = Console()

@@ -36,20 +36,27 @@ class Outcomes:
     Args:
         ids: The problems' ids, n of them, in the order of the bits.
         bits: For each (method, seed) a boolean array of shape (n,): whether the answer was right.
+        steps: The problems' numbers of rationale steps, shape (n,), where they are known.
     """
 
     ids: list[str]
     bits: dict[tuple[str, int], np.ndarray]
+    steps: np.ndarray | None = None
 
 
 def write_outcomes(
-    path: str | Path, ids: Sequence[str], bits: Sequence[bool] | np.ndarray, method: str, seed: int
+    path: str | Path,
+    ids: Sequence[str],
+    bits: Sequence[bool] | np.ndarray,
+    method: str,
+    seed: int,
+    steps: Sequence[int] | np.ndarray | None = None,
 ) -> None:
     """Add one (method, seed) to a file of outcomes; the file is made where it does not exist.
 
-    The file holds ``ids`` and one boolean array ``METHOD/SEED`` each. It is written beside itself and moved into place,
-    so a reader or a crash sees the old file or the new one. Outcomes already there for the same (method, seed) are
-    replaced. Bits in another order than the file's are sorted into it by id.
+    The file holds ``ids``, ``steps`` where they are known, and one boolean array ``METHOD/SEED`` each. It is written
+    beside itself and moved into place, so a reader or a crash sees the old file or the new one. Outcomes already there
+    for the same (method, seed) are replaced. Bits in another order than the file's are sorted into it by id.
 
     Args:
         path: The ``.npz`` file; its folder is made.
@@ -57,9 +64,10 @@ def write_outcomes(
         bits: Whether each answer is right, shape (n,), in the order of ``ids``.
         method: Name of the method.
         seed: The training seed.
+        steps: Number of rationale steps of each problem, shape (n,), in the order of ``ids``.
 
     Raises:
-        LoriError: Lengths differ, an id occurs twice, or the file's ids are others.
+        LoriError: Lengths differ, an id occurs twice, or the file's ids or numbers of steps are others.
     """
     path, ids, outcome = Path(path), [str(id) for id in ids], as_bits(bits, f"{method}/{seed}")
     if len(ids) != len(outcome):
@@ -68,6 +76,9 @@ def write_outcomes(
     if len(positions) != len(ids):
         twice = next(id for position, id in enumerate(ids) if positions[id] != position)
         raise LoriError(f"{path}: id '{twice}' occurs twice in the outcomes of {method}/{seed}: ids must be unique")
+    counts = None if steps is None else np.asarray(steps, dtype=np.int64)
+    if counts is not None and counts.shape != outcome.shape:
+        raise LoriError(f"{path}: {len(ids)} ids but numbers of steps of shape {counts.shape}: give one a problem")
     merged: dict[tuple[str, int], np.ndarray] = {}
     if path.exists():
         known = read_outcomes(path)
@@ -77,10 +88,18 @@ def write_outcomes(
                 f"{path}: holds the outcomes of {len(known.ids)} problems, but {method}/{seed} has {len(ids)} others "
                 f"('{other}' is in one only): evaluate on the same problems or write to another file"
             )
-        outcome = outcome[[positions[id] for id in known.ids]]
-        ids, merged = known.ids, dict(known.bits)
+        order = [positions[id] for id in known.ids]
+        outcome, given = outcome[order], None if counts is None else counts[order]
+        ids, merged, counts = known.ids, dict(known.bits), given if known.steps is None else known.steps
+        if given is not None and counts is not None and not np.array_equal(given, counts):
+            raise LoriError(
+                f"{path}: the problems of {method}/{seed} have the file's ids, but other numbers of steps: write to "
+                "another file"
+            )
     merged[method, int(seed)] = outcome
     arrays: dict[str, Any] = {f"{name}/{number}": array for (name, number), array in merged.items()}
+    if counts is not None:
+        arrays["steps"] = counts
     replace_file(path, lambda file: np.savez_compressed(file, ids=np.asarray(ids, dtype=np.str_), **arrays))
 
 
@@ -91,7 +110,8 @@ def read_outcomes(path: str | Path) -> Outcomes:
         path: The ``.npz`` file.
 
     Returns:
-        The ids and the outcomes of each (method, seed), in the order in which they were written.
+        The ids, the outcomes of each (method, seed) in the order in which they were written, and the numbers of steps
+        where the file has them.
 
     Raises:
         LoriError: The file is missing or is no file of outcomes.
@@ -103,8 +123,9 @@ def read_outcomes(path: str | Path) -> Outcomes:
         with np.load(path, allow_pickle=False) as arrays:
             ids = [str(id) for id in arrays["ids"]]
             bits: dict[tuple[str, int], np.ndarray] = {}
+            steps = np.asarray(arrays["steps"], dtype=np.int64) if "steps" in arrays.files else None
             for key in arrays.files:
-                if key != "ids":
+                if key not in ("ids", "steps"):
                     method, _, seed = key.rpartition("/")
                     bits[method, int(seed)] = as_bits(arrays[key], key)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
@@ -112,7 +133,9 @@ def read_outcomes(path: str | Path) -> Outcomes:
     for (method, seed), array in bits.items():
         if len(array) != len(ids):
             raise LoriError(f"{path}: {method}/{seed} has {len(array)} outcomes for {len(ids)} ids: write it again")
-    return Outcomes(ids, bits)
+    if steps is not None and steps.shape != (len(ids),):
+        raise LoriError(f"{path}: numbers of steps of shape {steps.shape} for {len(ids)} ids: write it again")
+    return Outcomes(ids, bits, steps)
 
 
 class ResultTable:

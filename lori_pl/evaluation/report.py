@@ -80,8 +80,11 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
     for name, metrics in method.test_metrics.items():
         file = OUTCOMES if name == first else f"correct_{name}.npz"
         bits = np.array(list(metrics.outcomes.values()), dtype=bool)
+        split = method.data.tests[name]
+        steps = {problem.id: int(count) for problem, count in zip(split.problems, split.steps, strict=True)}
         (root / file).unlink(missing_ok=True)  # those of the run that this one goes on with
-        write_outcomes(root / file, list(metrics.outcomes), bits, method.label, extra.get("seed", 0))
+        counts = [steps[id] for id in metrics.outcomes]
+        write_outcomes(root / file, list(metrics.outcomes), bits, method.label, extra.get("seed", 0), counts)
     print_table({f"{method.label} on {name}": values for name, values in sets.items()})
     Console().print(f"summary: {root / SUMMARY}")
 

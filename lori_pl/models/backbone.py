@@ -227,7 +227,8 @@ def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Pr
     try:
         if backbone.name is None or torch.get_default_device().type == "meta":  # sizes alone
             own = getattr(config, "dtype", None) if dtype == "auto" else dtype
-            model = AutoModelForCausalLM.from_config(config, dtype=own, attn_implementation=backbone.attention)
+            trust: dict[str, Any] = {"trust_remote_code": True} if backbone.trust_remote_code else {}
+            model = AutoModelForCausalLM.from_config(config, dtype=own, attn_implementation=backbone.attention, **trust)
             # transformers' own generate() should stop where ours does
             for settings in (model.config, model.generation_config):
                 settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id

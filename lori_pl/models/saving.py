@@ -290,5 +290,8 @@ def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -
 
 def _load_into(module: nn.Module, state: dict[str, Tensor], expected: tuple[str, ...]) -> list[str]:
     """Loads part of a module's state; gives the names that are unexpected, or expected but missing."""
-    missing, unexpected = module.load_state_dict(state, strict=False)
+    with warnings.catch_warnings():
+        # where a model has no weights yet, they come later
+        warnings.filterwarnings("ignore", message=".* to a meta parameter in the current model")
+        missing, unexpected = module.load_state_dict(state, strict=False)
     return [*unexpected, *(key for key in missing if key.startswith(expected))]

@@ -12,6 +12,7 @@ from types import FrameType
 from jsonargparse import ArgumentParser
 
 from lori_pl.errors import LoriError
+from lori_pl.files import has_locks
 from lori_pl.sweep.looking import show_plan, show_status
 from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification
@@ -45,9 +46,11 @@ def main(args: list[str]) -> int:
         return 0
     try:
         with signals_interrupt():
-            if options.workers > 1:
+            if options.workers > 1 and WORKER not in os.environ:
+                if not has_locks(sweep.output):
+                    raise LoriError(f"{sweep.output}: this file system has no locks, by which workers share the cells")
                 code = run_workers(_without_workers(args), options.workers)
-                sweep.studies()
+                sweep.studies(looks=True)
                 sweep.show_table()
                 return code
             failed = sweep.run(retry_failed=options.retry_failed, only=options.only)
@@ -70,6 +73,7 @@ def _without_workers(args: list[str]) -> list[str]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="lori_pl sweep",
+        allow_abbrev=False,
         description="Run every cell of a sweep file that is not done yet, one at a time; results land in "
         "OUTPUT/results.csv as each run ends. Started again, it goes on where it stopped. Started several times at "
         "once, on machines that share the files, the workers share the cells.",

@@ -28,7 +28,7 @@ def show_plan(sweep: Sweep, only: int | None = None) -> None:
             f"trial, by {search.sampler} for the best {search.metric}"
         )
         if sweep.is_begun:
-            sweep.studies()
+            sweep.studies(looks=True)
     results = sweep.results()
     for cell in sweep.selected(only):
         sweep.say(f"[{cell.number}/{sweep.total}] {cell.id}  {sweep.status(cell, results)}  {cell.description()}")
@@ -37,12 +37,11 @@ def show_plan(sweep: Sweep, only: int | None = None) -> None:
 
 def show_status(sweep: Sweep) -> None:
     """Print how far a sweep is, what is at work, the time left and the best so far; nothing is run."""
-    studies = sweep.studies() if sweep.is_begun else []
+    studies = sweep.studies(looks=True) if sweep.is_begun else []
     results = sweep.results()
-    states = [sweep.status(cell, results) for cell in sweep.cells]
-    at_work = [
-        cell for cell, state in zip(sweep.cells, states, strict=True) if state == "to run" and sweep.is_at_work(cell)
-    ]
+    at_work = [cell for cell in sweep.cells if sweep.status(cell, results) != "ok" and sweep.runner.is_at_work(cell)]
+    busy = {cell.id for cell in at_work}
+    states = ["at work" if cell.id in busy else sweep.status(cell, results) for cell in sweep.cells]
     waiting = sweep.total - states.count("ok") - states.count("failed")
     seconds = [float(row["seconds"]) for row in results.values() if row["status"] == "ok"]
     eta = f", about {duration(waiting * fmean(seconds) / max(len(at_work), 1))} left" if seconds and waiting else ""
@@ -52,8 +51,8 @@ def show_status(sweep: Sweep) -> None:
     )
     for cell in at_work:
         sweep.say(f"  at work: {sweep.title(cell)}")
-    for cell in sweep.cells:
-        if sweep.status(cell, results) == "failed":
+    for cell, state in zip(sweep.cells, states, strict=True):
+        if state == "failed":
             sweep.say(f"  failed: {sweep.title(cell)}: {results[cell.id]['reason']}")
     for study in studies:
         sweep.say(best_of(study))
@@ -62,11 +61,13 @@ def show_status(sweep: Sweep) -> None:
 
 
 def _best_label(rows: list[dict[str, str]]) -> str:
+    """The best by validation, where the rows have it."""
+    done = [row for row in rows if row["status"] == "ok"]
+    column = "validation" if done and all(row.get("validation") for row in done) else "accuracy"
     by_label: dict[str, list[float]] = {}
-    for row in rows:
-        if row["status"] == "ok":
-            by_label.setdefault(row["method"], []).append(float(row["accuracy"]))
+    for row in done:
+        by_label.setdefault(row["method"], []).append(float(row[column]))
     if not by_label:
         return ""
     label = max(by_label, key=lambda name: fmean(by_label[name]))
-    return f"best: {label}, accuracy {fmean(by_label[label]):.4g} over {len(by_label[label])} seeds"
+    return f"best: {label}, {column} {fmean(by_label[label]):.4g} over {len(by_label[label])} seeds"

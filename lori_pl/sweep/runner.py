@@ -9,11 +9,8 @@ so on one file system with locks no cell is run twice.
 
 from __future__ import annotations
 
-import functools
-import json
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,21 +19,18 @@ from rich.console import Console
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
-from lori_pl.evaluation.records import Outcomes, ResultTable, git_commit, read_outcomes, write_outcomes
-from lori_pl.files import FolderBusy, lock_folder, replace_file
+from lori_pl.evaluation.records import (
+    Outcomes,
+    ResultTable,
+    read_outcomes,
+)
+from lori_pl.files import FolderBusy
+from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
-from lori_pl.sweep.child import ChildResult, failure_reason, progress_file, run_child
-from lori_pl.sweep.display import best_of, duration, results_table, shown
-from lori_pl.sweep.progress import progress_line
+from lori_pl.sweep.child import run_child
+from lori_pl.sweep.display import best_of, duration, results_table
 from lori_pl.sweep.search import Proposal, Study
 from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
-from lori_pl.sweep.summary import read_summary
-
-Runner = Callable[..., ChildResult]
-"""Runs a command with its output in a file, and descriptors that it inherits; `run_child` is the real one."""
-
-INTERRUPTED = "interrupted.json"
-"""In a cell's folder: the commit, and the seconds so far, of a run that was stopped with its sweep."""
 
 
 class Sweep:
@@ -60,8 +54,8 @@ class Sweep:
         self.cells = [] if specification.search is not None else expanded
         columns = [*SWEEP_COLUMNS, *specification.axes, *specification.metrics]
         self.table = ResultTable(specification.results / "results.csv", columns)
-        self._runner = runner or run_child
         self._console = console or Console()
+        self.runner = CellRunner(specification, self.table, runner or run_child, self._console, self.title, self.say)
         self._maker = CellMaker(specification)
 
     def results(self) -> dict[str, dict[str, str]]:
@@ -75,20 +69,27 @@ class Sweep:
 
     def folder(self, cell: Cell) -> Path:
         """Where the cell's run writes."""
-        return self.output / "cells" / cell.id
+        return self.runner.folder(cell)
 
-    def studies(self) -> list[Study]:
-        """The searches, one a point of the grid; their trials so far become the sweep's cells."""
+    def studies(self, looks: bool = False) -> list[Study]:
+        """The searches, one a point of the grid; their trials so far become the sweep's cells.
+
+        Args:
+            looks: Make none that is not there.
+
+        Raises:
+            LoriError: If the storage fails.
+        """
         search = self.specification.search
         if search is None:
             return []
-        studies = [Study(self.specification, point) for point in grid_points(self.specification)]
-        self.cells = [
-            cell
-            for place, study in enumerate(studies)
-            for trial in study.trials()
-            for cell in self._cells_of(place, study, trial.number, trial.point)
-        ]
+        studies = [Study(self.specification, point, looks) for point in grid_points(self.specification)]
+        cells: dict[str, Cell] = {}
+        for place, study in enumerate(studies):
+            for trial in study.trials():
+                for cell in self._cells_of(place, study, trial.number, trial.point):
+                    cells.setdefault(cell.id, cell)  # two trials may have one point
+        self.cells = list(cells.values())
         return studies
 
     def _cells_of(self, place: int, study: Study, number: int, point: dict[str, Any]) -> list[Cell]:
@@ -109,16 +110,6 @@ class Sweep:
     def is_begun(self) -> bool:
         """Whether a worker has made the sweep's folder."""
         return self.output.is_dir()
-
-    def is_at_work(self, cell: Cell) -> bool:
-        """Whether a worker is at a cell."""
-        try:
-            if not self._lock_place(cell).is_dir():
-                return False
-            with self._lock(cell):
-                return False
-        except FolderBusy:
-            return True
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -142,6 +133,7 @@ class Sweep:
         return self._run_grid(skipped, only)
 
     def _run_grid(self, skipped: set[str], only: int | None) -> int:
+        seen = Counter(row.get("cell", "") for row in self.table.rows())
         results = self.results()
         selected = self.selected(only)
         waiting = [cell for cell in selected if self.status(cell, results) not in skipped]
@@ -149,12 +141,15 @@ class Sweep:
         failed, busy = 0, []
         for position, cell in enumerate(waiting):
             try:
-                row = self._settle(cell, skipped, len(waiting) - position - 1)
+                settled = self.runner.settle(cell, seen[cell.id])
             except FolderBusy:
                 busy.append(cell)
                 continue
-            failed += row["status"] == "failed" and not row.get("from_elsewhere", False)
-        if busy := [cell for cell in busy if cell.id not in self.results()]:
+            if settled.is_new:
+                failed += settled.row["status"] == "failed"
+                self._report(cell, settled.row, len(waiting) - position - 1)
+        results = self.results()
+        if busy := [cell for cell in busy if self.status(cell, results) not in skipped]:
             numbers = ", ".join(str(cell.number) for cell in busy)
             self.say(f"at work elsewhere (another worker, or a run that a killed one left behind): cells {numbers}")
         return failed
@@ -164,11 +159,11 @@ class Sweep:
         assert search is not None
         if only is not None:
             raise LoriError(f"{self.specification.file}: --only takes a cell of a grid, and here a search finds them")
-        end = time.monotonic() + (search.hours or float("inf")) * 3600
         failed = 0
         studies = self.studies()
         self.say(f"sweep {self.specification.name}: {len(studies)} searches in {self.output}")
         for place, study in enumerate(studies):
+            end = time.monotonic() + (search.hours or float("inf")) * 3600
             while time.monotonic() < end:
                 with study.proposal() as proposal:
                     if proposal is None:
@@ -179,105 +174,34 @@ class Sweep:
         return failed
 
     def _try(self, place: int, study: Study, proposal: Proposal, skipped: set[str]) -> int:
-        """Runs a trial's cells; gives how many failed."""
+        """Runs a trial's cells until one fails; gives how many failed here."""
         cells = self._cells_of(place, study, proposal.number, proposal.point)
         known = {cell.id for cell in self.cells}
         self.cells += [cell for cell in cells if cell.id not in known]
-        rows = []
+        values: list[float] = []
         for cell in cells:
+            rows = rows_of(cell, self.table)
+            if rows and rows[-1]["status"] in skipped:
+                settled = Settled(rows[-1], False)
+            else:
+                # another trial of the same point may be at it
+                settled = self.runner.settle(cell, len(rows), wait=True, locks=(proposal.lock,))
+            row: dict[str, Any] = settled.row
+            if settled.is_new:
+                self._report(cell, row, 0)
+            if row["status"] == "failed":
+                study.end(proposal.number, None)
+                return int(settled.is_new)
             try:
-                rows.append(self._settle(cell, skipped, 0, proposal.lock))
-            except FolderBusy:  # two trials of one point
-                break
-        values = [row.get(study.search.metric) for row in rows if row["status"] == "ok"]
-        if len(values) < len(cells) or any(value in (None, "") for value in values):
-            study.end(proposal.number, None)
-        else:
-            study.end(proposal.number, fmean(float(value) for value in values if value is not None))
-        return sum(row["status"] == "failed" and not row.get("from_elsewhere", False) for row in rows)
-
-    def _settle(self, cell: Cell, skipped: set[str], remaining: int, *locks: int) -> dict[str, Any]:
-        """Runs a cell, unless another worker has done so meanwhile, and reports it; gives its row.
-
-        Raises:
-            FolderBusy: If another worker is at it.
-        """
-        # a run inherits the lock: an orphan of a killed sweep holds it too
-        with self._lock(cell) as lock:
-            row = self.results().get(cell.id)
-            if row is not None and row["status"] in skipped:
-                return {**row, "from_elsewhere": True}
-            try:
-                made = self._run_cell(cell, functools.partial(self._runner, keep_open=(lock, *locks)))
-            except KeyboardInterrupt:
-                self.say(f"stopped in cell {cell.number}; the same command goes on from there")
-                raise
-        self._report(cell, made, remaining)
-        return made
-
-    def _lock_place(self, cell: Cell) -> Path:
-        # not in the cell's folder, which is removed where a run begins anew
-        return self.output / "locks" / cell.id
-
-    def _lock(self, cell: Cell) -> Any:
-        return lock_folder(self._lock_place(cell), "another worker, or a run that a killed one left behind, is at it")
-
-    def _run_cell(self, cell: Cell, runner: Callable[[Sequence[str], Path], ChildResult]) -> dict[str, Any]:
-        folder, commit = self.folder(cell), git_commit()
-        before = _interrupted(folder, commit)
-        if before is None:
-            # What a failed run, or one of other code, left there would be taken for this one's.
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        command = cell.command(folder)
-        log, start = folder / "log.txt", time.monotonic()
-        try:
-            with progress_line(self._console, self.title(cell), progress_file(log)):
-                result = runner([*command, *([] if before is None else ["--ckpt_path=auto"])], log)
-        except KeyboardInterrupt:
-            seconds = (before or 0.0) + time.monotonic() - start
-            text = json.dumps({"commit": commit, "seconds": seconds})
-            replace_file(folder / INTERRUPTED, lambda file: file.write(text.encode()))
-            raise
-        row: dict[str, Any] = {
-            "seed": cell.seed,
-            "commit": commit,
-            "command": shown(command),
-            "cell": cell.id,
-            "seconds": round((before or 0.0) + result.seconds, 2),
-            "peak_memory_mib": round(result.peak_memory_mib, 1),
-            **cell.columns(),
-        }
-        sweep = self.specification
-        try:
-            if result.exit_code != 0:
-                raise LoriError(failure_reason(result.exit_code, log))
-            method, measured = read_summary(folder / "summary.json", sweep.metrics)
-            label = cell.label(sweep.label, sweep.name, method)
-            self._keep_outcomes(folder / "correct.npz", label, cell.seed)
-            row |= {"method": label, "status": "ok", **measured}
-        except LoriError as error:
-            row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
-        with self._results_held():
-            self.table.append(row)
-        return row
-
-    def _results_held(self) -> Any:
-        return lock_folder(self.specification.results, "", wait=True)
-
-    def _keep_outcomes(self, path: Path, label: str, seed: int) -> None:
-        if not path.exists():
-            return
-        outcomes = read_outcomes(path)
-        if len(outcomes.bits) != 1:
-            raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
-        (bits,) = outcomes.bits.values()
-        try:
-            with self._results_held():
-                write_outcomes(self.specification.results / "correct.npz", outcomes.ids, bits, label, seed)
-        except LoriError as error:
-            # A sweep over data has other problems in each cell; the run is none the worse for it.
-            self.say(f"the outcomes stay in {path}: {error}")
+                values.append(float(row.get(study.search.metric, "")))
+            except (TypeError, ValueError) as error:
+                study.end(proposal.number, None)
+                raise LoriError(
+                    f"{self.specification.file}, field 'search.metric': the run {self.folder(cell)} has no number "
+                    f"'{study.search.metric}' in its summary.json; name another metric"
+                ) from error
+        study.end(proposal.number, fmean(values))
+        return 0
 
     def selected(self, only: int | None) -> list[Cell]:
         """The one cell of a number, or all.
@@ -343,15 +267,3 @@ class Sweep:
         """Prints a line."""
         # A label such as lori[rank=8] is no markup.
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _interrupted(folder: Path, commit: str) -> float | None:
-    """Seconds that a cell's run had taken when its sweep was stopped, if the same code may go on with it."""
-    path = folder / INTERRUPTED
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        seconds = float(noted["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    path.unlink()
-    return seconds if noted["commit"] == commit and commit.isalnum() and commit != "unknown" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import warnings
 from collections.abc import Iterator
@@ -64,12 +65,13 @@ class Study:
     Args:
         sweep: The sweep, with a search.
         point: The point of the grid.
+        looks: Whether it is only looked at: a study that is not there has no trials then, and is not made.
 
     Raises:
-        LoriError: If the storage cannot be opened.
+        LoriError: If the storage cannot be opened; from every method, if it fails.
     """
 
-    def __init__(self, sweep: SweepSpecification, point: dict[str, Any]) -> None:
+    def __init__(self, sweep: SweepSpecification, point: dict[str, Any], looks: bool = False) -> None:
         assert sweep.search is not None
         self.search: Search = sweep.search
         self.point = point
@@ -79,26 +81,48 @@ class Study:
         space = {key: str(value) for key, value in self.search.space.items()}
         defined = json.dumps([cells, self.search.metric, self.search.direction, space])
         self.name = f"{sweep.name}-{hashlib.sha256(defined.encode()).hexdigest()[:12]}"
-        self.study = self._open()
+        self.study = self._open(looks)
 
-    def _open(self) -> optuna.Study:
+    def _open(self, looks: bool) -> optuna.Study | None:
         import optuna
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        try:
+        with self._storage_errors():
             if self.search.storage is None:
-                self.output.mkdir(parents=True, exist_ok=True)
-                storage: Any = optuna.storages.JournalStorage(JournalFileBackend(str(self.output / JOURNAL)))
+                # Optuna's lock on it is a link, which is to lead to it from everywhere
+                journal = (self.output / JOURNAL).resolve()
+                if looks and not journal.exists():
+                    return None
+                journal.parent.mkdir(parents=True, exist_ok=True)
+                storage: Any = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
             else:
                 storage = self.search.storage
+            if looks:
+                with suppress(KeyError):
+                    return optuna.load_study(study_name=self.name, storage=storage)
+                return None
             return optuna.create_study(
                 storage=storage, study_name=self.name, direction=self.search.direction, load_if_exists=True
             )
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (LoriError, KeyError):
+            raise
         except Exception as error:  # of the file system, the database's driver, or SQLAlchemy
-            place = self.search.storage or self.output / JOURNAL
-            raise LoriError(f"the search's storage {place} cannot be opened ({one_line(error)}); mend it") from error
+            place = self.search.storage or str(self.output / JOURNAL)
+            shown, reason = (re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:*@", text) for text in (place, one_line(error)))
+            raise LoriError(f"the search's storage {shown} failed ({reason}); mend it, and start again") from error
+
+    @property
+    def made(self) -> optuna.Study:
+        """The study, which is there."""
+        assert self.study is not None
+        return self.study
 
     @contextmanager
     def proposal(self) -> Iterator[Proposal | None]:
@@ -107,34 +131,38 @@ class Study:
             yield self._claim(held)
 
     def _claim(self, held: ExitStack) -> Proposal | None:
-        for number in self._at_work():
-            with suppress(FolderBusy):
-                lock = held.enter_context(self._lock(number))
-                if number in self._at_work():  # nobody ended it meanwhile
-                    return Proposal(number, self._point(self._take_over(number)), lock)
-        while len(self.study.get_trials(deepcopy=False)) < self.search.trials:
-            self.study.sampler = self._sampler()
-            trial = self.study.ask()
-            if trial.number >= self.search.trials:  # another worker got the last one
-                self.end(trial.number, None)
-                break
-            with suppress(FolderBusy):  # another worker took it for one that was left
-                return Proposal(trial.number, self._point(trial), held.enter_context(self._lock(trial.number)))
-        return None
+        # one worker at a time: a trial that has no lock yet is nobody else's to take over
+        with lock_folder(self.output / "locks" / self.name, "", wait=True), self._storage_errors():
+            for number in self._at_work():
+                with suppress(FolderBusy):
+                    lock = held.enter_context(self._lock(number))
+                    if number in self._at_work():  # nobody ended it meanwhile
+                        return Proposal(number, self._point(self._take_over(number)), lock)
+            if len(self.made.get_trials(deepcopy=False)) >= self.search.trials:
+                return None
+            self.made.sampler = self._sampler()
+            trial = self.made.ask()
+            lock = held.enter_context(self._lock(trial.number))
+            return Proposal(trial.number, self._point(trial), lock)
 
     def end(self, number: int, value: float | None) -> None:
         """Notes a trial's value; ``None`` for one that failed."""
         import optuna
 
-        if value is None:
-            self.study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
-        else:
-            self.study.tell(number, value, skip_if_finished=True)
+        with self._storage_errors():
+            if value is None:
+                self.made.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            else:
+                self.made.tell(number, value, skip_if_finished=True)
 
     def trials(self) -> list[Finished]:
         """All trials so far, in order."""
-        found = []
-        for trial in self.study.get_trials(deepcopy=False)[: self.search.trials]:
+        found: list[Finished] = []
+        if self.study is None:
+            return found
+        with self._storage_errors():
+            trials = self.study.get_trials(deepcopy=False)[: self.search.trials]
+        for trial in trials:
             if trial.params.keys() == self.search.space.keys():
                 point = {key: self._value(key, trial.params[key]) for key in self.search.space}
                 value = trial.value if trial.state.name == "COMPLETE" else None
@@ -151,12 +179,13 @@ class Study:
         import optuna
 
         states = (optuna.trial.TrialState.RUNNING,)
-        return [trial.number for trial in self.study.get_trials(deepcopy=False, states=states)]
+        return [trial.number for trial in self.made.get_trials(deepcopy=False, states=states)]
 
     def _take_over(self, number: int) -> optuna.Trial:
         import optuna
 
-        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        self.made.sampler = self._sampler()  # for what was not drawn yet
+        return optuna.Trial(self.made, self.made.get_trials(deepcopy=False)[number]._trial_id)
 
     def _lock(self, number: int) -> Any:
         return lock_folder(self.output / "locks" / f"{self.name}-{number}", "another worker has this trial")
@@ -164,7 +193,7 @@ class Study:
     def _sampler(self) -> optuna.samplers.BaseSampler:
         import optuna
 
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self.made.get_trials(deepcopy=False)
         seeds: list[int | str] = [self.search.seed, len(trials)]
         if any(not trial.state.is_finished() for trial in trials):
             # another worker may ask at the same time: it is not to get the same point
@@ -176,8 +205,9 @@ class Study:
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "qmc":
-                # a sequence, of which every worker takes the next point
-                return optuna.samplers.QMCSampler(seed=self.search.seed, scramble=True)
+                # a sequence, of which every worker takes the next point; what it cannot draw is drawn at random
+                others = optuna.samplers.RandomSampler(seed=seed)
+                return optuna.samplers.QMCSampler(seed=self.search.seed, scramble=True, independent_sampler=others)
             case _:
                 return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 

@@ -24,8 +24,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
         model.latents: {choices: [4, 5, 6]}
     search:                             # instead of random: Optuna proposes the points, one after the other, for
       trials: 20                        # each combination of the grid; a trial is run with every seed
-      hours: 8                          # starts no further trial after so long; null (the default) for no limit
-      metric: validation                # accuracy, or one of the metrics below, its mean over the seeds
+      hours: 8                          # starts none after so long, for each combination; null (the default): no limit
+      metric: validation                # one of the metrics below, or accuracy (the test's); the mean over seeds
       direction: maximize               # or minimize
       sampler: tpe                      # or random, gp, qmc: Optuna's
       seed: 0
@@ -36,6 +36,7 @@ on to the run). Paths are relative to the folder that the command is run in, as 
                                         # sweep's, {config} the varied files' stems, {KEY} any varied or fixed value
     metrics: [accuracy_steps_3]         # what else to copy from the run's summary.json: from the method's entry or
                                         # else from the whole, with dots inwards (test_sets.svamp.accuracy)
+    reuse: [experiments/embedded]       # folders of results whose rows are taken for cells that are the very same runs
     compare:                            # pairs of labels whose difference in accuracy is printed at the end, with
       - [lori, anchor_only]             # its intervals over seeds and over problems
 
@@ -69,7 +70,7 @@ SAMPLERS = ("tpe", "random", "gp", "qmc")
 
 _FIELDS = (
     *("name", "output", "results", "configs", "fixed", "grid", "variants", "random", "search"),
-    *("seeds", "label", "metrics", "compare"),
+    *("seeds", "label", "metrics", "reuse", "compare"),
 )
 _OF_THE_SWEEP = {
     "seed_everything": "list the seeds under 'seeds'",
@@ -127,6 +128,7 @@ class SweepSpecification:
     seeds: tuple[int, ...]
     label: str | None
     metrics: tuple[str, ...]
+    reuse: tuple[Path, ...]
     compare: tuple[tuple[str, str], ...]
 
     @property
@@ -192,6 +194,9 @@ class _Reader:
         for key in [*grid, *space, *varied]:
             if sum(key in part for part in (fixed, grid, varied, space)) > 1:
                 self.fail(key, f"given more than once among 'fixed', 'grid', 'variants' and '{kind}.space'; keep one")
+        for folder in self.texts("reuse"):
+            if not (Path(folder) / "results.csv").is_file():
+                self.fail("reuse", f"{folder} holds no results.csv")
         for metric in metrics:
             if metric in SWEEP_COLUMNS[2:] or metric in ("method", "seed", "commit", "command"):
                 self.fail("metrics", f"'{metric}' is a column of the sweep's own; leave it out")
@@ -210,6 +215,7 @@ class _Reader:
             seeds=self.seeds(),
             label=self.text("label"),
             metrics=metrics,
+            reuse=tuple(map(Path, self.texts("reuse"))),
             compare=self.pairs("compare"),
         )
 
@@ -248,6 +254,10 @@ class _Reader:
             place = f"{field}.{key}"
             if not isinstance(key, str) or not key or key.startswith("-") or any(c in "= \n\t" for c in key):
                 self.fail(place, "expected a flag of the command line without its dashes, such as trainer.max_steps")
+            if key == VARIANT_AXIS or (key == CONFIG_AXIS and field.startswith("variants")):
+                self.fail(
+                    place, "no flag: sets of flags stand under 'variants', config files under 'configs' and 'grid'"
+                )
             if key in _OF_THE_SWEEP:
                 self.fail(place, f"set by the sweep itself: {_OF_THE_SWEEP[key]}")
             if key in RESULT_COLUMNS or key in SWEEP_COLUMNS:
@@ -292,7 +302,7 @@ class _Reader:
         known: dict[str, Any] = {
             "trials": None,
             "hours": None,
-            "metric": "accuracy",
+            "metric": None,
             "direction": "maximize",
             "sampler": "tpe",
             "seed": 0,
@@ -307,7 +317,7 @@ class _Reader:
         hours = values["hours"]
         if hours is not None and not (isinstance(hours, int | float) and not isinstance(hours, bool) and hours > 0):
             self.fail("search.hours", f"expected a positive number, or null, got {hours!r}")
-        choices = {"direction": ("maximize", "minimize"), "sampler": SAMPLERS, "metric": ("accuracy", *metrics)}
+        choices = {"direction": ("maximize", "minimize"), "sampler": SAMPLERS, "metric": (*metrics, "accuracy")}
         for field, allowed in choices.items():
             if values[field] not in allowed:
                 self.fail(f"search.{field}", f"expected one of {', '.join(allowed)}, got {values[field]!r}")

@@ -31,11 +31,13 @@ def run_workers(arguments: Sequence[str], number: int) -> int:
     Raises:
         KeyboardInterrupt: Ctrl-C; the workers are ended first.
     """
-    workers = [_start(arguments, place, number) for place in range(number)]
-    threads = [threading.Thread(target=_show, args=(worker.stdout, i + 1)) for i, worker in enumerate(workers)]
-    for thread in threads:
-        thread.start()
+    workers: list[subprocess.Popen[str]] = []
+    threads: list[threading.Thread] = []
     try:
+        for place in range(number):
+            workers.append(_start(arguments, place, number))
+            threads.append(threading.Thread(target=_show, args=(workers[-1].stdout, place + 1)))
+            threads[-1].start()
         codes = [worker.wait() for worker in workers]
     except BaseException:
         _end(workers)

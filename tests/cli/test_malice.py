@@ -13,6 +13,8 @@ from conftest import BACKBONE
 from failing import fails
 from safetensors.torch import load_file
 
+from lori_pl.cli import main
+
 pytestmark = pytest.mark.faults
 
 
@@ -39,7 +41,7 @@ def test_the_bomb_goes_off_where_nothing_holds_it(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("way", ["a file", "last", "test"])
+@pytest.mark.parametrize("way", [pytest.param("a file", marks=pytest.mark.slow), "last", "test"])
 def test_a_checkpoint(world, capsys, mark, way):
     assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
     path = world.folder / "run" / "checkpoints" / "last.ckpt"
@@ -63,7 +65,7 @@ def test_a_models_pickled_weights(world, capsys, mark, teacher):
     fails(world, capsys, "backbone.name .*model", backbone={"name": str(folder)})
 
 
-@pytest.mark.parametrize("kind", ["config", "tokenizer"])
+@pytest.mark.parametrize("kind", ["config", pytest.param("tokenizer", marks=pytest.mark.slow)])
 def test_code_beside_a_model(world, capsys, mark, teacher, kind):
     folder = world.folder / "model"
     shutil.copytree(teacher, folder)
@@ -84,3 +86,6 @@ def test_a_sweep_and_a_config_are_plain_yaml(world, capsys, mark):
     path = world.folder / "config.yaml"
     path.write_text(f"seed_everything: !!python/object/apply:os.mkdir ['{mark}']\n")
     fails(world, capsys, "config", flags=["--config", str(path)], backbone=BACKBONE)
+    path.write_text(f"seeds: !!python/object/apply:os.mkdir ['{mark}']\n")
+    assert main(["sweep", str(path)]) == 2
+    assert "is no YAML" in capsys.readouterr().err

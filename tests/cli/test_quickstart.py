@@ -13,7 +13,10 @@ from conftest import BACKBONE, BASE
 import lori_pl.sweep.runner as runner
 from lori_pl import LatentReasoner
 from lori_pl.cli import main
+from lori_pl.files import lock_folder
+from lori_pl.sweep.cells import expand
 from lori_pl.sweep.child import ChildResult
+from lori_pl.sweep.specification import load_specification
 
 
 @pytest.fixture
@@ -64,6 +67,15 @@ def test_a_run_that_fails_or_is_stopped_ends_it(recipe, capsys, monkeypatch):
     monkeypatch.setattr(runner, "run_child", stop)
     assert main(["quickstart", str(recipe)]) == 130
     assert not Path("out/summary.json").exists()
+
+
+def test_a_second_one_at_once_says_so(recipe, capsys):
+    cell = expand(load_specification(recipe))[0]
+    with lock_folder(Path("out/locks") / cell.id, ""):
+        assert main(["quickstart", str(recipe)]) == 2
+    assert "1 runs are at work in another process" in capsys.readouterr().err
+    assert not Path("out/summary.json").exists()
+    assert main(["quickstart", str(recipe)]) == 0
 
 
 def test_without_its_recipe_it_says_where_to_run(tmp_path, monkeypatch, capsys):

@@ -92,6 +92,8 @@ def test_commands_parse(arguments, parser, monkeypatch):
         command, rest = "fit", without(rest, "--row")
     elif command == "cache":
         command, rest = "fit", without(rest, "--folder")
+    elif command == "analyze":
+        command, rest = "test", without(rest, "--folder")
     if command in LIGHTNING:
         with lightning_commands.one_line_errors():
             options = parser.parse_args([command, *rest])[command]
@@ -118,8 +120,10 @@ def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
         ("preview", ["--row N ", "lori_pl fit --help"]),
         ("cache", ["--folder DIR ", "--dtype ", "--shard_problems N ", "lori_pl fit --help"]),
         ("benchmark", ["student a student's folder", "--problems ", "--out DIR ", "lori_pl fit --help"]),
+        ("analyze", ["--ckpt_path PATH ", "--folder OUT ", "--teacher MODEL ", "--split NAME ", "lori_pl fit --help"]),
         ("quickstart", ["[-h] [FILE]", "experiments/quickstart.yaml"]),
         ("sweep", ["[--dry_run]", "--only N ", "--retry_failed ", "--override FIELD=VALUE "]),
+        ("report", ["--folder DIR ", "--compare FIRST SECOND ", "--sweep FILE ", "--selection FOLDER "]),
     ],
 )
 def test_help_lists_the_options(command, parts, capsys):

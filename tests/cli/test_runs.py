@@ -124,6 +124,10 @@ def test_a_students_folder_is_enough_for_a_test(world, lori_args, teacher, tmp_p
     both = [read_outcomes(folder / "correct.npz") for folder in (world.folder / "run", tmp_path / "test")]
     assert both[0].ids == both[1].ids
     assert (both[0].bits["lori", 0] == both[1].bits["lori", 0]).all()
+    summary = json.loads((world.folder / "run" / "summary.json").read_text())["methods"]["lori"]
+    for k in (1, 2):
+        share = both[0].bits["lori", 0][both[0].steps == k].mean()
+        assert summary[f"accuracy_steps_{k}"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("lora", "warns"), [(None, True), ({"rank": 2}, False)])

@@ -73,6 +73,24 @@ def test_write_outcomes_refuses_and_keeps_the_file(tmp_path, ids, bits, message)
     assert path.read_bytes() == before
 
 
+def test_numbers_of_steps_stay_with_their_problems(tmp_path):
+    path = tmp_path / "correct.npz"
+    write_outcomes(path, ["a", "b"], [1, 0], "old", 0)
+    assert read_outcomes(path).steps is None
+    write_outcomes(path, ["b", "a"], [1, 0], "new", 0, steps=[5, 4])
+    write_outcomes(path, ["b", "a"], [1, 0], "old", 1)
+    found = read_outcomes(path)
+    assert found.steps.tolist() == [4, 5]
+    assert list(found.bits) == [("old", 0), ("new", 0), ("old", 1)]
+    with pytest.raises(LoriError, match="other numbers of steps"):
+        write_outcomes(path, ["a", "b"], [1, 0], "new", 1, steps=[5, 4])
+    with pytest.raises(LoriError, match="2 ids but numbers of steps"):
+        write_outcomes(path, ["a", "b"], [1, 0], "new", 1, steps=[5])
+    np.savez(path, ids=np.array(["a"]), steps=np.array([1, 2]))
+    with pytest.raises(LoriError, match="numbers of steps of shape"):
+        read_outcomes(path)
+
+
 def test_a_crash_while_outcomes_are_written_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "correct.npz"
     write_outcomes(path, ["a"], [1], "lori", 0)

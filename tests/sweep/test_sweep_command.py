@@ -162,6 +162,11 @@ def test_two_workers_at_once_share_the_cells(bench, text):
     if text == SEARCH:  # an integer may be drawn twice
         assert 3 <= len(points) <= 8
         assert len(rows) == 2 * len(points)
+        (study,) = bench.sweep(SEARCH).studies()
+        trials = study.trials()
+        assert [trial.state for trial in trials] == ["complete"] * 8
+        assert {str(trial.point["model.rank"]) for trial in trials} == points
+        assert all(trial.value == trial.point["model.rank"] / 100 for trial in trials)
     else:
         assert len(rows) == 8
 
@@ -186,6 +191,50 @@ def test_workers_of_one_command_show_their_lines_and_one_table(fake_runs, monkey
     assert command.main(["sweep.yaml", "--workers=2", "--override", "grid.model.rank=[13]"]) == 1
     with pytest.raises(LoriError, match="--workers is 0"):
         command.main(["sweep.yaml", "--workers", "0"])
+
+
+def test_a_worker_starts_no_workers(fake_runs, monkeypatch):
+    monkeypatch.setenv(workers.WORKER, "1")
+    monkeypatch.setattr(command, "run_workers", lambda *_: pytest.fail("a worker started workers"))
+    assert command.main(["sweep.yaml", "--workers", "3"]) == 0
+    with pytest.raises(SystemExit):
+        command.main(["sweep.yaml", "--work", "3"])
+
+
+def test_workers_need_locks(fake_runs, monkeypatch):
+    monkeypatch.setattr(command, "has_locks", lambda _: False)
+    with pytest.raises(LoriError, match="this file system has no locks"):
+        command.main(["sweep.yaml", "--workers", "2"])
+
+
+@pytest.mark.slow
+def test_a_terminated_command_takes_its_workers_and_their_runs_along(bench):
+    Path("sweep.yaml").write_text(SWEEP)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WORKERS], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    end = time.monotonic() + 60
+    while len(found := [path for path in Path("out").glob("cells/*/started") if path.read_text()]) < 2:
+        assert time.monotonic() < end, "the runs did not start"
+        time.sleep(0.05)
+    parent.terminate()
+    assert parent.wait(timeout=60) == 130
+    for path in found:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)
+    assert not Path("out/results.csv").exists()
+
+
+# A command whose two workers have runs that wait to be killed.
+WORKERS = """
+import subprocess, sys
+from lori_pl.sweep import command, workers
+real = subprocess.Popen
+def start(line, **settings):
+    return real([line[0], "-c", PARENT, *line[4:]], **settings)
+workers.subprocess.Popen = start
+sys.exit(command.main(["sweep.yaml", "--workers", "2"]))
+""".replace("PARENT", repr(PARENT))
 
 
 def test_a_worker_has_a_gpu_and_a_share_of_the_cores(monkeypatch):

@@ -1,7 +1,9 @@
 """The sweep's runner: which cells run, what they leave, what is shown."""
 
 import json
+import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -9,13 +11,13 @@ import numpy as np
 import pytest
 from sweep_bench import FAKE_RUN, SWEEP
 
-import lori_pl.sweep.runner as runner_module
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import RESULT_COLUMNS, git_commit, read_outcomes, write_outcomes
+from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
+from lori_pl.sweep import cell_runner
 from lori_pl.sweep.child import ChildResult, progress_file
 from lori_pl.sweep.looking import show_plan, show_status
-from lori_pl.sweep.runner import read_summary
 from lori_pl.sweep.specification import SWEEP_COLUMNS
+from lori_pl.sweep.summary import read_summary
 
 
 def test_every_cell_is_run_and_leaves_a_full_row(bench):
@@ -37,6 +39,69 @@ def test_every_cell_is_run_and_leaves_a_full_row(bench):
     )
     assert "training with" in Path(f"out/cells/{row['cell']}/log.txt").read_text()
     assert [row["cell"] for row in rows] == bench.ran
+
+
+def test_finished_runs_are_found_by_name(bench):
+    bench.run(SWEEP, "grid.model.rank=[4, 13]", "seeds=[7]", "label='{method}/r {model.rank}'")
+    (link,) = Path("out/by_name").iterdir()
+    assert link.name == f"lori_r_4_{bench.rows()[0]['cell']}_seed7"
+    assert (link / "summary.json").is_file()
+    assert link.resolve() == Path("out/cells", bench.rows()[0]["cell"]).resolve()
+
+
+def test_the_very_same_runs_of_another_sweep_are_taken_over(bench):
+    def leave(folder):
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, len(bench.ran) > 1], "lori", 3)
+
+    bench.before = leave
+    bench.run(SWEEP, "seeds=[3]", "label='{method}_{model.rank}'")
+    other = ["seeds=[3]", "label='{method}_{model.rank}'", "grid.model.rank=[8, 9]", "output=more"]
+    with pytest.raises(LoriError, match=r"field 'reuse': nowhere holds no results\.csv"):
+        bench.run(SWEEP, *other, "reuse=[nowhere, out]")
+    bench.run(SWEEP, *other, "reuse=[out]")
+    assert len(bench.ran) == 1
+    rows = ResultTable("more/results.csv").rows()
+    first = {row["model.rank"]: row for row in bench.rows()}["8"]
+    assert rows[0] == first
+    assert rows[1]["model.rank"] == "9"
+    taken, given = (read_outcomes(f"{folder}/correct.npz").bits["lori_8", 3] for folder in ("more", "out"))
+    assert list(taken) == list(given) == [True, True]
+    assert "as lori_8 in out" in bench.printed
+
+
+def test_rows_are_taken_over_only_with_all_metrics_and_a_name_of_their_own(bench):
+    bench.run(SWEEP, "seeds=[3]", "label='{method}_{model.rank}'")
+    more = ["seeds=[3]", "label='{method}_{model.rank}'", "output=more", "reuse=[out]"]
+    bench.run(SWEEP, *more, "metrics=[loss, other]")
+    assert len(bench.ran) == 2
+    Path("taken").mkdir()
+    table = Path("out/results.csv").read_text()
+    Path("taken/results.csv").write_text(table.replace("lori_8", "lori_4"))
+    with pytest.raises(LoriError, match="calls this run 'lori_4', as another cell's row in"):
+        bench.run(SWEEP, "seeds=[3]", "label='{method}_{model.rank}'", "output=third", "reuse=[taken]")
+
+
+def test_a_retry_that_another_worker_made_is_not_made_again(bench):
+    flags = [SWEEP, "grid.model.rank=[13]", "seeds=[0]"]
+    bench.run(*flags)
+    cell = bench.sweep(*flags).cells[0]
+    assert bench.run(*flags, retry_failed=True) == 1
+    settled = bench.sweep(*flags).runner.settle(cell, seen=1)
+    assert not settled.is_new
+    assert settled.row == bench.rows()[-1]
+
+
+def test_a_signal_between_a_runs_end_and_its_row_waits_for_the_row(bench, monkeypatch):
+    real = cell_runner.read_summary
+
+    def interrupted(path, metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(path, metrics)
+
+    monkeypatch.setattr(cell_runner, "read_summary", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(SWEEP, "seeds=[0]")
+    assert [row["status"] for row in bench.rows()] == ["ok"]
 
 
 def test_progress_and_table_are_shown(bench):
@@ -164,9 +229,9 @@ def interrupt_third(bench):
 
 @pytest.mark.parametrize(("before", "now"), [("abc123", "def456"), ("abc123+dirty", "abc123+dirty"), ("unknown",) * 2])
 def test_an_interrupted_sweep_goes_on_from_a_clean_folder_under_other_code(bench, monkeypatch, before, now):
-    monkeypatch.setattr(runner_module, "git_commit", lambda: before)
+    monkeypatch.setattr(cell_runner, "git_commit", lambda: before)
     interrupted = interrupt_third(bench)
-    monkeypatch.setattr(runner_module, "git_commit", lambda: now)
+    monkeypatch.setattr(cell_runner, "git_commit", lambda: now)
 
     def is_clean(folder):
         assert list(folder.iterdir()) == []
@@ -179,7 +244,7 @@ def test_an_interrupted_sweep_goes_on_from_a_clean_folder_under_other_code(bench
 
 
 def test_an_interrupted_run_goes_on_under_the_same_code(bench, monkeypatch):
-    monkeypatch.setattr(runner_module, "git_commit", lambda: "abc123")
+    monkeypatch.setattr(cell_runner, "git_commit", lambda: "abc123")
     interrupted = interrupt_third(bench)
     noted = Path(f"out/cells/{interrupted}/interrupted.json")
     noted.write_text(noted.read_text().replace('"seconds": ', '"seconds": 100'))

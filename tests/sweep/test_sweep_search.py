@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lori_pl.errors import LoriError
+from lori_pl.sweep import runner
 from lori_pl.sweep.cells import grid_points
 from lori_pl.sweep.looking import show_plan, show_status
 from lori_pl.sweep.search import Study
@@ -98,7 +99,7 @@ def test_each_point_of_the_grid_is_searched_by_itself(searching):
 
 
 def test_a_failed_trial_counts_and_has_no_value(searching):
-    assert searching.run(SEARCH, "search.trials=2", "fixed.model.fails=yes") == 4
+    assert searching.run(SEARCH, "search.trials=2", "fixed.model.fails=yes") == 2
     (study,) = searching.sweep(SEARCH, "search.trials=2", "fixed.model.fails=yes").studies()
     assert [(trial.state, trial.value) for trial in study.trials()] == [("fail", None)] * 2
     assert study.best() is None
@@ -140,7 +141,7 @@ def test_a_trial_that_another_worker_holds_is_left_to_it(searching):
 
 def test_no_trial_starts_after_the_hours_are_over(searching, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("lori_pl.sweep.runner.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
     searching.before = lambda folder: now.__setitem__(0, now[0] + 1000)
     assert searching.run(SEARCH, "search.hours=0.5", "seeds=[0]") == 0
     assert len(searching.rows()) == 2
@@ -150,14 +151,36 @@ def test_a_database_may_hold_the_trials(searching):
     assert searching.run(SEARCH, "search.storage=sqlite:///trials.db", "search.trials=2") == 0
     assert Path("trials.db").exists()
     assert not Path("out/search.journal").exists()
-    with pytest.raises(LoriError, match=r"storage nodb://x cannot be opened .* mend it"):
-        searching.run(SEARCH, "search.storage=nodb://x")
+    with pytest.raises(LoriError, match=r"storage nodb://me:\*@x failed .* mend it") as error:
+        searching.run(SEARCH, "search.storage=nodb://me:secret@x")
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc", "tpe", "gp"])
 def test_samplers(searching, sampler):
     assert searching.run(SEARCH, f"search.sampler={sampler}", "search.trials=4", "seeds=[0]") == 0
     assert len({row["model.rate"] for row in searching.rows()}) == 4
+
+
+def test_a_sequence_goes_on_after_a_failure(searching):
+    searching.run(SEARCH, "search.sampler=qmc", "search.trials=4", "seeds=[0]", "fixed.model.fails=yes")
+    assert len({row["model.rate"] for row in searching.rows()}) == 4
+
+
+def test_a_metric_that_no_run_has_ends_the_search_after_its_first_run(searching):
+    for _ in range(2):
+        with pytest.raises(LoriError, match=r"'search.metric': the run out/cells/\w+ has no number 'other' in its"):
+            searching.run(SEARCH, "search.metric=other", "metrics=[loss, other]", "seeds=[0]")
+    assert len(searching.rows()) == 2
+
+
+def test_a_search_that_is_looked_at_is_not_made(searching):
+    Path("out").mkdir()
+    show_status(searching.sweep(SEARCH))
+    show_plan(searching.sweep(SEARCH))
+    show_status(searching.sweep(SEARCH, "search.storage=sqlite:///trials.db"))
+    assert list(Path("out").iterdir()) == []
+    assert searching.run(SEARCH, "search.storage=sqlite:///trials.db", "search.trials=1") == 0
 
 
 def test_a_sampler_learns(searching):

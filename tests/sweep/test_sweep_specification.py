@@ -105,25 +105,42 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
             "configs: [a]\nsearch: {trials: 0, space: {k: {low: 1, high: 2}}}",
             "field 'search.trials': expected a positive",
         ),
-        ("configs: [a]\nsearch: {trials: 2}", "field 'search.space': missing"),
+        ("configs: [a]\nsearch: {trials: 2, metric: accuracy}", "field 'search.space': missing"),
         ("configs: [a]\nsearch: {trails: 2}", "field 'search.trails': unknown field; known are trials, hours"),
-        ("configs: [a]\nsearch: {trials: 2, hours: 0, space: {k: {choices: [1]}}}", "field 'search.hours': expected a"),
+        (
+            "configs: [a]\nsearch: {trials: 2, metric: loss, hours: 0, space: {k: {choices: [1]}}}",
+            "field 'search.hours': expected a",
+        ),
         (
             "configs: [a]\nsearch: {trials: 2, metric: loss, space: {k: {choices: [1]}}}",
             "'search.metric': expected one",
         ),
-        ("configs: [a]\nsearch: {trials: 2, sampler: best, space: {k: {choices: [1]}}}", "expected one of tpe, random"),
-        ("configs: [a]\nsearch: {trials: 2, storage: x.db, space: {k: {choices: [1]}}}", "expected a database's URL"),
         (
-            "configs: [a]\nsearch: {trials: 2, seed: x, space: {k: {choices: [1]}}}",
+            "configs: [a]\nsearch: {trials: 2, metric: accuracy, sampler: best, space: {k: {choices: [1]}}}",
+            "expected one of tpe, random",
+        ),
+        (
+            "configs: [a]\nsearch: {trials: 2, metric: accuracy, storage: x.db, space: {k: {choices: [1]}}}",
+            "expected a database's URL",
+        ),
+        (
+            "configs: [a]\nsearch: {trials: 2, metric: accuracy, seed: x, space: {k: {choices: [1]}}}",
             "field 'search.seed': expected a whole",
         ),
-        ("configs: [a]\nsearch: {trials: 2, space: {config: {choices: [b]}}}", "config files vary under 'grid' only"),
         (
-            "configs: [a]\nsearch: {trials: 2, space: {k: {choices: [1]}}}\n"
+            "configs: [a]\nsearch: {trials: 2, metric: accuracy, space: {config: {choices: [b]}}}",
+            "config files vary under 'grid' only",
+        ),
+        (
+            "configs: [a]\nsearch: {trials: 2, metric: accuracy, space: {k: {choices: [1]}}}\n"
             "random: {samples: 1, space: {j: {choices: [1]}}}",
             "field 'search': given beside 'random'",
         ),
+        ("configs: [a]\nvariants: {x: {config: b}}", "field 'variants.x.config': no flag"),
+        ("configs: [a]\nfixed: {variant: x}", "field 'fixed.variant': no flag"),
+        ("configs: [a]\ngrid: {variant: [x]}", "field 'grid.variant': no flag"),
+        ("configs: [a]\nsearch: {trials: 2, space: {k: {choices: [1]}}}", "field 'search.metric': expected one of"),
+        ("configs: [a]\nreuse: [nowhere]", "field 'reuse': nowhere holds no results.csv"),
         ("configs: [a]\nvariants: [3]", r"field 'variants': expected a mapping"),
         ("configs: [a]\nvariants: {x: 3}", "field 'variants.x': expected a mapping"),
         ("configs: [a]\nvariants: {x: {--k: 3}}", "field 'variants.x.--k': expected a flag"),

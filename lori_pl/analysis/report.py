@@ -1,0 +1,155 @@
+"""What an analysis leaves: numbers as JSON, pictures as PNG and in TensorBoard, tables on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch.utils.tensorboard import SummaryWriter
+
+from lori_pl.analysis.latent_figures import draw_agreement, draw_agreement_by_layer, draw_interventions, draw_lens
+from lori_pl.analysis.latents import LatentPart
+from lori_pl.analysis.rank import RankPart
+from lori_pl.analysis.rank_figures import (
+    draw_angles,
+    draw_captured,
+    draw_effective_ranks,
+    draw_right_wrong,
+    draw_spectra,
+    label,
+)
+from lori_pl.evaluation.report import write_json
+
+JSON = "analysis.json"
+TENSORBOARD = "tensorboard"
+DPI = 130
+
+
+def draw(rank: RankPart, learned: list[str], latents: LatentPart | None, tokens: str) -> dict[str, Figure]:
+    """All pictures by name.
+
+    Args:
+        rank: The rank of reasoning.
+        learned: Names of the factors that an alignment has fitted.
+        latents: What latents hold, where there are any.
+        tokens: Which tokens of a rationale make a trajectory.
+    """
+    figures: dict[str, Figure | None] = {
+        "spectra": draw_spectra(rank, tokens),
+        "effective_rank": draw_effective_ranks(rank),
+        "right_wrong": draw_right_wrong(rank),
+        "angles": draw_angles(rank, learned),
+        "captured_energy": draw_captured(rank, learned),
+    }
+    if latents is not None:
+        figures["lens"] = draw_lens(latents)
+        if (found := latents.agreement) is not None:
+            top_k = latents.lens.tokens.shape[-1]
+            figures["agreement"] = draw_agreement(found, top_k)
+            figures["agreement_by_layer"] = draw_agreement_by_layer(found, top_k)
+        figures["interventions"] = draw_interventions(latents)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def write(folder: Path, result: dict[str, Any], figures: dict[str, Figure]) -> None:
+    """Writes numbers and pictures to a new folder."""
+    folder.mkdir(parents=True)
+    write_json(folder / JSON, _rounded(result))
+    writer = SummaryWriter(str(folder / TENSORBOARD))
+    try:
+        for name, figure in figures.items():
+            # drawn once for both
+            figure.set_dpi(DPI)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())
+            imsave(folder / f"{name}.png", pixels)
+            writer.add_image(f"analysis/{name}", pixels, dataformats="HWC")
+    finally:
+        writer.close()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def show(console: Console, title: str, rank: RankPart, latents: LatentPart | None) -> None:
+    """Prints the tables.
+
+    Args:
+        console: Where.
+        title: What was analysed.
+        rank: Its rank.
+        latents: What its latents hold, where it has any.
+    """
+    caption = "effective rank by mode, of at most; directions that hold 90 % of the energy"
+    table = Table(title=Text(title), caption=caption)
+    for column in ("states", "tokens", "layer", "hidden", "position", "hidden 90 %"):
+        table.add_column(column, justify="left" if column == "states" else "right", no_wrap=True)
+    for name, each in rank.spectra.items():
+        modes = (each.modes[mode] for mode in ("layer", "hidden", "position"))
+        ranks = [f"{mode.effective_rank:.1f} of {len(mode.values)}" for mode in modes]
+        table.add_row(Text(label(name)), str(each.tokens), *ranks, str(each.modes["hidden"].rank_for(0.9)))
+    _print(console, table)
+    for note in [*rank.notes, *(latents.notes if latents is not None else [])]:
+        console.print(Text(f"left out: {note}"))
+    if latents is None:
+        return
+    if latents.agreement is not None:
+        _print(console, agreement_table(latents))
+    _print(console, interventions_table(latents))
+
+
+def _print(console: Console, table: Table) -> None:
+    # a column that is cut off is worse than a line that wraps
+    needed = Console(width=1000).measure(table).maximum
+    Console(width=max(needed, console.width)).print(table)
+
+
+def agreement_table(latents: LatentPart) -> Table:
+    """For each step the latent that holds its result most clearly above chance, after the last layer."""
+    found, results = latents.agreement, latents.results
+    assert found is not None
+    assert results is not None
+    table = Table(
+        title=f"result of a step in a latent's top {latents.lens.tokens.shape[-1]} after the last layer, in %"
+    )
+    if results.longer:
+        table.caption = f"{results.longer} of {results.count} results have more than one token: the first is looked for"
+    for column in ("step", "problems", "latent", "share", "chance"):
+        table.add_column(column, justify="right")
+    for step, count in enumerate(found.problems.tolist()):
+        if count:
+            best = int((found.share[-1, step] - found.chance[-1, step]).argmax())
+            values = (found.share[-1, step, best], found.chance[-1, step, best])
+            table.add_row(str(step + 1), str(count), f"z{best + 1}", *(f"{100 * float(v):.1f}" for v in values))
+    return table
+
+
+def interventions_table(latents: LatentPart) -> Table:
+    """Accuracy by latent and intervention."""
+    names = sorted({each.name for each in latents.outcomes[1:]}, key=_by_rank)
+    table = Table(title=f"accuracy in %; {100 * latents.outcomes[0].correct.mean():.1f} without a change")
+    for column in ("latent", *("mean" if name == "rank 0" else name for name in names)):
+        table.add_column(column, justify="right")
+    accuracy = {(each.name, each.latent): f"{100 * each.correct.mean():.1f}" for each in latents.outcomes[1:]}
+    for latent in (*range(latents.latents), None):
+        shown = "all" if latent is None else f"z{latent + 1}"
+        table.add_row(shown, *(accuracy.get((name, latent), "") for name in names))
+    return table
+
+
+def _by_rank(name: str) -> tuple[bool, int, str]:
+    kind, _, rank = name.partition(" ")
+    return kind == "rank", int(rank or 0), kind

@@ -1,0 +1,89 @@
+"""`report`: folders of results, runs and analyses as one HTML file with its pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from lori_pl.errors import LoriError
+from lori_pl.report.material import gather
+from lori_pl.report.page import LOG, PAGE, PICTURES, check_folder, compose, write
+from lori_pl.sweep.specification import load_specification
+
+
+def main(arguments: list[str]) -> int:
+    """Makes a report.
+
+    Args:
+        arguments: Folders and options.
+
+    Raises:
+        LoriError: If there is nothing to report, an input cannot be read, or the output folder holds something else.
+    """
+    options = _parser().parse_args(arguments)
+    if not (options.source or options.selection):
+        raise LoriError("no folder is given: name those of results, runs, analyses or benchmarks")
+    folder = Path(options.folder)
+    check_folder(folder)
+    planned = load_specification(options.sweep).compare if options.sweep else ()
+    console = Console()
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading")
+        pairs = [(first, second) for first, second in options.compare]
+        material = gather(options.source, options.selection, pairs, planned)
+        progress.update(task, description="drawing")
+        report = compose(material, options.title)
+        progress.update(task, description="writing")
+        write(report, folder)
+    notes = [*material.notes, *(note for section in material.sections for note in section.group.notes)]
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    line = f"{folder / PAGE}, {len(report.pictures)} pictures in {folder / PICTURES}, TensorBoard: {folder / LOG}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LoriError(f"{message}; see `python -m lori_pl report --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="report",
+        usage="python -m lori_pl report FOLDER... [options]",
+        description="Make one self-contained HTML file, its pictures as PNG and TensorBoard's log of them, from "
+        "recorded results.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source",
+        nargs="*",
+        metavar="FOLDER",
+        help="a folder with results.csv, a run's folder, or one that `analyze` or `benchmark` wrote",
+    )
+    parser.add_argument("--folder", default="runs/report", metavar="DIR", help="where it goes (default: runs/report)")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FIRST", "SECOND"),
+        help="a claim: two methods, as results name them; may be given several times (default: lori with every other)",
+    )
+    parser.add_argument("--sweep", metavar="FILE", help="a sweep file whose `compare` names the claims")
+    parser.add_argument(
+        "--selection",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FOLDER",
+        help="results on which settings were chosen: shown apart, by validation, and no claim is made of them",
+    )
+    parser.add_argument("--title", default="Results", metavar="TEXT", help="the page's title (default: Results)")
+    return parser

@@ -1,0 +1,217 @@
+"""All pictures of a report, in the order of its page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from lori_pl.report import drawings
+from lori_pl.report.ablations import Ablation, Series
+from lori_pl.report.files import Found
+from lori_pl.report.material import Material, Section
+from lori_pl.report.pictures import COLOURS, Picture, picture
+from lori_pl.report.records import Estimate, clean
+
+T = TypeVar("T")
+_AT_ONCE = len(COLOURS)
+_SEEDS = (
+    "Filled points with the 95 % t interval over seeds; hollow ones, of one seed or of seeds that do not differ, with "
+    "the 95 % interval over problems."
+)
+_STEPS = (
+    "Filled points with the 95 % t interval over seeds; hollow ones, of one seed or of seeds that do not differ, with "
+    "the 95 % interval over problems where outcomes are recorded with numbers of steps."
+)
+_CHOSEN = " Ringed: the value with the best validation, where all have one."
+_LEARNING = {
+    "validation": "A line a run.",
+    "loss": "A line a run. Methods whose losses have other terms are not to be compared by them.",
+}
+_ALT = 700
+
+
+def of_section(section: Section, place: int) -> dict[str, list[Picture]]:
+    """The pictures of one group: by chapter (``results``, ``claims``, ``ablations``, ``learning``).
+
+    Args:
+        section: The group.
+        place: Its place in the report, from 1, for the names of the files.
+    """
+    methods = section.group.methods
+    made: dict[str, list[Picture]] = {"results": [], "claims": [], "ablations": [], "learning": []}
+    if methods:
+        each = [f"{name} {_percent(drawings.accuracy(runs))}" for name, runs in methods.items()]
+        made["results"].append(
+            picture(
+                f"{place}_accuracy",
+                "Accuracy",
+                _alt("Accuracy by method", each),
+                partial(drawings.accuracies, methods),
+                _SEEDS + (" Small points are the seeds." if any(len(runs) > 1 for runs in methods.values()) else ""),
+            )
+        )
+    made["results"] += _steps(section, place)
+    priced = {m: runs for m, runs in methods.items() if any(run.passes or run.milliseconds for run in runs)}
+    if priced:
+        each = [f"{name} {_percent(drawings.accuracy(runs))}{_price(runs)}" for name, runs in priced.items()]
+        made["results"].append(
+            picture(
+                f"{place}_accuracy_against_latency",
+                "Accuracy against latency",
+                _alt("Accuracy against model passes and milliseconds a question", each),
+                partial(drawings.against_latency, priced),
+                _SEEDS + " Milliseconds are those of large batches; compare them between runs of one machine only.",
+            )
+        )
+    shown = [claim for claim in section.claims if claim.by_steps]
+    for number, part in enumerate(_chunks(shown, _AT_ONCE), start=1):
+        each = [f"{c.first} minus {c.second}, {_effects(c)}" for c in part]
+        made["claims"].append(
+            picture(
+                f"{place}_difference_by_steps{_number(number, len(shown))}",
+                "Difference by number of steps" + _of(number, len(shown)),
+                _alt("Difference in accuracy by number of steps, in points", each),
+                partial(drawings.effects, part),
+                _STEPS,
+            )
+        )
+    for ablation in section.ablations:
+        made["ablations"] += _ablation(ablation, place)
+    for what, title in (("validation", "Validation accuracy"), ("loss", "Training loss")):
+        curves = section.curves.get(what, {})
+        for number, names in enumerate(_chunks(list(curves), _AT_ONCE), start=1):
+            learned = {name: curves[name] for name in names}
+            each = [f"{n} ends at {curve[1, -1]:.3g}" for n, found in learned.items() for curve in found]
+            made["learning"].append(
+                picture(
+                    f"{place}_{what}{_number(number, len(curves))}",
+                    title + _of(number, len(curves)),
+                    _alt(f"{title} by training step, a line a run", each),
+                    partial(drawings.learning, learned, what),
+                    _LEARNING[what],
+                )
+            )
+    return made
+
+
+def of_timings(material: Material) -> list[Picture]:
+    """The pictures of the benchmarks."""
+    made = []
+    for place, (title, students) in enumerate(material.timings.items(), start=1):
+        each = [f"{s.name} {100 * s.accuracy[0]:.1f} % in {s.milliseconds[0]:.3g} ms" for s in students]
+        made.append(
+            picture(
+                f"latency_{place}_{_slug(title)}",
+                f"Latency of one question: {title}",
+                _alt("Accuracy against milliseconds for one question alone", each),
+                partial(drawings.timings, students),
+                "Medians with quartiles; accuracy with the 95 % interval over problems.",
+            )
+        )
+    return made
+
+
+def of_files(found: Sequence[Found], kind: str) -> list[Picture]:
+    """The pictures that were found in files, as they are."""
+    return [
+        Picture(
+            f"{kind}_{place}_{_slug(each.title)}", each.title, each.title, each.note, each.content, width=each.width
+        )
+        for place, each in enumerate(found, start=1)
+    ]
+
+
+def _steps(section: Section, place: int) -> list[Picture]:
+    methods = {m: runs for m, runs in section.group.methods.items() if any(run.by_steps for run in runs)}
+    made = []
+    for number, names in enumerate(_chunks(list(methods), _AT_ONCE), start=1):
+        part = {name: methods[name] for name in names}
+        each = []
+        for name, runs in part.items():
+            steps = sorted({k for run in runs for k in run.by_steps})
+            means = [[run.by_steps[k] for run in runs if k in run.by_steps] for k in steps]
+            shares = [f"{k}: {100 * sum(v) / len(v):.1f} %" for k, v in zip(steps, means, strict=True)]
+            each.append(f"{name} {', '.join(shares)}")
+        made.append(
+            picture(
+                f"{place}_accuracy_by_steps{_number(number, len(methods))}",
+                "Accuracy by number of steps" + _of(number, len(methods)),
+                _alt("Accuracy by number of rationale steps", each),
+                partial(drawings.by_steps, part),
+                _STEPS,
+            )
+        )
+    return made
+
+
+def _ablation(ablation: Ablation, place: int) -> list[Picture]:
+    name, title = f"{place}_ablation_{_slug(ablation.key)}", clean(ablation.key, 120)
+    if ablation.numeric:
+        made = []
+        for number, part in enumerate(_chunks(ablation.series, _AT_ONCE), start=1):
+            some = Ablation(ablation.key, tuple(part), True)
+            each = [f"{series.name}: {_points(series)}" for series in part]
+            made.append(
+                picture(
+                    f"{name}{_number(number, len(ablation.series))}",
+                    title + _of(number, len(ablation.series)),
+                    _alt(f"Accuracy by {title}", each),
+                    partial(drawings.curves, some),
+                    f"All else alike within a line. {_SEEDS}{_CHOSEN}",
+                )
+            )
+        return made
+    return [
+        picture(
+            f"{name}_{number}",
+            title + (f": {clean(series.name, 120)}" if len(ablation.series) > 1 else ""),
+            _alt(f"Accuracy by {title}", [_points(series)]),
+            partial(drawings.choices, ablation, series),
+            f"All else alike. {_SEEDS}{_CHOSEN}",
+        )
+        for number, series in enumerate(ablation.series, start=1)
+    ]
+
+
+def _points(series: Series) -> str:
+    return ", ".join(f"{point.value} gives {_percent(point.accuracy)}" for point in series.points)
+
+
+def _percent(found: Estimate) -> str:
+    text = f"{100 * found.mean:.1f} %"
+    return text if found.bounds is None else f"{text} ({100 * found.bounds[0]:.1f} to {100 * found.bounds[1]:.1f})"
+
+
+def _price(runs: Sequence[drawings.Run]) -> str:
+    passes = [run.passes for run in runs if run.passes]
+    return f" in {sum(passes) / len(passes):.1f} passes" if passes else ""
+
+
+def _effects(claim: drawings.Claim) -> str:
+    return ", ".join(f"{k} steps: {100 * effect.mean:+.1f}" for k, effect in claim.by_steps.items())
+
+
+def _alt(what: str, each: Sequence[str]) -> str:
+    return clean(f"{what}. {'; '.join(each)}.", _ALT)
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    waiting = iter(items)
+    while part := list(islice(waiting, size)):
+        yield part
+
+
+def _number(number: int, count: int) -> str:
+    return f"_{number}" if count > _AT_ONCE else ""
+
+
+def _of(number: int, count: int) -> str:
+    parts = -(-count // _AT_ONCE)
+    return f" ({number} of {parts})" if parts > 1 else ""
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:60] or "picture"

@@ -1,0 +1,216 @@
+"""Gathers what a report is made of: groups of runs, claims about them, ablations, curves, and pictures found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lori_pl.errors import LoriError, one_line
+from lori_pl.evaluation.claims import Claim, adjust, claim
+from lori_pl.report.ablations import Ablation, ablations
+from lori_pl.report.curves import read_curves
+from lori_pl.report.files import ANALYSIS, BENCHMARK, Found, Timed, read_analysis, read_benchmark, spectra
+from lori_pl.report.reading import CELLS, LOGS, RESULTS, is_run, read_results, read_runs
+from lori_pl.report.records import Group, Run
+
+MAIN = "lori"
+"""The method that is compared with all others where nothing else is said."""
+
+_FEW = 4
+
+
+@dataclass
+class Section:
+    """A group with what is made of it.
+
+    Args:
+        group: The group.
+        claims: Comparisons of its methods, corrected together with those of the other groups.
+        ablations: What its sweep varied.
+        curves: By ``validation`` and ``loss`` each method's learning curves, shape (2, n) each.
+    """
+
+    group: Group
+    claims: list[Claim] = field(default_factory=list)
+    ablations: list[Ablation] = field(default_factory=list)
+    curves: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
+
+
+@dataclass
+class Material:
+    """All that a report is made of.
+
+    Args:
+        folders: The folders, as they were given.
+        sections: The groups of runs.
+        timings: Benchmarks: a title, and each student's time.
+        spectra: The spectra that runs drew.
+        analyses: The pictures of analyses.
+        notes: What a reader must know of the whole.
+    """
+
+    folders: list[str]
+    sections: list[Section] = field(default_factory=list)
+    timings: dict[str, list[Timed]] = field(default_factory=dict)
+    spectra: list[Found] = field(default_factory=list)
+    analyses: list[Found] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of all groups."""
+        return [run for section in self.sections for run in section.group.runs]
+
+
+def gather(
+    folders: Sequence[str | Path],
+    selection: Sequence[str | Path] = (),
+    pairs: Sequence[tuple[str, str]] = (),
+    planned: Sequence[tuple[str, str]] = (),
+) -> Material:
+    """Reads folders and makes of them what a report shows.
+
+    Args:
+        folders: Folders of results, runs, analyses and benchmarks.
+        selection: Folders of results on which settings were chosen: no claim is made of them.
+        pairs: The pairs of methods to compare; by default `MAIN` with every other, or all where there are few.
+        planned: Pairs that a sweep names: those whose methods are missing are told in a note.
+
+    Raises:
+        LoriError: If a folder does not exist or holds nothing to report, a table or outcomes cannot be read, or there
+            is no method of a pair's name.
+    """
+    given = [(Path(folder), False) for folder in folders] + [(Path(folder), True) for folder in selection]
+    material = Material([str(folder) for folder, _ in given])
+    tables: list[tuple[Path, bool]] = []
+    runs: dict[Path, Path] = {}
+    for folder, chosen in given:
+        if not _sort(folder, chosen, material, tables, runs):
+            raise LoriError(
+                f"{folder} holds nothing to report: give folders with {RESULTS}, folders of runs, or those of "
+                "`analyze` and `benchmark`"
+            )
+    at_hand: dict[str, Path] = {}
+    for path in runs.values():
+        at_hand.setdefault(path.name, path)
+    named = set(at_hand.values())
+    groups = [read_results(folder, at_hand, chosen) for folder, chosen in tables]
+    taken = named - set(at_hand.values())
+    loose = [path for path in runs.values() if path not in taken]
+    groups += read_runs(loose, material.notes)
+    if empty := [str(path) for path in loose if not any(run.folder == path for group in groups for run in group.runs)]:
+        material.notes.append(f"Left out, since there is nothing of a run to read: {', '.join(empty)}.")
+    material.sections = [Section(group) for group in groups if group.runs or group.notes]
+    if not (material.sections or material.analyses or material.timings):
+        reason = f" ({one_line(material.notes[0])})" if material.notes else ""
+        raise LoriError(f"nothing in {', '.join(material.folders)} can be shown{reason}")
+    for section in material.sections:
+        section.ablations = ablations(section.group)
+        section.curves = _curves(section.group)
+    _claim(material, pairs, planned)
+    _check_seeds(material)
+    material.spectra = spectra(material.runs, material.notes)
+    return material
+
+
+def _sort(
+    folder: Path, chosen: bool, material: Material, tables: list[tuple[Path, bool]], runs: dict[Path, Path]
+) -> bool:
+    """Puts a folder where it belongs; whether it belongs anywhere."""
+    if not folder.is_dir():
+        raise LoriError(f"{folder}: no such folder; give folders of results, runs, analyses or benchmarks")
+    known = False
+    if (folder / RESULTS).exists():
+        tables.append((folder, chosen))
+        known = True
+    elif not (folder / ANALYSIS).exists() and (is_run(folder) or (folder / "log.txt").exists()):
+        runs[folder.resolve()] = folder
+        known = True
+    elif (folder / CELLS).is_dir():
+        runs.update({path.resolve(): path for path in sorted((folder / CELLS).iterdir()) if is_run(path)})
+        known = True
+    for place in (folder, folder / "analysis"):
+        if (place / ANALYSIS).is_file():
+            material.analyses += read_analysis(place, material.notes)
+            known = True
+    if (folder / BENCHMARK).is_file():
+        for name, timed in read_benchmark(folder, material.notes).items():
+            material.timings[f"{folder.name}: {name}"] = timed
+        known = True
+    return known
+
+
+def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequence[tuple[str, str]]) -> None:
+    sections = [section for section in material.sections if not section.group.selection]
+    for section in sections:
+        wanted = [*pairs, *planned] or _default(section.group, section.group.notes)
+        measured = section.group.comparable()
+        methods = {method for method, _ in measured}
+        for first, second in dict.fromkeys(wanted):
+            if not {first, second} <= methods:
+                continue
+            try:
+                section.claims.append(claim(first, second, measured, section.group.outcomes))
+            except LoriError as error:
+                section.group.notes.append(f"{first} and {second}: {error}.")
+    made = {(claim.first, claim.second) for section in sections for claim in section.claims}
+    named = {method for section in sections for method in section.group.methods}
+    for first, second in pairs:
+        if missing := [method for method in (first, second) if method not in named]:
+            there = ", ".join(sorted(named)) or "none"
+            raise LoriError(
+                f"--compare: there is no method '{missing[0]}' to make a claim of; there are {one_line(there)}"
+            )
+        if (first, second) not in made:
+            material.notes.append(
+                f"{first} and {second} have no test problems and seed in common: they are not compared."
+            )
+    for first, second in planned:
+        if (first, second) not in made:
+            material.notes.append(f"The sweep compares {first} and {second}, which are not both there yet.")
+    corrected = iter(adjust([claim for section in sections for claim in section.claims]))
+    for section in sections:
+        section.claims = [next(corrected) for _ in section.claims]
+
+
+def _default(group: Group, notes: list[str]) -> list[tuple[str, str]]:
+    methods = list(group.methods)
+    if MAIN in methods:
+        return [(MAIN, other) for other in methods if other != MAIN]
+    if len(methods) <= _FEW:
+        return [(first, second) for place, first in enumerate(methods) for second in methods[place + 1 :]]
+    count = len(methods) * (len(methods) - 1) // 2
+    notes.append(
+        f"{len(methods)} methods make {count} pairs, of which none is compared unasked: the more comparisons, the less "
+        "each can show. The option --compare names those that matter."
+    )
+    return []
+
+
+def _check_seeds(material: Material) -> None:
+    """Settings that were chosen on the seeds of a claim make it look better than it is."""
+    chosen = {seed for section in material.sections if section.group.selection for seed in section.group.seeds}
+    for section in material.sections:
+        shared = chosen & {seed for claim in section.claims for seed in claim.differences}
+        if shared:
+            section.group.notes.append(
+                f"Settings were selected on seeds that the claims use too ({_list(sorted(shared))}): these claims are "
+                "not of new seeds."
+            )
+
+
+def _curves(group: Group) -> dict[str, dict[str, list[np.ndarray]]]:
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    for run in group.runs:
+        if run.folder is None:
+            continue
+        for what, curve in read_curves(run.folder / LOGS, group.notes).items():
+            found.setdefault(what, {}).setdefault(run.method, []).append(curve)
+    return found
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)

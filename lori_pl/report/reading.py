@@ -1,0 +1,311 @@
+"""Reads folders of results and of single runs into groups of runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lori_pl.errors import LoriError, one_line
+from lori_pl.evaluation.intervals import as_bits
+from lori_pl.evaluation.records import RESULT_COLUMNS, Outcomes, ResultTable, read_outcomes
+from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
+
+RESULTS, CELLS = "results.csv", "cells"
+SUMMARY, CONFIG, OUTCOMES, LOGS = "summary.json", "config.yaml", "correct.npz", "tensorboard"
+OTHER_SET = "test_sets."
+_NAME, _TEXT, _CONFIG = 300, 4000, 60_000
+_KNOWN = {*RESULT_COLUMNS, "low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "validation"}
+_OF_A_RUN = ("seed_everything", "trainer.default_root_dir")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, ended or not."""
+    return any((folder / name).exists() for name in (SUMMARY, CONFIG, LOGS))
+
+
+def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False) -> Group:
+    """Reads a folder of results: ``results.csv`` and, where it is there, ``correct.npz``.
+
+    Args:
+        folder: The folder.
+        at_hand: Folders of runs by name; those that a row names by its cell are taken out.
+        selection: Whether settings were chosen on these runs.
+
+    Raises:
+        LoriError: If the table or the outcomes cannot be read.
+    """
+    group = Group(clean("/".join(folder.resolve().parts[-2:]), _NAME), [], selection=selection)
+    try:
+        rows = ResultTable(folder / RESULTS).rows()
+    except OSError as error:
+        raise LoriError(f"{folder / RESULTS} cannot be read ({one_line(error)}); check its permissions") from error
+    if not rows:
+        group.notes.append(f"{folder / RESULTS} has no row yet: no run has ended.")
+    last: dict[object, Run] = {}
+    for line, row in enumerate(rows, start=2):
+        run = _row(row, f"{folder.name}/{RESULTS}, row {line}", group.notes)
+        if run is not None:
+            # a cell that was run again has a row of its own each time, of which the last counts
+            last[run.cell or (run.method, run.seed)] = run
+    group.runs = list(last.values())
+    own = {path.name: path for path in sorted((folder / CELLS).glob("*")) if is_run(path)}
+    for run in group.runs:
+        place = at_hand.pop(run.cell, None) or own.get(run.cell)
+        if run.cell and place is not None:
+            _complete(run, place, group.notes)
+    tell_apart(group)
+    if (folder / OUTCOMES).exists():
+        group.outcomes = read_outcomes(folder / OUTCOMES)
+    _check(group)
+    return group
+
+
+def read_runs(folders: Sequence[Path], notes: list[str]) -> list[Group]:
+    """Reads folders of single runs, those that answered the same test problems together.
+
+    Args:
+        folders: The folders.
+        notes: Takes a line for each folder that cannot be read.
+    """
+    parts: dict[object, Group] = {}
+    for folder in folders:
+        run, outcomes = _single(folder, notes)
+        if run is None:
+            continue
+        key: object = None if run.status != "ok" else frozenset(outcomes.ids) if outcomes else ("n", run.n)
+        group = parts.setdefault(key, Group("Single runs", []))
+        group.runs.append(run)
+    if None in parts and len(parts) > 1:  # those that were not tested stand with the others
+        unfinished = parts.pop(None)
+        next(iter(parts.values())).runs += unfinished.runs
+    for place, group in enumerate(parts.values(), start=1):
+        if len(parts) > 1:
+            group.title = f"Single runs, test problems {place}"
+        tell_apart(group)
+        _check(group)
+    return list(parts.values())
+
+
+def tell_apart(group: Group) -> None:
+    """Gives runs of one name and seed names of their own, by their folder or cell."""
+    counts = Counter((run.method, run.seed) for run in group.measured)
+    twice = {method for (method, _), count in counts.items() if count > 1}
+    for run in group.runs:
+        if run.method in twice:
+            run.method = f"{run.method} ({run.folder.name if run.folder else run.cell or 'no cell'})"
+    if twice:
+        group.notes.append(
+            f"Several runs share name and seed ({', '.join(sorted(twice))}): each stands for itself, under the name of "
+            "its folder. A sweep's label tells its cells apart."
+        )
+
+
+def options(command: str) -> dict[str, str | tuple[str, ...]] | None:
+    """The flags of a recorded command line by key, config files as a tuple under ``config``; ``None`` if it is none.
+
+    The seed and the run's folder, which every run has for itself, are left out.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    found: dict[str, str | tuple[str, ...]] = {}
+    configs: list[str] = []
+    for place, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            following = words[place + 1] if place + 1 < len(words) else ""
+            value = "" if following.startswith("--") else following
+        if key == "config":
+            configs.append(value)
+        elif key not in _OF_A_RUN:
+            found[key] = value
+    return {**found, "config": tuple(configs)} if found or configs else None
+
+
+def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
+    method = clean(row["method"], _NAME)
+    seed = number(row["seed"])
+    if seed is None or seed != int(seed):
+        notes.append(f"{place}: the seed '{clean(row['seed'], 60)}' is no whole number; the row is left out.")
+        return None
+    command = clean(row["command"], _TEXT)
+    flags = options(row["command"]) or {}
+    run = Run(
+        method or "(no name)",
+        int(seed),
+        status=row.get("status") or "ok",
+        reason=clean(row.get("reason", ""), _TEXT),
+        accuracy=fraction(row["accuracy"]),
+        n=_count(row["n"]),
+        passes=number(row["passes"]),
+        milliseconds=number(row["milliseconds"]),
+        validation=fraction(row.get("validation")),
+        by_steps=step_accuracies(row),
+        other_sets={
+            clean(key.removeprefix(OTHER_SET).removesuffix(".accuracy"), 60): share
+            for key, value in row.items()
+            if key.startswith(OTHER_SET) and key.endswith(".accuracy") and (share := fraction(value)) is not None
+        },
+        axes={
+            clean(key, _NAME): clean(value, _NAME)
+            for key, value in row.items()
+            if value and key not in _KNOWN and not key.startswith((STEP, OTHER_SET)) and key in flags
+        },
+        command=command,
+        commit=clean(row["commit"], 60),
+        cell=clean(row.get("cell", ""), 60),
+    )
+    if run.status != "ok":
+        run.status = "failed"
+    elif run.accuracy is None:
+        run.status, run.reason = "failed", f"the row has no accuracy from 0 to 1 ('{clean(row['accuracy'], 60)}')"
+    return run
+
+
+def _single(folder: Path, notes: list[str]) -> tuple[Run | None, Outcomes | None]:
+    """One run's folder as a run, with its outcomes."""
+    name = clean(folder.name, _NAME)
+    config = _config(folder, notes)
+    summary = _summary(folder, notes)
+    if summary is None:
+        if config is None and not (folder / LOGS).exists():
+            return None, None
+        run = Run(name, 0, "not tested", "the folder has no summary.json: not ended, or not tested", folder=folder)
+        run.config = config
+        return run, None
+    ((method, entry),) = summary["methods"].items()
+    seed = number(summary.get("seed"))
+    run = Run(clean(method, _NAME) or name, int(seed or 0), folder=folder, config=config)
+    _fill(run, entry, summary)
+    if run.accuracy is None:
+        run.status, run.reason = "failed", "summary.json has no accuracy from 0 to 1"
+    return run, _outcomes(folder, notes)
+
+
+def _complete(run: Run, folder: Path, notes: list[str]) -> None:
+    """Adds to a row of a table what only the run's folder tells."""
+    run.folder, run.config = folder, _config(folder, notes)
+    summary = _summary(folder, notes)
+    if summary is None or run.status != "ok":
+        return
+    ((_, entry),) = summary["methods"].items()
+    accuracy = fraction(entry.get("accuracy"))
+    if accuracy is None or run.accuracy is None or abs(accuracy - run.accuracy) > 1e-9:
+        notes.append(
+            f"{run.method}, seed {run.seed}: the folder {folder} reports another accuracy; the table's counts."
+        )
+        return
+    _fill(run, entry, summary)
+
+
+def _fill(run: Run, entry: dict[str, Any], summary: dict[str, Any]) -> None:
+    run.accuracy = fraction(entry.get("accuracy")) if run.accuracy is None else run.accuracy
+    run.n = _count(entry.get("n")) if run.n is None else run.n
+    run.passes = number(entry.get("passes")) if run.passes is None else run.passes
+    run.milliseconds = number(entry.get("milliseconds")) if run.milliseconds is None else run.milliseconds
+    run.validation = fraction(summary.get("validation")) if run.validation is None else run.validation
+    run.by_steps = run.by_steps or step_accuracies(entry)
+    run.commit = run.commit or clean(summary.get("commit", ""), 60)
+    sets = summary.get("test_sets")
+    if isinstance(sets, dict) and not run.other_sets:
+        for name, values in list(sets.items())[1:]:
+            share = fraction(values.get("accuracy")) if isinstance(values, dict) else None
+            if share is not None:
+                run.other_sets[clean(name, 60)] = share
+
+
+def _summary(folder: Path, notes: list[str]) -> dict[str, Any] | None:
+    path = folder / SUMMARY
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        methods = summary["methods"]
+        ((_, entry),) = methods.items()
+        entry.items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        notes.append(f"{path}: no summary of one method ({one_line(error, 120)}); it is left out.")
+        return None
+    return summary
+
+
+def _config(folder: Path, notes: list[str]) -> str | None:
+    path = folder / CONFIG
+    if not path.exists():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        notes.append(f"{path} cannot be read ({one_line(error, 120)}).")
+        return None
+    text = "\n".join(clean(line, _TEXT).rstrip() for line in lines)
+    return text if len(text) <= _CONFIG else f"{text[:_CONFIG]}\n… (the rest stands in {path})"
+
+
+def _outcomes(folder: Path, notes: list[str]) -> Outcomes | None:
+    if not (folder / OUTCOMES).exists():
+        return None
+    try:
+        return read_outcomes(folder / OUTCOMES)
+    except LoriError as error:
+        notes.append(f"{one_line(error)}; problem by problem it is not compared.")
+        return None
+
+
+def _check(group: Group) -> None:
+    """Adds the outcomes that only the runs' folders have, and leaves out those that contradict the accuracies."""
+    known = group.outcomes
+    ids: list[str] = [] if known is None else known.ids
+    bits = {} if known is None else dict(known.bits)
+    steps = None if known is None else known.steps
+    for run in group.measured:
+        if (run.method, run.seed) in bits or run.folder is None:
+            continue
+        own = _outcomes(run.folder, group.notes)
+        if own is None or len(own.bits) != 1 or (ids and set(own.ids) != set(ids)):
+            continue
+        if not ids:
+            ids, steps = own.ids, own.steps
+        places = {id: place for place, id in enumerate(own.ids)}
+        if steps is None and own.steps is not None:
+            steps = own.steps[[places[id] for id in ids]]
+        (answers,) = own.bits.values()
+        bits[run.method, run.seed] = as_bits(answers, run.method)[[places[id] for id in ids]]
+    accuracies = {(run.method, run.seed): run.accuracy for run in group.measured}
+    kept = {}
+    for key, answers in bits.items():
+        accuracy = accuracies.get(key)
+        if accuracy is None:
+            continue  # of a run that is not in the table any more
+        if len(answers) == 0 or abs(float(answers.mean()) - accuracy) > 1e-6:
+            group.notes.append(
+                f"{clean(key[0], _NAME)}, seed {key[1]}: outcomes and accuracy differ; the accuracy counts."
+            )
+            continue
+        kept[key] = answers
+    group.outcomes = Outcomes(ids, kept, steps) if kept else None
+    if steps is not None:
+        counts = dict(zip(*(array.tolist() for array in np.unique(steps, return_counts=True)), strict=True))
+        for run in group.measured:
+            if (run.method, run.seed) in kept:
+                run.step_counts = counts
+                answers = kept[run.method, run.seed]
+                run.by_steps = run.by_steps or {k: float(answers[steps == k].mean()) for k in counts}
+    numbers = Counter(run.n for run in group.measured)
+    if len(numbers) > 1:
+        found = ", ".join(str(n) for n in sorted(numbers, key=lambda n: n or 0))
+        group.notes.append(f"Runs have different numbers of test problems ({found}): only those alike are compared.")
+
+
+def _count(value: Any) -> int | None:
+    found = number(value)
+    return int(found) if found is not None and found >= 1 and found == int(found) and found < 1e12 else None

@@ -1,0 +1,184 @@
+"""What a report speaks of: trained models in groups that answered the same problems."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lori_pl.evaluation.claims import NO_SPREAD, Measured
+from lori_pl.evaluation.comparison import seed_interval
+from lori_pl.evaluation.intervals import wilson
+from lori_pl.evaluation.records import Outcomes
+
+STEP = "accuracy_steps_"
+"""Columns and entries with the accuracy among problems of so many rationale steps."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]+")
+
+
+@dataclass
+class Run:
+    """One trained model and what is known of it; accuracies are fractions.
+
+    Args:
+        method: The name under which it is reported, the same for all its seeds.
+        seed: The training seed.
+        status: ``ok``, ``failed``, or ``not tested``.
+        reason: Why it is not ``ok``.
+        accuracy: On the first test set.
+        n: Number of its problems.
+        passes: Mean model passes a problem.
+        milliseconds: Mean milliseconds a problem, in batches.
+        validation: Accuracy on the validation problems, by which the checkpoint was chosen.
+        by_steps: Accuracy by number of rationale steps.
+        step_counts: Number of problems of each number of steps, where it is known.
+        other_sets: Accuracies on further test sets.
+        axes: What a sweep varied, as text by key.
+        command: The command that repeats it.
+        commit: The code's.
+        cell: Its id in a sweep.
+        folder: The run's folder, where it is at hand.
+        config: The text of its ``config.yaml``, where it is at hand.
+    """
+
+    method: str
+    seed: int
+    status: str = "ok"
+    reason: str = ""
+    accuracy: float | None = None
+    n: int | None = None
+    passes: float | None = None
+    milliseconds: float | None = None
+    validation: float | None = None
+    by_steps: dict[int, float] = field(default_factory=dict)
+    step_counts: dict[int, int] = field(default_factory=dict)
+    other_sets: dict[str, float] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    commit: str = ""
+    cell: str = ""
+    folder: Path | None = None
+    config: str | None = None
+
+
+@dataclass
+class Group:
+    """Runs that answered the same problems, so that they can be compared.
+
+    Args:
+        title: What the group is called.
+        runs: The runs.
+        outcomes: Whether each answer was right, as far as it is known.
+        selection: Whether settings were chosen on these runs, so that no claim is made of them.
+        notes: What a reader must know of them.
+    """
+
+    title: str
+    runs: list[Run]
+    outcomes: Outcomes | None = None
+    selection: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def measured(self) -> list[Run]:
+        """The runs that have an accuracy."""
+        return [run for run in self.runs if run.status == "ok"]
+
+    @property
+    def methods(self) -> dict[str, list[Run]]:
+        """The runs that have an accuracy by method, in the order of their first."""
+        found: dict[str, list[Run]] = {}
+        for run in self.measured:
+            found.setdefault(run.method, []).append(run)
+        return found
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs that have an accuracy."""
+        return sorted({run.seed for run in self.measured})
+
+    def comparable(self) -> dict[tuple[str, int], Measured]:
+        """Accuracies by method and seed, of those runs that have the most frequent number of problems."""
+        counts = Counter(run.n for run in self.measured)
+        common = counts.most_common(1)[0][0] if counts else None
+        return {
+            (run.method, run.seed): Measured(run.accuracy, run.by_steps)
+            for run in self.measured
+            if run.accuracy is not None and run.n == common
+        }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval.
+
+    Args:
+        mean: The mean.
+        bounds: The interval, or ``None`` where nothing gives one.
+        unit: What it speaks of: ``seeds``, ``problems``, or nothing.
+    """
+
+    mean: float
+    bounds: tuple[float, float] | None = None
+    unit: str = ""
+
+
+def estimate(values: Sequence[float], n: int | None = None, share: bool = True) -> Estimate:
+    """The mean of one value a seed: with the t interval over seeds, or Wilson's over problems where no seeds differ.
+
+    Args:
+        values: One value a seed.
+        n: Number of problems behind each.
+        share: Whether the values are accuracies, whose bounds stay within 0 and 1.
+    """
+    mean = sum(values) / len(values)
+    alike = max(values) - min(values) <= NO_SPREAD
+    if not alike and (bounds := seed_interval(values)) is not None:
+        low, high = bounds
+        return Estimate(mean, (max(low, 0.0), min(high, 1.0)) if share else (low, high), "seeds")
+    if share and n:
+        return Estimate(mean, wilson(round(mean * n), n), "problems")
+    return Estimate(mean)
+
+
+def clean(text: object, limit: int = 100_000) -> str:
+    """Text from data without control characters and lone surrogates, which neither XML nor UTF-8 can hold.
+
+    Args:
+        text: The text.
+        limit: Most characters; what is beyond is left out, with a mark.
+    """
+    kept = _CONTROL.sub(" ", str(text)).encode("utf-8", "replace").decode("utf-8")
+    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def number(value: Any) -> float | None:
+    """A finite number from data, or ``None``."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def fraction(value: Any) -> float | None:
+    """A number from 0 to 1 from data, or ``None``."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
+
+
+def step_accuracies(values: dict[str, Any]) -> dict[int, float]:
+    """The accuracies by number of steps among the entries of a row or a summary, in the order of the steps."""
+    found: dict[int, float] = {}
+    for key, value in values.items():
+        steps, share = str(key).removeprefix(STEP), fraction(value)
+        if str(key).startswith(STEP) and steps.isascii() and steps.isdigit() and share is not None:
+            found[int(steps[:9])] = share
+    return dict(sorted(found.items()))

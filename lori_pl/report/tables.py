@@ -1,0 +1,154 @@
+"""The tables of a report as plain text cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lori_pl.evaluation.claims import Claim, Effect
+from lori_pl.report.drawings import accuracy, at_steps
+from lori_pl.report.material import Section
+from lori_pl.report.records import Estimate, Run, estimate
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its heads, and rows of as many cells, the first of which names the row."""
+
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def methods(section: Section) -> Table:
+    """Accuracy with its interval, each seed, by number of steps, further test sets, validation, passes, milliseconds.
+
+    The methods stand in the order of their runs; in a selection, by validation.
+    """
+    found = section.group.methods
+    if section.group.selection:
+        found = dict(sorted(found.items(), key=lambda item: -(_mean(item[1], lambda run: run.validation) or 0)))
+    all_runs = section.group.measured
+    steps = sorted({k for run in all_runs for k in run.by_steps})
+    sets = list(dict.fromkeys(name for run in all_runs for name in run.other_sets))
+    validated = any(run.validation is not None for run in all_runs)
+    several = any(len(runs) > 1 for runs in found.values())
+    heads = ["method", "accuracy", "95 % interval", "over", "seeds", *(["each seed"] if several else [])]
+    heads += [f"{k} steps" for k in steps] + sets + (["validation"] if validated else []) + ["passes", "ms", "n"]
+    rows = []
+    for name, runs in found.items():
+        overall = accuracy(runs)
+        row = [name, percent(overall.mean), interval(overall), overall.unit, str(len(runs))]
+        if several:
+            row.append(" ".join(percent(run.accuracy) for run in sorted(runs, key=lambda run: run.seed)))
+        row += [with_interval(at_steps(runs, k)) if any(k in run.by_steps for run in runs) else "" for k in steps]
+        others = [[run.other_sets[name] for run in runs if name in run.other_sets] for name in sets]
+        row += [with_interval(estimate(values)) if values else "" for values in others]
+        row += [percent(_mean(runs, lambda run: run.validation))] if validated else []
+        row += [plain(_mean(runs, lambda run: run.passes), 1), plain(_mean(runs, lambda run: run.milliseconds), 2)]
+        row.append("/".join(sorted({"" if run.n is None else f"{run.n:,}" for run in runs})))
+        rows.append(row)
+    return Table(heads, rows)
+
+
+def claims(section: Section) -> Table:
+    """What the seeds say of each pair, and for one seed what the problems say of that pair of models."""
+    rows = []
+    for each in section.claims:
+        pair = each.one_pair
+        bounds, unit = (each.effect.bounds, "seeds") if pair is None else (pair.bounds, "problems")
+        rows.append(
+            [
+                f"{each.first} − {each.second}",
+                points(each.effect.mean),
+                "none" if bounds is None else span(bounds),
+                "" if bounds is None else unit,
+                str(len(each.differences)),
+                " ".join(f"{points(value)}" for value in each.differences.values()),
+                p_value(each.p),
+                p_value(each.adjusted),
+                "" if pair is None else f"{p_value(pair.p)} ({pair.only_first} : {pair.only_second})",
+                each.verdict,
+            ]
+        )
+    heads = ["claim", "difference", "95 % interval", "over", "seeds", "each seed", "p", "p, Holm", "McNemar's p"]
+    table = Table([*heads, "what it says"], rows)
+    return _without_empty(table, ("p", "p, Holm", "McNemar's p"))
+
+
+def effects(section: Section) -> Table | None:
+    """The differences by number of steps; ``None`` where no pair has accuracies by steps."""
+    steps = sorted({k for each in section.claims for k in each.by_steps})
+    if not steps:
+        return None
+    rows = [
+        [f"{each.first} − {each.second}", *(_effect(each, k) for k in steps)]
+        for each in section.claims
+        if each.by_steps
+    ]
+    return Table(["claim", *[f"{k} steps" for k in steps]], rows)
+
+
+def failures(section: Section) -> Table | None:
+    """The runs without a result and why; ``None`` where there are none."""
+    rows = [
+        [run.method, str(run.seed), run.status, run.reason or "no reason is recorded", run.cell]
+        for run in section.group.runs
+        if run.status != "ok"
+    ]
+    return Table(["method", "seed", "status", "reason", "cell"], rows) if rows else None
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent, or nothing."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of fractions in points, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def span(bounds: tuple[float, float]) -> str:
+    """An interval of a difference of fractions in points, as far as there are such differences."""
+    return f"{points(max(bounds[0], -1.0))} to {points(min(bounds[1], 1.0))}"
+
+
+def plain(value: float | None, digits: int) -> str:
+    """A number, or nothing."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value, or nothing."""
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def interval(found: Estimate) -> str:
+    """An interval in percent."""
+    return "none" if found.bounds is None else f"{percent(found.bounds[0])} to {percent(found.bounds[1])}"
+
+
+def with_interval(found: Estimate) -> str:
+    """A mean in percent, with its interval where there is one."""
+    text = percent(found.mean)
+    return text if found.bounds is None else f"{text} ({percent(found.bounds[0])} to {percent(found.bounds[1])})"
+
+
+def _effect(each: Claim, steps: int) -> str:
+    effect: Effect | None = each.by_steps.get(steps)
+    if effect is None:
+        return ""
+    bounds = "" if effect.bounds is None else f" ({span(effect.bounds)})"
+    return points(effect.mean) + bounds
+
+
+def _mean(runs: Sequence[Run], of: Callable[[Run], float | None]) -> float | None:
+    values = [value for run in runs if (value := of(run)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _without_empty(table: Table, names: Sequence[str]) -> Table:
+    keep = [
+        place for place, head in enumerate(table.heads) if head not in names or any(row[place] for row in table.rows)
+    ]
+    return Table([table.heads[k] for k in keep], [[row[k] for k in keep] for row in table.rows])

@@ -1,0 +1,297 @@
+"""Runs one cell of a sweep, once among all workers, and leaves its row, its outcomes and a link to it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from lori_pl.errors import LoriError
+from lori_pl.evaluation.records import (
+    RESULT_COLUMNS,
+    Outcomes,
+    ResultTable,
+    git_commit,
+    read_outcomes,
+    write_outcomes,
+)
+from lori_pl.files import FolderBusy, lock_folder, replace_file
+from lori_pl.sweep.cells import Cell
+from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
+from lori_pl.sweep.display import shown
+from lori_pl.sweep.progress import progress_line
+from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
+from lori_pl.sweep.summary import read_summary
+
+Runner = Callable[..., ChildResult]
+"""Runs a command with its output in a file, and descriptors that it inherits; `run_child` is the real one."""
+
+INTERRUPTED = "interrupted.json"
+"""In a cell's folder: the commit, and the seconds so far, of a run that was stopped with its sweep."""
+
+PAUSE = 0.2
+"""Seconds after which a busy cell is tried once more: who only looks holds it for a moment."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A cell that has its row.
+
+    Args:
+        row: The row.
+        is_new: Whether it was made here and now, and not by another worker meanwhile.
+    """
+
+    row: dict[str, Any]
+    is_new: bool
+
+
+class CellRunner:
+    """Runs cells of a sweep.
+
+    Args:
+        specification: The sweep.
+        table: Its table of results.
+        runner: Runs one command.
+        console: Where the running cell's progress is shown.
+        title: Names a cell.
+        say: Prints a line.
+    """
+
+    def __init__(
+        self,
+        specification: SweepSpecification,
+        table: ResultTable,
+        runner: Runner,
+        console: Console,
+        title: Callable[[Cell], str],
+        say: Callable[[str], None],
+    ) -> None:
+        self.specification, self.table = specification, table
+        self.output, self.results_folder = specification.output, specification.results
+        self._runner, self._console, self._title, self._say = runner, console, title, say
+
+    def folder(self, cell: Cell) -> Path:
+        """Where the cell's run writes."""
+        return self.output / "cells" / cell.id
+
+    def is_at_work(self, cell: Cell) -> bool:
+        """Whether a worker is at a cell."""
+        try:
+            if not self._lock_place(cell).is_dir():
+                return False
+            with self._lock(cell):
+                return False
+        except FolderBusy:
+            return True
+
+    def settle(self, cell: Cell, seen: int, wait: bool = False, locks: Sequence[int] = ()) -> Settled:
+        """Runs a cell, or takes the row that it got since the caller looked.
+
+        Args:
+            cell: The cell.
+            seen: How many rows it had when the caller looked.
+            wait: Wait for another worker that is at it.
+            locks: Descriptors that the run inherits beside that of the cell's own lock.
+
+        Raises:
+            FolderBusy: If another worker is at it, and ``wait`` is false.
+            KeyboardInterrupt: Ctrl-C; the run is ended, and its cell has no row, unless it had come to its end.
+        """
+        # a run inherits the lock: an orphan of a killed sweep holds it too
+        with self._held(cell, wait) as lock:
+            rows = rows_of(cell, self.table)
+            if len(rows) > seen:
+                return Settled(rows[-1], False)
+            if (found := self._reused(cell)) is not None:
+                return Settled(found, False)
+            try:
+                made = self._run(cell, functools.partial(self._runner, keep_open=(lock, *locks)))
+            except KeyboardInterrupt:
+                self._say(f"stopped in cell {cell.number}; the same command goes on from there")
+                raise
+        return Settled(made, True)
+
+    # ---- locks ------------------------------------------------------------------------------------------------------
+
+    def _lock_place(self, cell: Cell) -> Path:
+        # not in the cell's folder, which is removed where a run begins anew
+        return self.output / "locks" / cell.id
+
+    def _lock(self, cell: Cell, wait: bool = False) -> Any:
+        busy = "another worker, or a run that a killed one left behind, is at it"
+        return lock_folder(self._lock_place(cell), busy, wait)
+
+    @contextmanager
+    def _held(self, cell: Cell, wait: bool) -> Iterator[int]:
+        lock = self._lock(cell, wait)
+        try:
+            descriptor = lock.__enter__()
+        except FolderBusy:
+            time.sleep(PAUSE)
+            lock = self._lock(cell)
+            descriptor = lock.__enter__()
+        try:
+            yield descriptor
+        finally:
+            lock.__exit__(None, None, None)
+
+    def _results_held(self) -> Any:
+        return lock_folder(self.results_folder, "", wait=True)
+
+    # ---- running ----------------------------------------------------------------------------------------------------
+
+    def _run(self, cell: Cell, runner: Callable[[Sequence[str], Path], ChildResult]) -> dict[str, Any]:
+        folder, commit = self.folder(cell), git_commit()
+        before = _interrupted(folder, commit)
+        if before is None:
+            # What a failed run, or one of other code, left there would be taken for this one's.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        command = cell.command(folder)
+        log, start = folder / "log.txt", time.monotonic()
+        try:
+            with progress_line(self._console, self._title(cell), progress_file(log)):
+                result = runner([*command, *([] if before is None else ["--ckpt_path=auto"])], log)
+        except KeyboardInterrupt:
+            seconds = (before or 0.0) + time.monotonic() - start
+            text = json.dumps({"commit": commit, "seconds": seconds})
+            replace_file(folder / INTERRUPTED, lambda file: file.write(text.encode()))
+            raise
+        row: dict[str, Any] = {
+            "seed": cell.seed,
+            "commit": commit,
+            "command": shown(command),
+            "cell": cell.id,
+            "seconds": round((before or 0.0) + result.seconds, 2),
+            "peak_memory_mib": round(result.peak_memory_mib, 1),
+            **cell.columns(),
+        }
+        with _signals_wait():  # a run that ended gets its row, whatever comes
+            self._note(cell, row, result, log)
+        return row
+
+    def _note(self, cell: Cell, row: dict[str, Any], result: ChildResult, log: Path) -> None:
+        sweep, folder = self.specification, self.folder(cell)
+        try:
+            if result.exit_code != 0:
+                raise LoriError(failure_reason(result.exit_code, log))
+            method, measured = read_summary(folder / "summary.json", sweep.metrics)
+            label = cell.label(sweep.label, sweep.name, method)
+            self._keep_outcomes(folder / "correct.npz", label, cell.seed)
+            row |= {"method": label, "status": "ok", **measured}
+            self._link(cell, label)
+        except LoriError as error:
+            row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
+        with self._results_held():
+            self.table.append(row)
+
+    def _keep_outcomes(self, path: Path, label: str, seed: int) -> None:
+        if not path.exists():
+            return
+        outcomes = read_outcomes(path)
+        if len(outcomes.bits) != 1:
+            raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
+        (bits,) = outcomes.bits.values()
+        self._add_outcomes(path, outcomes, bits, label, seed)
+
+    def _add_outcomes(self, path: Path, outcomes: Outcomes, bits: np.ndarray, label: str, seed: int) -> None:
+        place = self.results_folder / "correct.npz"
+        try:
+            with self._results_held():
+                write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps)
+        except LoriError as error:
+            # A sweep over data has other problems in each cell; the run is none the worse for it.
+            self._say(f"the outcomes stay in {path}: {error}")
+
+    def _link(self, cell: Cell, label: str) -> None:
+        """Lets a finished run be found by its name and seed, too."""
+        name = re.sub(r"[^\w.,=+\[\]-]+", "_", label)[:100]
+        if name != label:  # another label may come to the same
+            name = f"{name}_{cell.id}"
+        link = self.output / "by_name" / f"{name}_seed{cell.seed}"
+        link.parent.mkdir(exist_ok=True)
+        with suppress(OSError):  # some file systems have no links
+            new = link.with_name(f".{cell.id}")
+            new.unlink(missing_ok=True)
+            new.symlink_to(Path("..") / "cells" / cell.id)
+            os.replace(new, link)
+
+    # ---- rows of other sweeps ---------------------------------------------------------------------------------------
+
+    def _reused(self, cell: Cell) -> dict[str, Any] | None:
+        """Takes over the row of the very same run, with all metrics, and its outcomes, from another sweep."""
+        sweep = self.specification
+        for folder in sweep.reuse:
+            rows = rows_of(cell, ResultTable(folder / "results.csv"))
+            found = rows[-1] if rows else {"status": "none"}
+            if found["status"] != "ok" or not all(found.get(metric) for metric in sweep.metrics):
+                continue
+            known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.axes, *sweep.metrics}
+            row = {column: value for column, value in (found | cell.columns()).items() if column in known}
+            name = row["method"]
+            for other in self.table.rows():
+                if (other["method"], other["seed"]) == (name, row["seed"]) and other.get("cell") != cell.id:
+                    raise LoriError(
+                        f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
+                        f"{self.table.path} is called; leave {folder} out, or give labels that differ"
+                    )
+            path = folder / "correct.npz"
+            outcomes = read_outcomes(path) if path.exists() else None
+            with _signals_wait():
+                if outcomes is not None and (name, cell.seed) in outcomes.bits:
+                    self._add_outcomes(path, outcomes, outcomes.bits[name, cell.seed], name, cell.seed)
+                with self._results_held():
+                    self.table.append(row)
+            self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {name} in {folder}")
+            return row
+        return None
+
+
+def rows_of(cell: Cell, table: ResultTable) -> list[dict[str, str]]:
+    """A cell's rows, oldest first."""
+    return [row for row in table.rows() if row.get("cell") == cell.id]
+
+
+def _interrupted(folder: Path, commit: str) -> float | None:
+    """Seconds that a cell's run had taken when its sweep was stopped, if the same code may go on with it."""
+    path = folder / INTERRUPTED
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        seconds = float(noted["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path.unlink()
+    return seconds if noted["commit"] == commit and commit.isalnum() and commit != "unknown" else None
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Within the block signals that would end the sweep wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(n))]
+    # a mask of this thread would leave them to other threads, and so to the handler
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

@@ -1,0 +1,209 @@
+"""`analyze`: numbers and pictures of trained students of every kind, and what is bad input to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from conftest import BASE, LORI_TERMS, World
+from failing import message
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lori_pl import LatentReasoner
+from lori_pl.cli import main
+from lori_pl.models.thought import ThoughtSettings
+
+# right_wrong.png stands there where enough problems are answered right, which a tiny student may or may not do
+PICTURES = {"spectra", "effective_rank", "angles", "captured_energy"}
+LATENT_PICTURES = {"lens", "agreement", "agreement_by_layer", "interventions"}
+
+
+def analyze(world, method, place, *flags, out="analysis", data=None, **arguments):
+    """Runs `analyze` with the config of a method."""
+    files = [world.config("base", {**BASE, **(data or {})}), world.method(method, **arguments)]
+    common = ["--ckpt_path", str(place), "--folder", str(world.folder / out), "--top_k", "3"]
+    return main(["analyze", *(f"--config={file}" for file in files), *common, *flags])
+
+
+def read(world, out="analysis") -> dict[str, Any]:
+    return json.loads((world.folder / out / "analysis.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def lori(tmp_path_factory, teacher):
+    """The folder of a LoRi run, tested at its end."""
+    made = World(tmp_path_factory.mktemp("lori"))
+    assert made.fit("LoRi", "lori", **lori_of(teacher)) == 0
+    return made.folder / "lori"
+
+
+def lori_of(teacher) -> dict[str, Any]:
+    # untrained models write on and on
+    return {"backbone": {}, "teacher": {"name": teacher}, "max_new_tokens": 4, **LORI_TERMS}
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [n for each in value for n in numbers(each)] if isinstance(value, list) else [value]
+
+
+def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
+    best = lori / "checkpoints" / "best.ckpt"
+    assert (
+        main(
+            [
+                *("analyze", "--config", str(lori / "config.yaml"), "--ckpt_path", str(best)),
+                *("--folder", str(world.folder / "analysis"), "--rank", "3", "--seed", "4"),
+            ]
+        )
+        == 0
+    )
+    shown = capsys.readouterr().out
+    found = read(world)
+    folder = world.folder / "analysis"
+    # the accuracy is that of the run's own test, and so is that of a projection on everything
+    summary = json.loads((lori / "summary.json").read_text())["test_sets"]["test"]
+    assert found["problems"] == summary["n"] == 16
+    assert found["accuracy"]["value"] == pytest.approx(summary["accuracy"])
+    changed = {(each["intervention"], each["latent"]): each for each in found["latents"]["interventions"]}
+    assert changed["none", "all"]["accuracy"] == changed["rank 32", "all"]["accuracy"] == found["accuracy"]["value"]
+    assert {latent for name, latent in changed if name == "drop"} == {1, 2, 3, "all"}
+    assert "answers_of_the_other_problem" in changed["swap", "all"]
+    assert (found["method"], found["seed"], found["teacher"]) == ("lori", 4, teacher)
+    assert found["config"]["model"]["class_path"] == "lori_pl.methods.LoRi"
+    assert found["commit"]
+    states = found["rank"]["states"]
+    assert {name for name in states if name.count("/") == 1} == {
+        *("teacher/rationale", "teacher/question", "student/latents", "student/rationale", "student/question")
+    }
+    assert {"teacher/rationale/shuffled", "teacher/rationale/permuted", "student/latents/permuted"} <= set(states)
+    assert states["student/latents"]["tokens"] == 16 * 3
+    assert states["student/latents"]["longest"] == 3
+    for each in states.values():
+        assert [each["modes"][mode]["dimension"] for mode in ("layer", "hidden")] == [2, 32]
+        assert sum(each["modes"]["hidden"]["energy_shares"]) == pytest.approx(1, abs=1e-4)
+        assert len(each["by_layer"]) == 2
+    angles = found["rank"]["principal_angles"]["hidden"]
+    # the student shares the teacher's factors, which were fitted on rationales like these
+    assert angles["teacher/rationale | learned/shared subspace"]["ranks"] == [3, 4]
+    assert len(angles["student/latents | learned/shared subspace"]["angles"]) == 3
+    captured = found["rank"]["captured_energy"]["student/latents | student/latents"]
+    assert captured[-1] == pytest.approx(1, abs=1e-5)
+    assert found["latents"]["agreement"]["results_of_several_tokens"] == 0
+    assert len(found["latents"]["lens"]["examples"]) == 3
+    assert {n for n in numbers(found) if isinstance(n, float) and not math.isfinite(n)} == set()
+    pictures = {file.stem for file in folder.glob("*.png")}
+    assert pictures - {"right_wrong"} == PICTURES | LATENT_PICTURES
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in folder.glob("*.png"))
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert {tag.removeprefix("analysis/") for tag in events.Tags()["images"]} == pictures
+    assert "student: latents" in shown
+    assert "without a change" in shown
+    # a second run into it is refused before anything is read
+    assert analyze(world, "LoRi", "nowhere.ckpt", **lori_of(teacher)) == 2
+    assert "analysis holds something already" in message(capsys)
+
+
+def test_a_folder_without_latents_has_the_rank_part_and_a_line(world, teacher, capsys):
+    place, backbone = world.folder / "student", {"name": teacher}
+    words = LatentReasoner.from_pretrained(teacher)
+    LatentReasoner(words.lm, words.tokenizer, words.template, ThoughtSettings("none", 0)).save_pretrained(place)
+    (world.folder / "analysis").mkdir()
+    flags = ("--split", "validation", "--problems", "8")
+    flags = (*flags, "--teacher", teacher)
+    assert analyze(world, "NoCoT", place, *flags, backbone=backbone, max_new_tokens=4) == 0
+    line = "latents: none to look into, the student reasons by 'none' with 0"
+    assert line in " ".join(capsys.readouterr().out.split())
+    found = read(world)
+    assert found["latents"] == {"left_out": [line]}
+    assert (found["split"], found["problems"]) == ("validation", 8)
+    assert found["rank"]["reasoning"] == {"teacher": "teacher/rationale", "student": "student/question"}
+    assert {file.stem for file in (world.folder / "analysis").glob("*.png")} - {"right_wrong"} == PICTURES
+
+
+@pytest.mark.slow
+def test_a_student_that_reasons_in_words(world, teacher):
+    arguments = {"backbone": {"name": teacher}, "max_new_tokens": 4}
+    assert analyze(world, "ExplicitCoT", teacher, "--problems", "4", "--split", "train", **arguments) == 0
+    found = read(world)
+    assert found["rank"]["reasoning"] == {"student": "student/rationale"}
+    assert "student/rationale/shuffled" in found["rank"]["states"]
+    assert "reasons by 'words'" in found["latents"]["left_out"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["Pause", "PCCoT"])
+def test_other_latents(world, teacher, method):
+    of_pccot = {"backbone": {}, "teacher": {"name": teacher}}
+    arguments = {"latents": 2, **({"backbone": {"name": teacher}} if method == "Pause" else of_pccot)}
+    assert world.fit(method, "run", "--test_after_fit", "false", **arguments) == 0
+    assert analyze(world, method, world.folder / "run" / "student", "--problems", "6", **arguments) == 0
+    found = read(world)
+    changed = {(each["intervention"], each["latent"]): each["accuracy"] for each in found["latents"]["interventions"]}
+    assert changed["none", "all"] == changed["rank 32", "all"] == found["accuracy"]["value"]
+
+
+@pytest.mark.slow
+def test_adapters_and_learned_factors_of_a_checkpoint(world, teacher):
+    """The student's trained factors have a side of their own, and its teacher is loaded apart from its base."""
+    arguments = lori_of(teacher)
+    alignment = arguments["alignment"]
+    own = {**alignment["init_args"], "student_factors": "learned", "rank_layers": 1}
+    arguments |= {"alignment": {**alignment, "init_args": own}, "backbone": {"lora": {"rank": 2}}}
+    assert world.fit("LoRi", "run", **arguments) == 0
+    place = world.folder / "run" / "checkpoints" / "best.ckpt"
+    assert analyze(world, "LoRi", place, **arguments) == 0
+    found = read(world)
+    summary = json.loads((world.folder / "run" / "summary.json").read_text())["test_sets"]["test"]
+    assert found["accuracy"]["value"] == pytest.approx(summary["accuracy"])
+    for mode in ("hidden", "layer"):
+        pairs = found["rank"]["principal_angles"][mode]
+        assert "learned/teacher's side | learned/student's side" in pairs
+        assert "student/latents | learned/student's side" in pairs
+    # the folder of the same student has no alignment
+    assert analyze(world, "LoRi", world.folder / "run" / "student", out="folder", **arguments) == 0
+    alone = read(world, "folder")
+    assert not any("learned" in pair for pair in alone["rank"]["principal_angles"]["hidden"])
+    assert alone["accuracy"]["value"] == found["accuracy"]["value"]
+
+
+@pytest.mark.slow
+def test_problems_without_rationales_leave_out_what_needs_them(world, teacher, lori, capsys):
+    (world.folder / "own").mkdir()
+    (world.folder / "own" / "test.jsonl").write_text(
+        "".join(f'{{"question": "Ann has {n} apples .", "answer": "{n}"}}\n' for n in range(3, 9)), encoding="utf-8"
+    )
+    source = {"class_path": "lori_pl.data.sources.JSONL", "init_args": {"path": str(world.folder / "own")}}
+    data = {"data": {**BASE["data"], "test_sources": {"own": source}}}
+    capsys.readouterr()
+    assert analyze(world, "LoRi", lori / "student", "--latents", "2", data=data, **lori_of(teacher)) == 0
+    shown = capsys.readouterr().out
+    assert "teacher/rationale: the problems have no rationale" in shown
+    assert "agreement: the problems have no rationale" in shown
+    found = read(world)
+    assert (found["split"], found["problems"], found["latents_taken"]) == ("own", 6, 2)
+    assert "teacher/question" in found["rank"]["states"]
+    assert "agreement" not in found["latents"]
+
+
+def test_bad_input(world, teacher, capsys):
+    def refuses(text, *flags, place=teacher):
+        assert analyze(world, "ExplicitCoT", place, *flags, backbone={"name": teacher}) == 2
+        assert text in message(capsys)
+        assert not (world.folder / "analysis").exists()
+
+    refuses("--problems is 3: give 4 or more", "--problems", "3")
+    refuses("--top_k is 0: give 1 or more", "--top_k", "0")
+    refuses("--rank is 0: give 1 or more", "--rank", "0")
+    refuses("no such file or folder", place="nowhere.ckpt")
+    refuses("--split tests: give one of train, validation, test", "--split", "tests")
+    refuses("--device quantum is not to be had here", "--device", "quantum")
+    refuses("no tokenizer found at hub id or folder 'nowhere'", "--teacher", "nowhere")
+    with pytest.raises(SystemExit):
+        main(["analyze", "--help"])
+    assert main(["analyze", "--folder", str(world.folder / "analysis")]) == 2
+    assert "--ckpt_path" in message(capsys)

@@ -1,0 +1,76 @@
+"""`report` by the command line, of a run that the command line made, and its refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lori_pl.cli import main
+from lori_pl.evaluation.records import ResultTable
+
+
+def message(capsys) -> str:
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    return error
+
+
+def results(folder, methods=("lori", "no_cot"), seeds=3):
+    table = ResultTable(folder / "results.csv", ["status"])
+    for place, method in enumerate(methods):
+        for seed in range(seeds):
+            accuracy = 0.5 + 0.01 * seed * (place + 1) - 0.1 * place
+            table.append({"method": method, "seed": seed, "accuracy": accuracy, "n": 100, "status": "ok"})
+    return str(folder)
+
+
+def test_a_run_is_reported(teacher, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["report", str(Path(teacher).parent), "--folder", str(out), "--title", "Mine"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{out}/report.html, 5 pictures" in shown
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert "<title>Mine</title>" in html
+    assert "class_path: lori_pl.methods.ExplicitCoT" in html
+    names = {path.stem for path in (out / "pictures").iterdir()}
+    parts = ("accuracy", "accuracy_by_steps", "accuracy_against_latency", "validation", "loss")
+    assert names == {f"1_{name}" for name in parts}
+
+
+def test_claims_by_flag_and_by_sweep_file(tmp_path, capsys):
+    folder, out = results(tmp_path / "a", ("a", "b", "c")), str(tmp_path / "out")
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("configs: [x.yaml]\ncompare: [[a, c], [a, z]]\n")
+    assert main(["report", folder, "--folder", out, "--compare", "a", "b", "--sweep", str(sweep)]) == 0
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "a − b" in html
+    assert "a − c" in html
+    assert "b − c" not in html
+    assert "note: The sweep compares a and z, which are not both there yet." in capsys.readouterr().out
+
+
+def test_bad_input(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = results(tmp_path / "a")
+    for arguments, said in (
+        ([], "no folder is given"),
+        (["nowhere"], "nowhere: no such folder"),
+        ([str(tmp_path)], "holds nothing to report"),
+        ([folder, "--folder", folder], "holds 'results.csv', which is no part of a report"),
+        ([folder, "--compare", "lori", "x"], "there is no method 'x'"),
+        ([folder, "--compare", "lori"], "argument --compare: expected 2 arguments"),
+        ([folder, "--colour", "red"], "unrecognized arguments: --colour red"),
+        ([folder, "--sweep", "gone.yaml"], "gone.yaml: cannot read this sweep file"),
+        ([folder, "--selection", "gone"], "gone: no such folder"),
+    ):
+        assert main(["report", *arguments]) == 2
+        assert said in message(capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_text_from_data_prints_as_it_is(tmp_path, capsys):
+    folder = results(tmp_path / "a", ("[red]x[/red]", "b", "c", "d", "e"))
+    with (tmp_path / "a" / "results.csv").open("a") as file:
+        file.write("[red]x[/red],[bold]1[/bold],0.5,100,,,,,ok\n")
+    assert main(["report", folder, "--folder", str(tmp_path / "out")]) == 0
+    assert "the seed '[bold]1[/bold]' is no whole number" in capsys.readouterr().out

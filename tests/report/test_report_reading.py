@@ -1,0 +1,327 @@
+"""Folders become groups of runs: what belongs together, what is missing, what contradicts itself."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from folders import EVIL, IDS, STEPS, N, analysis, answers, command, png, row, run, sweep
+
+from lori_pl.errors import LoriError
+from lori_pl.evaluation.claims import claim
+from lori_pl.evaluation.comparison import compare, seed_interval
+from lori_pl.evaluation.intervals import wilson
+from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
+from lori_pl.report.ablations import ablations
+from lori_pl.report.material import gather
+from lori_pl.report.reading import options
+from lori_pl.report.records import clean, estimate, number, step_accuracies
+
+
+def only(material):
+    (section,) = material.sections
+    return section
+
+
+def notes(material):
+    return " ".join([*material.notes, *(note for s in material.sections for note in s.group.notes)])
+
+
+def test_claims_are_those_of_the_recorded_outcomes(tmp_path):
+    folder = sweep(tmp_path / "a", {"lori": 0.8, "no_cot": 0.4, "pause": 0.5}, 5)
+    section = only(gather([folder]))
+    outcomes = read_outcomes(folder / "correct.npz")
+    assert [(each.first, each.second) for each in section.claims] == [("lori", "no_cot"), ("lori", "pause")]
+    for each in section.claims:
+        same = compare(outcomes, each.first, each.second)
+        assert each.effect.mean == pytest.approx(same.mean)
+        assert each.effect.bounds == pytest.approx(same.bounds)
+        assert each.adjusted >= each.p
+
+
+def test_claims_of_all_groups_are_corrected_together(tmp_path):
+    folders = [sweep(tmp_path / name, {"lori": 0.6, "no_cot": 0.5}, 5) for name in "ab"]
+    alone = only(gather(folders[:1])).claims[0]
+    both = [section.claims[0] for section in gather(folders).sections]
+    assert alone.adjusted == alone.p
+    assert [each.adjusted for each in both] == pytest.approx([min(1.0, 2 * alone.p)] * 2)
+
+
+def test_a_row_is_completed_by_the_folder_of_its_cell(tmp_path):
+    bits = answers(0.7, 0)
+    known = {k: v for k, v in row("lori", 0, bits, "c0").items() if not k.startswith("accuracy_steps")}
+    ResultTable(tmp_path / "a" / "results.csv").append(known)
+    folder = run(tmp_path / "elsewhere" / "c0", "lori", 0, bits)
+    section = only(gather([tmp_path / "a", folder]))
+    (found,) = section.group.runs
+    assert found.by_steps == pytest.approx({k: bits[k == STEPS].mean() for k in (2, 3, 4)})
+    assert found.other_sets == {"svamp": 0.25}
+    assert EVIL in found.config
+    assert np.array_equal(section.group.outcomes.bits["lori", 0], bits)
+    # without being named it is found below the results, as a sweep leaves it
+    (tmp_path / "a" / "cells").mkdir()
+    folder.rename(tmp_path / "a" / "cells" / "c0")
+    assert only(gather([tmp_path / "a"])).group.runs[0].by_steps == found.by_steps
+
+
+def test_a_folder_that_reports_another_accuracy_than_its_row_fills_nothing_in(tmp_path):
+    ResultTable(tmp_path / "a" / "results.csv").append(row("lori", 0, answers(0.7, 0), "c0"))
+    material = gather([tmp_path / "a", run(tmp_path / "c0", "lori", 0, answers(0.2, 5))])
+    assert only(material).group.runs[0].other_sets == {}
+    assert "reports another accuracy" in notes(material)
+
+
+def test_of_a_cell_that_ran_again_the_last_row_counts(tmp_path):
+    table = ResultTable(tmp_path / "results.csv", ["status", "reason", "cell"])
+    table.append(row("lori", 0, answers(0.2, 0), "c0") | {"status": "failed", "reason": "killed", "accuracy": None})
+    table.append(row("lori", 0, answers(0.8, 0), "c0"))
+    (found,) = only(gather([tmp_path])).group.runs
+    assert (found.status, found.accuracy) == ("ok", answers(0.8, 0).mean())
+
+
+def test_rows_that_say_nothing_sound_are_told_of(tmp_path):
+    table = ResultTable(tmp_path / "results.csv", ["status", "cell"])
+    good = row("lori", 0, answers(0.5, 0), "c0")
+    table.append(good)
+    table.append(good | {"seed": "first", "cell": "c1"})
+    table.append(good | {"seed": 1, "accuracy": "much", "cell": "c2"})
+    table.append(good | {"seed": 2, "accuracy": 1.5, "cell": "c3"})
+    table.append(good | {"seed": 3, "accuracy": "nan", "cell": "c4"})
+    table.append(good | {"seed": 4, "passes": "inf", "milliseconds": "", "cell": "c5"})
+    material = gather([tmp_path])
+    group = only(material).group
+    assert "row 3: the seed 'first' is no whole number" in notes(material)
+    assert [run.seed for run in group.measured] == [0, 4]
+    assert next(run.reason for run in group.runs if run.status == "failed").endswith("accuracy from 0 to 1 ('much')")
+    assert (group.runs[-1].passes, group.runs[-1].milliseconds) == (None, None)
+
+
+def test_outcomes_that_contradict_the_table_are_left_out(tmp_path):
+    folder = sweep(tmp_path, {"lori": 0.8, "no_cot": 0.4}, 1)
+    write_outcomes(folder / "correct.npz", IDS, answers(0.1, 7), "lori", 0)
+    material = gather([folder])
+    assert "lori, seed 0: outcomes and accuracy differ" in notes(material)
+    (found,) = only(material).claims
+    assert (found.one_pair, found.verdict) == (None, "a lead, no claim: one seed")
+
+
+def test_runs_of_one_name_and_seed_stand_for_themselves(tmp_path):
+    folders = [run(tmp_path / name, "lori", 0, answers(0.5, place)) for place, name in enumerate("ab")]
+    material = gather(folders)
+    section = only(material)
+    assert list(section.group.methods) == ["lori (a)", "lori (b)"]
+    assert "share name and seed (lori)" in notes(material)
+    assert section.claims[0].one_pair is not None
+
+
+def test_runs_on_other_problems_are_apart(tmp_path):
+    here = run(tmp_path / "a", "lori", 0, answers(0.5, 0))
+    there = run(tmp_path / "b", "no_cot", 0, answers(0.5, 1), ids=[f"other/{i}" for i in range(N)])
+    material = gather([here, there])
+    assert [list(section.group.methods) for section in material.sections] == [["lori"], ["no_cot"]]
+    assert not any(section.claims for section in material.sections)
+    material = gather([here, there], pairs=[("lori", "no_cot")])
+    assert "lori and no_cot have no test problems and seed in common" in notes(material)
+
+
+def test_other_numbers_of_problems_are_not_compared(tmp_path):
+    table = ResultTable(tmp_path / "results.csv")
+    for seed in range(2):
+        table.append(row("lori", seed, answers(0.5, seed)))
+        table.append(row("no_cot", seed, answers(0.4, seed)) | {"n": 59 if seed else N})
+    material = gather([tmp_path])
+    assert list(only(material).claims[0].differences) == [0]
+    assert "different numbers of test problems (59, 60)" in notes(material)
+
+
+def test_runs_that_have_not_ended_are_shown_as_such(tmp_path):
+    folder = run(tmp_path / "a", "lori", 0, answers(0.5, 0))
+    (folder / "summary.json").unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "log.txt").write_text("killed")
+    done = run(tmp_path / "b", "lori", 1, answers(0.5, 1))
+    material = gather([folder, tmp_path / "empty", done])
+    assert [(run.method, run.status) for run in only(material).group.runs] == [("lori", "ok"), ("a", "not tested")]
+    assert f"nothing of a run to read: {tmp_path / 'empty'}" in notes(material)
+
+
+@pytest.mark.parametrize(
+    "methods", ["", "{", "[]", '{"methods": {}}', '{"methods": {"a": {}, "b": {}}}', '{"methods": 3}']
+)
+def test_a_damaged_summary_is_told_of(tmp_path, methods):
+    folder = run(tmp_path / "a", "lori", 0, answers(0.5, 0))
+    (folder / "summary.json").write_text(methods)
+    material = gather([folder])
+    assert "no summary of one method" in notes(material)
+    assert only(material).group.runs[0].status == "not tested"
+
+
+def test_damaged_files_of_a_run_leave_the_rest(tmp_path):
+    folder = run(tmp_path / "a", "lori", 0, answers(0.5, 0))
+    (folder / "correct.npz").write_bytes(b"nothing")
+    (folder / "config.yaml").write_bytes(b"a: \xff\x00\x01b\n" + b"x" * 100_000)
+    (folder / "spectrum.png").write_bytes(b"\x89PNG broken")
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events.out.tfevents.1.x").write_bytes(b"\x01" * 100)
+    material = gather([folder])
+    (found,) = only(material).group.runs
+    assert found.accuracy == answers(0.5, 0).mean()
+    assert found.config.startswith("a: \N{REPLACEMENT CHARACTER} b\n")
+    assert len(found.config) < 70_000
+    assert "not a file of outcomes" in notes(material)
+    assert "spectrum.png is no picture that can be shown" in notes(material)
+    assert not material.spectra
+
+
+def test_selection_is_apart_and_its_seeds_are_compared_with_those_of_the_claims(tmp_path):
+    chosen = sweep(tmp_path / "chosen", {"lori": 0.5, "no_cot": 0.6}, 2)
+    final = sweep(tmp_path / "final", {"lori": 0.8, "no_cot": 0.4}, 3)
+    material = gather([final], [chosen])
+    assert [bool(section.claims) for section in material.sections] == [True, False]
+    assert "selected on seeds that the claims use too (0, 1)" in notes(material)
+
+
+def test_many_methods_are_not_compared_unasked(tmp_path):
+    folder = sweep(tmp_path, dict.fromkeys("abcde", 0.5), 1)
+    material = gather([folder])
+    assert only(material).claims == []
+    assert "5 methods make 10 pairs" in notes(material)
+    assert len(only(gather([folder], pairs=[("a", "b")])).claims) == 1
+    assert "The sweep compares a and z" in notes(gather([folder], planned=[("a", "z")]))
+
+
+def test_what_cannot_be_reported(tmp_path):
+    with pytest.raises(LoriError, match="no such folder"):
+        gather([tmp_path / "nowhere"])
+    with pytest.raises(LoriError, match="holds nothing to report"):
+        gather([tmp_path])
+    (tmp_path / "log.txt").write_text("")
+    with pytest.raises(LoriError, match="can be shown"):
+        gather([tmp_path])
+    folder = sweep(tmp_path / "a", {"lori": 0.5}, 1)
+    with pytest.raises(LoriError, match="there is no method 'nocot' to make a claim of; there are lori"):
+        gather([folder], pairs=[("lori", "nocot")])
+    (folder / "correct.npz").write_bytes(b"")
+    with pytest.raises(LoriError, match="not a file of outcomes"):
+        gather([folder])
+    (folder / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(LoriError, match="column 'method' is missing"):
+        gather([folder])
+
+
+def test_an_empty_table_is_no_fault(tmp_path):
+    ResultTable(tmp_path / "results.csv").append(row("lori", 0, answers(0.5, 0)))
+    path = tmp_path / "results.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    material = gather([tmp_path])
+    assert only(material).group.runs == []
+    assert "no row yet" in notes(material)
+
+
+def test_pictures_of_an_analysis_in_its_order(tmp_path):
+    folder = analysis(tmp_path / "tiny")
+    (folder / "broken.png").write_bytes(b"GIF89a")
+    material = gather([folder])
+    assert [each.title for each in material.analyses] == [
+        "Spectra of teacher and student (tiny)",
+        "Logit lens of the latents (tiny)",
+        "something else (tiny)",
+    ]
+    assert material.analyses[0].note == f"method lori {EVIL}; split test; problems 16"
+    assert "broken.png is no picture" in notes(material)
+
+
+def test_the_same_spectrum_is_shown_once(tmp_path):
+    folders = [run(tmp_path / name, "lori", place, answers(0.5, place)) for place, name in enumerate("ab")]
+    for folder in folders:
+        png(folder / "spectrum.png")
+    (found,) = gather(folders).spectra
+    assert "2 runs: lori, seed 0; lori, seed 1" in found.note
+
+
+def vary(tmp_path, cells):
+    table = ResultTable(tmp_path / "results.csv")
+    for place, (label, seed, axes) in enumerate(cells):
+        table.append(row(label, seed, answers(0.5, place), f"c{place}", **axes))
+    return ablations(only(gather([tmp_path])).group)
+
+
+def test_a_series_is_alike_in_all_but_one_value(tmp_path):
+    cells = [(f"lori_{lr}", seed, {"model.lr": lr}) for lr in (0.01, 0.002) for seed in (0, 1)]
+    cells += [(f"lori_{lr}_long", 0, {"model.lr": lr, "trainer.max_steps": 9}) for lr in (0.01, 0.1, 1)]
+    cells += [("alone", 0, {"model.lr": 5, "model.latents": 3})]
+    (found,) = vary(tmp_path, cells)
+    assert (found.key, found.numeric) == ("model.lr", True)
+    assert [(series.name, [point.value for point in series.points]) for series in found.series] == [
+        ("lori", ["0.002", "0.01"]),
+        ("lori_long", ["0.01", "0.1", "1"]),
+    ]
+    first = found.series[0].points[1]
+    low, high = seed_interval([answers(0.5, 0).mean(), answers(0.5, 1).mean()])  # the first two cells
+    assert first.accuracy.bounds == pytest.approx((max(low, 0), min(high, 1)))
+    assert first.seeds == 2
+    best = max(found.series[1].points, key=lambda point: point.validation)
+    assert found.series[1].chosen is best
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    cells = [(f"lori[core={core}]", 0, {"model.core": core}) for core in ("full", "tucker", "1")]
+    (found,) = vary(tmp_path, cells)
+    assert not found.numeric
+    assert [point.value for point in found.series[0].points] == ["full", "tucker", "1"]
+    assert found.series[0].name == "lori"
+
+
+def test_a_method_is_no_axis(tmp_path):
+    assert vary(tmp_path, [("a", 0, {"config": "a.yaml"}), ("b", 0, {"config": "b.yaml"})]) == []
+
+
+def test_flags_of_a_recorded_command():
+    line = command("runs/x", 3, **{"model.weights": '{"mean": 1}', "trainer.max_steps": 5})
+    assert options(line) == {
+        "model.weights": '{"mean": 1}',
+        "trainer.max_steps": "5",
+        "config": ("configs/method/lori.yaml",),
+    }
+    assert options("fit --a 1 --b --c=2") == {"a": "1", "b": "", "c": "2", "config": ()}
+    assert options("fit 'open") is None
+    assert options("") is None
+
+
+def test_estimates_say_what_they_speak_of():
+    assert estimate([0.5], 10).bounds == wilson(5, 10)
+    assert estimate([0.5], 10).unit == "problems"
+    assert estimate([0.5]).bounds is None
+    alike = estimate([1.0, 1.0], 10)  # no spread over seeds is no certainty
+    assert (alike.unit, alike.bounds) == ("problems", wilson(10, 10))
+    two = estimate([0.9, 0.99], 10)
+    assert two.unit == "seeds"
+    assert two.bounds[1] == 1.0  # an accuracy has no more
+    assert estimate([5.0, 9.0], share=False).bounds[1] > 9
+
+
+def test_text_from_data_is_made_fit_for_a_page():
+    assert clean("a\x00\x1b[31mb\ud800\u2028c") == "a [31mb? c"
+    assert len(clean("x" * 50, 10)) == 10
+    for odd in (None, True, [], "", "x", "nan", "inf", "1e999"):
+        assert number(odd) is None
+    assert number("1e-3") == 0.001
+    odd = {"accuracy_steps_3": "0.5", "accuracy_steps_x": 1, "accuracy_steps_²": 1, "accuracy_steps_2": 0.1, "n": 3}
+    assert step_accuracies(odd) == {2: 0.1, 3: 0.5}
+
+
+def test_measured_by_steps_comes_from_outcomes_where_nothing_else_has_it(tmp_path):
+    bits = answers(0.6, 0)
+    folder = run(tmp_path / "a", "lori", 0, bits)
+    summary = json.loads((folder / "summary.json").read_text())
+    entry = {k: v for k, v in summary["methods"]["lori"].items() if "steps" not in k}
+    (folder / "summary.json").write_text(json.dumps(summary | {"methods": {"lori": entry}}))
+    other = run(tmp_path / "b", "no_cot", 0, answers(0.4, 0))
+    section = only(gather([folder, other], pairs=[("lori", "no_cot")]))
+    found = section.group.runs[0]
+    assert found.by_steps == pytest.approx({k: bits[k == STEPS].mean() for k in (2, 3, 4)})
+    assert found.step_counts == {2: 20, 3: 20, 4: 20}
+    again = claim("lori", "no_cot", section.group.comparable(), section.group.outcomes)
+    assert section.claims[0].by_steps == again.by_steps
+    assert {effect.unit for effect in again.by_steps.values()} == {"problems"}
