@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.cli import main
-from lori_pl.commands.plan import bytes_of
+from lori_pl.commands.plan import batches_of, bytes_of
 from lori_pl.data import synthetic_problems
 from lori_pl.data.pairing import EncodedProblems, paired_batch
 from lori_pl.errors import LoriError
@@ -183,6 +184,21 @@ def test_the_command_says_what_fits(capsys):
     assert rows["ddp"] != "yes" or rows["one device"] == "yes"
 
 
+def test_how_many_batches_a_training_has():
+    """500 problems in batches of 64."""
+    data, split = SimpleNamespace(batch_size=64), SimpleNamespace(problems=[None] * 500)
+
+    def count(devices=1, **trainer):
+        return batches_of({"trainer": trainer}, data, split, devices)
+
+    assert count(max_steps=600, max_epochs=None, accumulate_grad_batches=None) == 600
+    assert count(devices=2, max_steps=600, max_epochs=-1, accumulate_grad_batches=3) == 3600
+    assert count(max_steps=-1, max_epochs=3) == 3 * 8
+    assert count(max_steps=10, max_epochs=3) == 10
+    assert count(max_steps=-1, max_epochs=-1) == 0
+
+
+@pytest.mark.slow
 def test_the_command_says_how_long_it_takes(capsys):
     """600 steps of 64 of 500 problems; two devices take twice the batches, twice as fast."""
     hours = []

@@ -58,6 +58,7 @@ def started(monkeypatch) -> list[LoRi]:
     return seen
 
 
+@pytest.mark.slow
 def test_in_half_precision_the_adapters_are_as_exact_as_the_students_own(world, started):
     half = {"dtype": "bfloat16"}
     found = arguments(world)

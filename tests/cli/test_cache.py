@@ -270,6 +270,7 @@ def test_an_overflow_names_the_problem(world, lori_args, capsys, monkeypatch):
     assert "use --dtype bfloat16 or float32" in text
 
 
+@pytest.mark.slow
 def test_the_run_resumes_from_the_cache_and_a_config_of_both_serves(world, lori_args, capsys):
     arguments = cached(world, lori_args)
     assert world.run("cache", method="LoRi", **arguments) == 0  # where model.cache says

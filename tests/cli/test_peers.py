@@ -26,8 +26,8 @@ LATENT = [name for name in PEERS if name != "ICoTSI"]
 
 
 def staged_or_slow(name):
-    """Each way to train once in the fast suite: its own teacher, and stages with and without latents."""
-    return name if name in ("KaVa", "SIMCoTCoconut", "ICoTSI") else pytest.param(name, marks=pytest.mark.slow)
+    """Two ways to train in the fast suite: its own teacher, and stages."""
+    return name if name in ("KaVa", "SIMCoTCoconut") else pytest.param(name, marks=pytest.mark.slow)
 
 
 def arguments(name, teacher):

@@ -71,6 +71,7 @@ def test_bad_data_is_found_before_a_job_starts(world, capsys):
     assert "none.jsonl" in message(capsys)
 
 
+@pytest.mark.slow
 def test_a_run_trains_from_the_copy(world, lori_args, caplog):
     """And a second preparation copies nothing, but what has changed."""
     original = world.folder / "slow" / "teacher"

@@ -42,7 +42,8 @@ def assert_equal_runs(world) -> None:
         assert (two.bits[label] == bits).all()
 
 
-@pytest.mark.parametrize("factors", ["shared", pytest.param("learned", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("factors", ["shared", "learned"])
 def test_lori(world, lori_args, factors):
     flags = ["--model.alignment.student_factors", factors, "--model.alignment.scope", "batch", *SGD, *ONE_AND_MORE]
     assert world.fit("LoRi", "one", *flags, **lori_args) == 0
