@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -30,6 +29,7 @@ from transformers import PreTrainedModel
 
 from lori_pl.checkpoint_files import read_checkpoint
 from lori_pl.errors import LoriError
+from lori_pl.models.backbone import hollow_stays
 from lori_pl.models.hidden import decoder_layers
 
 SHARDED = "sharded"
@@ -128,9 +128,7 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         state = {key: part_of(value, own.get(key)) for key, value in checkpoint["state_dict"].items()}
-        with warnings.catch_warnings():
-            # the first process's weights are given to the others when they are sharded
-            warnings.filterwarnings("ignore", message=".* to a meta parameter in the current model")
+        with hollow_stays():  # the first process's weights are given to the others when they are sharded
             self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -72,8 +72,10 @@ def parser(description: str, without: Sequence[str] = ()) -> argparse.ArgumentPa
     return options
 
 
-def problems(count: int, encoder: Encoder, seed: int = 0) -> EncodedProblems:
-    """Problems of random tokens, of the lengths that the bars name."""
+def problems(
+    count: int, encoder: Encoder, seed: int = 0, lengths: Sequence[tuple[int, int]] = (QUESTION, RATIONALE, ANSWER)
+) -> EncodedProblems:
+    """Problems of random tokens, of lengths between these bounds; by default those that the bars name."""
     rng = np.random.default_rng(seed)
 
     def part(bounds: tuple[int, int], end: Sequence[int] = ()) -> Ragged:
@@ -81,8 +83,8 @@ def problems(count: int, encoder: Encoder, seed: int = 0) -> EncodedProblems:
         return Ragged([np.concatenate([rng.integers(400, VOCABULARY, size=n), end]) for n in lengths])
 
     encoded = EncodedProblems([], encoder)
-    encoded.questions, encoded.rationales = part(QUESTION), part(RATIONALE)
-    encoded.answers = part(ANSWER, [encoder.end])
+    encoded.questions, encoded.rationales = part(lengths[0]), part(lengths[1])
+    encoded.answers = part(lengths[2], [encoder.end])
     return encoded
 
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from common import bucketed, problems
 from omegaconf import OmegaConf
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.cache.build import packed_bytes
-from lori_pl.data.pairing import EncodedProblems, PairedBatch, Ragged, paired_batch
+from lori_pl.data.pairing import PairedBatch
 from lori_pl.evaluation.records import git_commit
 from lori_pl.files import replace_file
 from lori_pl.methods import LoRi
@@ -97,15 +97,7 @@ class Setting:
 
 def batch_of(method: LoRi, size: int, lengths: tuple[int, int, int]) -> PairedBatch:
     """A batch of problems that are all as long."""
-    encoder = method.student.encoder
-    encoded = EncodedProblems([], encoder)
-
-    def part(length: int, end: list[int]) -> Ragged:
-        return Ragged([np.concatenate([np.full(length, 9), end]).astype(np.int64)] * size)
-
-    encoded.questions, encoded.rationales = part(lengths[0], []), part(lengths[1], [])
-    encoded.answers = part(lengths[2], [encoder.end])
-    return paired_batch(list(range(size)), np.ones(size, dtype=np.int64), encoded, None)
+    return bucketed(problems(size, method.student.encoder, lengths=[(n, n) for n in lengths]), size, 1)[0]
 
 
 def lori(backbone: Backbone) -> LoRi:

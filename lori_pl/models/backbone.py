@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -123,6 +124,14 @@ def _no_load_report() -> Iterator[None]:
         yield
     finally:
         hub_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def hollow_stays() -> Iterator[None]:
+    """Within the block torch says nothing of weights that are loaded into a model on the meta device, and lost."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* to a meta parameter in the current model")
+        yield
 
 
 def _source(name: str) -> tuple[str, dict[str, Any]]:
@@ -363,6 +372,7 @@ __all__ = [
     "frozen",
     "grow_embeddings",
     "head_logits",
+    "hollow_stays",
     "load_causal_lm",
     "load_config",
     "lora_config",

@@ -27,6 +27,7 @@ from lori_pl.models.backbone import (
     Backbone,
     DType,
     LoRA,
+    hollow_stays,
     load_causal_lm,
     lora_config,
     prepare_training,
@@ -290,8 +291,6 @@ def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -
 
 def _load_into(module: nn.Module, state: dict[str, Tensor], expected: tuple[str, ...]) -> list[str]:
     """Loads part of a module's state; gives the names that are unexpected, or expected but missing."""
-    with warnings.catch_warnings():
-        # where a model has no weights yet, they come later
-        warnings.filterwarnings("ignore", message=".* to a meta parameter in the current model")
+    with hollow_stays():  # where a model has no weights yet, they come later
         missing, unexpected = module.load_state_dict(state, strict=False)
     return [*unexpected, *(key for key in missing if key.startswith(expected))]

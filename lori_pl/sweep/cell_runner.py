@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,17 +137,13 @@ class CellRunner:
 
     @contextmanager
     def _held(self, cell: Cell, wait: bool) -> Iterator[int]:
-        lock = self._lock(cell, wait)
-        try:
-            descriptor = lock.__enter__()
-        except FolderBusy:
-            time.sleep(PAUSE)
-            lock = self._lock(cell)
-            descriptor = lock.__enter__()
-        try:
-            yield descriptor
-        finally:
-            lock.__exit__(None, None, None)
+        with ExitStack() as held:
+            try:
+                lock = held.enter_context(self._lock(cell, wait))
+            except FolderBusy:
+                time.sleep(PAUSE)
+                lock = held.enter_context(self._lock(cell))
+            yield lock
 
     def _results_held(self) -> Any:
         return lock_folder(self.results_folder, "", wait=True)

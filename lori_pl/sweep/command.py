@@ -49,7 +49,7 @@ def main(args: list[str]) -> int:
             if options.workers > 1 and WORKER not in os.environ:
                 if not has_locks(sweep.output):
                     raise LoriError(f"{sweep.output}: this file system has no locks, by which workers share the cells")
-                code = run_workers(_without_workers(args), options.workers)
+                code = run_workers(args, options.workers)
                 sweep.studies(looks=True)
                 sweep.show_table()
                 return code
@@ -59,15 +59,6 @@ def main(args: list[str]) -> int:
             return 1 if failed else 0
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def _without_workers(args: list[str]) -> list[str]:
-    kept, skip = [], False
-    for argument in args:
-        if not skip and not argument.startswith("--workers"):
-            kept.append(argument)
-        skip = argument == "--workers"
-    return kept
 
 
 def _parser() -> ArgumentParser:

@@ -19,11 +19,7 @@ from rich.console import Console
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
-from lori_pl.evaluation.records import (
-    Outcomes,
-    ResultTable,
-    read_outcomes,
-)
+from lori_pl.evaluation.records import Outcomes, ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points

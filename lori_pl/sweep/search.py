@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -140,7 +138,7 @@ class Study:
                         return Proposal(number, self._point(self._take_over(number)), lock)
             if len(self.made.get_trials(deepcopy=False)) >= self.search.trials:
                 return None
-            self.made.sampler = self._sampler()
+            self.made.sampler = self._sampler(len(self.made.get_trials(deepcopy=False)))
             trial = self.made.ask()
             lock = held.enter_context(self._lock(trial.number))
             return Proposal(trial.number, self._point(trial), lock)
@@ -184,21 +182,17 @@ class Study:
     def _take_over(self, number: int) -> optuna.Trial:
         import optuna
 
-        self.made.sampler = self._sampler()  # for what was not drawn yet
+        self.made.sampler = self._sampler(number)  # for what was not drawn yet
         return optuna.Trial(self.made, self.made.get_trials(deepcopy=False)[number]._trial_id)
 
     def _lock(self, number: int) -> Any:
         return lock_folder(self.output / "locks" / f"{self.name}-{number}", "another worker has this trial")
 
-    def _sampler(self) -> optuna.samplers.BaseSampler:
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Draws one trial, which has seeds of its own whoever asks for it."""
         import optuna
 
-        trials = self.made.get_trials(deepcopy=False)
-        seeds: list[int | str] = [self.search.seed, len(trials)]
-        if any(not trial.state.is_finished() for trial in trials):
-            # another worker may ask at the same time: it is not to get the same point
-            seeds += [os.getpid(), socket.gethostname()]
-        seed = int(hashlib.sha256(json.dumps(seeds).encode()).hexdigest()[:8], 16)
+        seed = int(hashlib.sha256(json.dumps([self.search.seed, number]).encode()).hexdigest()[:8], 16)
         match self.search.sampler:
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
