@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -104,7 +104,12 @@ class Reader:
             columns = torch.arange(int(lengths.max()))[None]
             mask = columns < lengths
             index = torch.where(mask, columns, 0)
-        fields = {"ids": batch.ids, "mask": batch.mask, "anchor": batch.anchor, "rationale_index": index}
+        fields: dict[str, Any] = {
+            "ids": batch.ids,
+            "mask": batch.mask,
+            "anchor": batch.anchor,
+            "rationale_index": index,
+        }
         moved = {name: tensor.to(self.device) for name, tensor in fields.items()}
         with torch.no_grad():
             states, _ = explicit_signals(self.lm, replace(batch, **moved), self.selection)
