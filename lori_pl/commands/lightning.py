@@ -60,7 +60,7 @@ from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.models.saving import save_reasoner
-from lori_pl.sharding import ShardedStrategy
+from lori_pl.sharding import refuse_own_fsdp, shards
 from lori_pl.sweep.child import PROGRESS
 
 log = logging.getLogger(__name__)
@@ -190,6 +190,7 @@ class LoriCLI(LightningCLI):
         # the regions come first: what other callbacks do behind a step is no part of it
         first = [ProfiledRegions()] if trainer.get("profiler") is not None else []
         self.config_init[self.subcommand]["trainer"]["callbacks"] = [*first, *(trainer.get("callbacks") or []), *extra]
+        refuse_own_fsdp(trainer.get("strategy"))
         made = super().instantiate_trainer(**kwargs)
         if isinstance(made.strategy.launcher, _MultiProcessingLauncher):
             raise LoriError(
@@ -250,7 +251,7 @@ class LoriCLI(LightningCLI):
     def trained_method(self, best: str | None) -> Method:
         """The method with the weights of the best checkpoint, or as it is; the first process has all of them."""
         model: Method = self.model
-        if not isinstance(self.trainer.strategy, ShardedStrategy):
+        if not shards(self.trainer.strategy):
             if best is not None:
                 saved = read_checkpoint(best)
                 model.on_load_checkpoint(saved)

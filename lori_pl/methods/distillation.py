@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -310,6 +311,9 @@ class Distillation(Method):
         most = self.student.most
         more = 0 if most is None else most(len(loader)) - len(loader)
 
+        def setting() -> AbstractContextManager[None]:
+            return assembled(self, self.terms)
+
         def batches(sweep: int) -> Iterator[Observed]:
             label = f"measuring the rationales, pass {sweep + 1}"
             for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
@@ -317,9 +321,10 @@ class Distillation(Method):
                 yield self.observed(last, wants_student)
             for _ in range(more):
                 self.observed(last, wants_student)
+                with setting():
+                    pass
 
-        with assembled(self, self.terms):
-            measure(self.named_terms, batches)
+        measure(self.named_terms, batches, setting)
 
     def observed(self, batch: PairedBatch, wants_student: bool) -> Observed:
         """What the terms see of a batch before training: the teacher's side by term, and the untrained student's."""

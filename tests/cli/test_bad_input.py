@@ -182,6 +182,12 @@ def test_processes_that_take_the_model_with_them(world, capsys):
     fails(world, capsys, "trainer.strategy ddp_fork", "use ddp", flags=flags, backbone=BACKBONE)
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.FSDPStrategy"])
+def test_lightnings_own_fsdp(world, capsys, strategy):
+    flags = ["--trainer.strategy", strategy, "--trainer.devices", "2"]
+    fails(world, capsys, "trainer.strategy fsdp", "take sharded", flags=flags, backbone=BACKBONE)
+
+
 def test_row_of_a_preview(world, capsys):
     fails(world, capsys, "--row: invalid int value", command="preview", flags=["--row=first"], backbone=BACKBONE)
     fails(world, capsys, "--row: expected one argument", command="preview", flags=["--row"], backbone=BACKBONE)

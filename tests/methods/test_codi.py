@@ -16,9 +16,7 @@ from lori_pl.models.backbone import Backbone, LoRA
 def build(**settings):
     torch.manual_seed(0)
     template = Template(drop_last_step=settings.pop("drop_last_step", False))
-    backbone = Backbone(
-        tokenizer="synthetic", config=settings.pop("config", TINY), lora=settings.pop("lora", None)
-    )
+    backbone = Backbone(tokenizer="synthetic", config=settings.pop("config", TINY), lora=settings.pop("lora", None))
     method = CODI(backbone, **{"student_init": "base", "latents": 3, "gamma": 2.5, "template": template} | settings)
     method.configure_model()
     return method
