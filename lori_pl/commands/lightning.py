@@ -7,9 +7,8 @@ import os
 import signal
 import sys
 import time
-from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from argparse import ArgumentParser
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,6 +45,7 @@ from lori_pl.commands.links import (
     teacher_tokenizer,
     uses_markers,
 )
+from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors
 from lori_pl.commands.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -64,8 +64,6 @@ from lori_pl.sharding import ShardedStrategy
 from lori_pl.sweep.child import PROGRESS
 
 log = logging.getLogger(__name__)
-
-NO_METHOD = "no method is chosen: add --config configs/method/NAME.yaml, or give --model a class"
 
 
 class LoriCLI(LightningCLI):
@@ -275,33 +273,6 @@ class LoriCLI(LightningCLI):
         write_report(self.root, self.model, {"seed": int(self.options["seed_everything"])})
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns a parser's error into one line."""
-    try:
-        yield
-    except (ArgumentError, ValueError) as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, LoriError):
-                raise cause from None
-            cause = cause.__cause__
-        if not isinstance(error, ArgumentError):
-            raise
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        noise = (
-            "Does not validate against any",
-            "Subtypes:",
-            "Errors:",
-            "Given value",
-            "Expected a <class 'NoneType'>",
-        )
-        useful = [line for line in lines if not line.startswith(noise)]
-        if any("arguments are required" in line and ".model" in line for line in lines):
-            raise LoriError(NO_METHOD) from None
-        raise LoriError(" ".join(useful or lines)[:600] + "; see --help of the command") from None
-
-
 class ParsedCLI(LoriCLI):
     """Parses a ``fit`` command line and makes model and data, but no Trainer, and runs nothing."""
 
@@ -341,7 +312,7 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
     logging.getLogger("lightning").handlers.clear()  # the root's prints the same lines
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
-    with one_line_errors():
+    with one_line_errors(arguments):
         return kind(
             Method,
             PairedDataModule,
