@@ -45,7 +45,7 @@ from lori_pl.commands.links import (
     teacher_tokenizer,
     uses_markers,
 )
-from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors
+from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_errors
 from lori_pl.commands.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -188,7 +188,8 @@ class LoriCLI(LightningCLI):
         # the regions come first: what other callbacks do behind a step is no part of it
         first = [ProfiledRegions()] if trainer.get("profiler") is not None else []
         self.config_init[self.subcommand]["trainer"]["callbacks"] = [*first, *(trainer.get("callbacks") or []), *extra]
-        made = super().instantiate_trainer(**kwargs)
+        with trainer_errors(trainer):
+            made = super().instantiate_trainer(**kwargs)
         if isinstance(made.strategy.launcher, _MultiProcessingLauncher):
             raise LoriError(
                 f"trainer.strategy {trainer.get('strategy')} trains in processes whose model is gone when they end; "
@@ -296,7 +297,8 @@ class PlainTrainerCLI(ParsedCLI):
         plain = {"callbacks": None, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         for name, value in plain.items():
             trainer[name] = value
-        return LightningCLI.instantiate_trainer(self, **kwargs)
+        with trainer_errors(trainer):
+            return LightningCLI.instantiate_trainer(self, **kwargs)
 
     def after_instantiate_classes(self) -> None:
         """Checks nothing: no training follows."""

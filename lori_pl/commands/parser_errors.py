@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 from lori_pl.sweep.reading import reading
 
 NO_METHOD = "no method is chosen: add --config configs/method/NAME.yaml, or give --model a class"
@@ -44,6 +46,28 @@ def one_line_errors(arguments: Sequence[str] = ()) -> Iterator[None]:
         if not isinstance(error, ArgumentError) and not str(error).startswith(_MARK):
             raise
         raise LoriError(_explanation(str(error), files, arguments)) from None
+
+
+@contextmanager
+def trainer_errors(options: Mapping[str, Any]) -> Iterator[None]:
+    """Says in one line why no Trainer can be made.
+
+    Args:
+        options: What is under ``trainer``.
+
+    Raises:
+        LoriError: What is wrong with them, or is not there, such as a GPU.
+    """
+    try:
+        yield
+    except LoriError:
+        raise
+    except (MisconfigurationException, ValueError) as error:
+        chosen = ", ".join(f"{name} {options.get(name)}" for name in ("accelerator", "devices", "strategy"))
+        raise LoriError(
+            f"the options under trainer ({chosen}, ...) make no trainer: {one_line(error)}; change them, or put "
+            "--config configs/trainer/cpu.yaml behind the other files for one CPU process"
+        ) from error
 
 
 def _explanation(message: str, files: Sequence[Path], arguments: Sequence[str]) -> str:
