@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 
 import pytest
@@ -159,6 +160,13 @@ def test_bad_settings_are_one_line(settings, message):
 def test_unsupported_attention_names_the_remedy():
     with pytest.raises(LoriError, match=r"backbone.attention 'sdpa' does not serve it, try eager"):
         load_causal_lm(Backbone(config=CONFIGS["gemma2"], attention="sdpa"), load_tokenizer("synthetic", True))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed")
+def test_attention_that_is_not_installed_names_the_remedy():
+    chosen = Backbone(config=CONFIGS["llama"], attention="flash_attention_2")
+    with pytest.raises(LoriError, match=r"backbone.attention 'flash_attention_2' does not serve it, try eager"):
+        load_causal_lm(chosen, load_tokenizer("synthetic", True))
 
 
 @pytest.mark.parametrize(
