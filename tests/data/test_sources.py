@@ -93,6 +93,7 @@ def test_options(tmp_path):
     error(lambda: load_problems("gsm9k", tmp_path), "gsm9k", "gsm8k, gsm8k_aug, gsm_hard")
     error(lambda: load_problems("synthetic", "some.txt"), "synthetic", "path")
     error(lambda: load_problems("synthetic"), "reads no files", "split")
+    error(lambda: load_problems("gsm8k", None), "no path given", "file", "split")
     error(lambda: load_problems("prosqa", tmp_path, "test", colour=1), "prosqa", "colour")
 
 
