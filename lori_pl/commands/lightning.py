@@ -322,7 +322,11 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
             seed_everything_default=0,
             save_config_callback=None,
             trainer_defaults={"max_epochs": -1, "log_every_n_steps": 20},
-            parser_kwargs={**keywords, **{name: dict(keywords) for name in LightningCLI.subcommands()}},
+            parser_kwargs={
+                "prog": "python -m lori_pl",
+                **keywords,
+                **{name: dict(keywords) for name in LightningCLI.subcommands()},
+            },
             args=arguments,
         )
 
