@@ -50,6 +50,13 @@ def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     try:
         tokenizer = synthetic_tokenizer() if name == SYNTHETIC else _from_files(name, revision)
     except Exception as error:  # transformers raises anything from OSError to KeyError here
+        # a hub id has one slash at the most
+        is_path = name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+        if is_path and not os.path.exists(name):
+            raise LoriError(
+                f"no file or folder '{name}', where a model and its tokenizer should be; correct the path "
+                "(model.backbone.name or tokenizer, model.teacher.name), or train or fetch that model first"
+            ) from error
         kind = "folder" if os.path.isdir(name) else "hub id or folder"
         cause = " ".join(str(error).split())[:240]
         raise LoriError(

@@ -24,7 +24,7 @@ from lori_pl.data.tokenizer import holds, load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
 from lori_pl.methods.optimization import Schedule
-from lori_pl.methods.teachers import can_share, load_teacher, shape_of, share_teacher
+from lori_pl.methods.teachers import can_share, check_config, load_teacher, shape_of, share_teacher
 from lori_pl.methods.terms import Observed, measure, named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen, load_causal_lm
 from lori_pl.models.hidden import LayerSelection
@@ -165,6 +165,8 @@ class Distillation(Method):
                 "teacher's: set model.backbone.name and tokenizer to null, or model.student_init to base"
             )
         start = dataclasses.replace(self.backbone, name=teacher.name, config=teacher.config, revision=teacher.revision)
+        if self.backbone.name is None:
+            check_config(self.backbone.config, start)
         return load_causal_lm(start, tokenizer)
 
     def configure_model(self) -> None:
