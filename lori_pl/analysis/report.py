@@ -147,6 +147,11 @@ def interventions_table(latents: LatentPart) -> Table:
     for latent in (*range(latents.latents), None):
         shown = "all" if latent is None else f"z{latent + 1}"
         table.add_row(shown, *(accuracy.get((name, latent), "") for name in names))
+    swapped = next((each for each in latents.outcomes if (each.name, each.latent) == ("swap", None)), None)
+    before = latents.outcomes[0].donated
+    if swapped is not None and swapped.donated is not None and before is not None:
+        with_them, by_chance = 100 * swapped.donated.mean(), 100 * before.mean()
+        table.caption = f"the other problem's answer: {with_them:.1f} after a swap of all, {by_chance:.1f} by chance"
     return table
 
 

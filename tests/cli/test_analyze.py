@@ -102,6 +102,7 @@ def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
     events.Reload()
     assert {tag.removeprefix("analysis/") for tag in events.Tags()["images"]} == pictures
     assert "student: latents" in shown
+    assert "the other problem's answer:" in shown
     assert "without a change" in shown
     # a second run into it is refused before anything is read
     assert analyze(world, "LoRi", "nowhere.ckpt", **lori_of(teacher)) == 2
