@@ -21,7 +21,7 @@ SUMMARY, CONFIG, OUTCOMES, LOGS = "summary.json", "config.yaml", "correct.npz", 
 OTHER_SET = "test_sets."
 _NAME, _TEXT, _CONFIG = 300, 4000, 60_000
 _KNOWN = {*RESULT_COLUMNS, "low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "validation"}
-_OF_A_RUN = ("seed_everything", "trainer.default_root_dir")
+_OF_A_RUN = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
 
 
 def is_run(folder: Path) -> bool:
@@ -109,7 +109,7 @@ def tell_apart(group: Group) -> None:
 def options(command: str) -> dict[str, str | tuple[str, ...]] | None:
     """The flags of a recorded command line by key, config files as a tuple under ``config``; ``None`` if it is none.
 
-    The seed and the run's folder, which every run has for itself, are left out.
+    The seed, the run's folder and the weights that a test takes, which every run has for itself, are left out.
     """
     try:
         words = shlex.split(command)

@@ -265,6 +265,22 @@ def test_a_series_is_alike_in_all_but_one_value(tmp_path):
     assert found.series[1].chosen is best
 
 
+def test_tests_of_students_are_one_series_over_their_seeds(tmp_path):
+    """Each seed's test takes the weights of its own run, and a run has no value of what its tests vary."""
+    cells = [(f"lori_K{k}", s, {"model.latents": k}) for k in (3, 5) for s in (0, 1)]
+    for k, s, tested in [(k, s, tested) for k in (3, 5) for s in (0, 1) for tested in (1, 3, 5)]:
+        flags = {"model.latents": k, "ckpt_path": f"runs/K{k}_{s}/student", "latents": tested}
+        cells.append((f"lori_K{k}[latents={tested}]", s, flags))
+    by_key = {found.key: found for found in vary(tmp_path, cells)}
+    assert by_key.keys() == {"model.latents", "latents"}
+    tested = by_key["latents"].series
+    assert [(each.name, [(point.value, point.seeds) for point in each.points]) for each in tested] == [
+        (f"lori_K{k}", [("1", 2), ("3", 2), ("5", 2)]) for k in (3, 5)
+    ]
+    # the runs themselves, and their students at each number of latents
+    assert [len(each.points) for each in by_key["model.latents"].series] == [2, 2, 2, 2]
+
+
 def test_values_that_are_no_numbers(tmp_path):
     cells = [(f"lori[core={core}]", 0, {"model.core": core}) for core in ("full", "tucker", "1")]
     (found,) = vary(tmp_path, cells)
