@@ -13,6 +13,7 @@ from lori_pl.evaluation.claims import claim
 from lori_pl.evaluation.comparison import compare, seed_interval
 from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
+from lori_pl.report import tables
 from lori_pl.report.ablations import ablations
 from lori_pl.report.material import gather
 from lori_pl.report.reading import options
@@ -63,6 +64,23 @@ def test_a_row_is_completed_by_the_folder_of_its_cell(tmp_path):
     (tmp_path / "a" / "cells").mkdir()
     folder.rename(tmp_path / "a" / "cells" / "c0")
     assert only(gather([tmp_path / "a"])).group.runs[0].by_steps == found.by_steps
+
+
+def test_an_accuracy_on_a_further_test_set_has_its_interval(tmp_path):
+    """Of one seed over its problems, whose number is the summary's or the table's own."""
+    low, high = (f"{100 * bound:.1f}" for bound in wilson(10, 40))
+    folder = run(tmp_path / "cells" / "c0", "lori", 0, answers(0.7, 0))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["test_sets"]["svamp"]["n"] = 40
+    (folder / "summary.json").write_text(json.dumps(summary))
+    known = row("lori", 0, answers(0.7, 0), "c0") | {"test_sets.svamp.accuracy": 0.25}
+    ResultTable(tmp_path / "a" / "results.csv").append(known)
+    ResultTable(tmp_path / "b" / "results.csv").append(known | {"test_sets.svamp.n": 40})
+    for folders in ([folder], [tmp_path / "a", folder], [tmp_path / "b"]):
+        table = tables.methods(only(gather(folders)))
+        assert table.rows[0][table.heads.index("svamp")] == f"25.0 ({low} to {high})"
+    table = tables.methods(only(gather([tmp_path / "a"])))
+    assert table.rows[0][table.heads.index("svamp")] == "25.0"
 
 
 def test_a_folder_that_reports_another_accuracy_than_its_row_fills_nothing_in(tmp_path):
