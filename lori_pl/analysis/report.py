@@ -102,6 +102,8 @@ def show(console: Console, title: str, rank: RankPart, latents: LatentPart | Non
         ranks = [f"{mode.effective_rank:.1f} of {len(mode.values)}" for mode in modes]
         table.add_row(Text(label(name)), str(each.tokens), *ranks, str(each.modes["hidden"].rank_for(0.9)))
     _print(console, table)
+    for name, difference in rank.right_wrong.items():
+        console.print(Text(f"{label(name)}: {difference}"))
     for note in [*rank.notes, *(latents.notes if latents is not None else [])]:
         console.print(Text(f"left out: {note}"))
     if latents is None:
