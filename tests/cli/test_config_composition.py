@@ -97,7 +97,8 @@ def test_every_cell_parses(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: 
 
 def parse_cell(parse: Parse, cell: Cell) -> None:
     command = cell.command(Path("unused"))
-    flags = [argument for argument in command[command.index("fit") + 1 :] if not argument.startswith("--config=")]
+    first = command.index("fit" if cell.test is None else "test") + 1  # both take the same flags
+    flags = [argument for argument in command[first:] if not argument.startswith("--config=")]
     check_stages(parse(*(Path(config).resolve() for config in cell.configs), *flags))
 
 
