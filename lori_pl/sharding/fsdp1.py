@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -19,10 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffload,
-    FullOptimStateDictConfig,
-    FullStateDictConfig,
     ShardingStrategy,
-    StateDictType,
 )
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.optim import Optimizer
@@ -31,7 +29,7 @@ from lori_pl.checkpoint_files import read_checkpoint
 from lori_pl.errors import LoriError
 from lori_pl.models.backbone import hollow_stays
 from lori_pl.models.hidden import decoder_layers
-from lori_pl.sharding.parts import keep_shape
+from lori_pl.sharding.parts import keep_shape, whole_shape
 from lori_pl.sharding.sending import Sender
 
 FSDP1 = "fsdp1"
@@ -186,28 +184,20 @@ class FSDP1Strategy(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimiser's state, put together; for the first process alone."""
-        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        with self._full_states(rank0_only=True):
-            found = FSDP.optim_state_dict(self.root, plain)
-        if not self.is_global_zero:
-            return {}
-        numbers = {name: number for number, name in enumerate(self._optimized(plain))}
-        state = {numbers[name]: entries for name, entries in found["state"].items()}
-        return {"state": state, "param_groups": plain.state_dict()["param_groups"]}
-
-    def _full_states(self, rank0_only: bool) -> Any:
-        return FSDP.state_dict_type(
-            self.root,
-            StateDictType.FULL_STATE_DICT,
-            FullStateDictConfig(offload_to_cpu=True, rank0_only=rank0_only),
-            FullOptimStateDictConfig(offload_to_cpu=True, rank0_only=rank0_only),
-        )
-
-    def _optimized(self, optimizer: Optimizer) -> list[str]:
-        """Names of what the optimiser has, in the order of its groups."""
-        assert self.lightning_module is not None
-        names = {id(weight): name for name, weight in reversed(_names(self.lightning_module))}
-        return [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+        plain: Any = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        weights = [weight for group in plain.param_groups for weight in group["params"]]
+        # a process that has nothing of a weight has no state for it either
+        known: list[Any] = [None] * self.world_size
+        dist.all_gather_object(known, [_described(weight, plain.state.get(weight, {})) for weight in weights])
+        sizes = _sizes(weights)
+        state: dict[int, dict[str, Any]] = {}
+        for number, weight in enumerate(weights):
+            names = {name: kind for process in reversed(known) for name, kind in process[number].items()}
+            own = plain.state.get(weight, {})
+            for name, kind in names.items():
+                value = _joined(own.get(name), weight, sizes[number], kind) if isinstance(kind, torch.dtype) else kind
+                state.setdefault(number, {})[name] = value
+        return {"state": state, "param_groups": plain.state_dict()["param_groups"]} if self.is_global_zero else {}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint; what is not used stays in the file.
@@ -236,17 +226,14 @@ class FSDP1Strategy(DDPStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Gives each process its part."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            names = self._optimized(optimizer)
-            named = {
-                "state": {names[number]: entries for number, entries in saved["state"].items()},
-                "param_groups": [
-                    {**group, "params": [names[number] for number in group["params"]]}
-                    for group in saved["param_groups"]
-                ],
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            sizes = _sizes(weights)
+            state = {
+                number: {name: _own(value, weight, sizes[number]) for name, value in saved["state"][number].items()}
+                for number, weight in enumerate(weights)
+                if number in saved["state"]
             }
-            with self._full_states(rank0_only=False):
-                own = FSDP.optim_state_dict_to_load(self.root, optimizer, named)
-            optimizer.load_state_dict(own)
+            optimizer.load_state_dict({**saved, "state": state})
 
 
 class _Redirection(_ForwardRedirection):
@@ -283,6 +270,42 @@ def summoned(module: nn.Module) -> Iterator[None]:
     """Within the block what is in no layer stands as a whole, and what is set there is kept in every process's part."""
     with FSDP.summon_full_params(root_of(module), recurse=False, writeback=True):
         yield
+
+
+def _described(weight: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+    """By name: the type of what is divided as the weight is, and all else as it is."""
+
+    def kind(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.dtype if value.shape == weight.shape else value.cpu()
+
+    return {name: kind(value) for name, value in state.items()}
+
+
+def _sizes(weights: Sequence[Tensor]) -> list[list[int]]:
+    """How much of each weight each process has; the parts of a weight follow one another as the processes do."""
+    here: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(here, [weight.numel() for weight in weights])
+    return [list(parts) for parts in zip(*here, strict=True)]
+
+
+def _joined(part: Tensor | None, weight: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Puts the processes' parts of a tensor together, on the host."""
+    own = torch.zeros(max(sizes), dtype=dtype, device=weight.device)
+    if part is not None:
+        own[: part.numel()] = part.flatten()
+    parts = [torch.empty_like(own) for _ in sizes]
+    dist.all_gather(parts, own)
+    return torch.cat([p[:n] for p, n in zip(parts, sizes, strict=True)]).cpu().view(whole_shape(weight))
+
+
+def _own(value: Any, weight: Tensor, sizes: Sequence[int]) -> Any:
+    """This process's part of a whole tensor of an optimiser's state; anything else as it is."""
+    if not isinstance(value, Tensor) or value.shape != whole_shape(weight):
+        return value
+    first = sum(sizes[: dist.get_rank()])
+    return value.flatten()[first : first + weight.numel()].view(weight.shape).clone()
 
 
 def _names(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

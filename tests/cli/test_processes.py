@@ -229,7 +229,13 @@ def test_a_run_goes_on_under_another_strategy(world, lori_args, first, second):
     assert one.keys() == two.keys()
     for number, state in one.items():
         for key, value in state.items():
-            torch.testing.assert_close(two[number][key], value, rtol=1e-3, atol=1e-5, msg=f"{number} {key}")
+            torch.testing.assert_close(
+                two[number][key],
+                value,
+                rtol=1e-3,
+                atol=1e-5,
+                msg=lambda text, place=f"{number} {key}": f"{place}: {text}",
+            )
     assert_equal_runs(world)
 
 
