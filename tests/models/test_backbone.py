@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 
 import pytest
 import torch
@@ -149,12 +148,10 @@ def test_a_folders_config_can_be_overridden(tmp_path):
     ],
 )
 def test_bad_settings_are_one_line(settings, message):
-    start = time.perf_counter()
     with pytest.raises(LoriError, match=message) as error:
         load_causal_lm(settings, load_tokenizer("synthetic", True))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
-    assert time.perf_counter() - start < 5
 
 
 def test_unsupported_attention_names_the_remedy():
