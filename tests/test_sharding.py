@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lori_pl.callbacks.same_start import SameStart
 from lori_pl.errors import LoriError
 from lori_pl.models.hidden import decoder_layers
-from lori_pl.sharding import ShardedStrategy, loading, own_part, shard, whole
+from lori_pl.sharding import FSDP1Strategy, ShardedStrategy, loading, own_part, shard, whole
 
 pytestmark = pytest.mark.distributed
 
@@ -59,6 +59,23 @@ class Pair(nn.Module):
 
     def losses(self, ids):
         return self.student(ids).logits.square().mean() + self.projector(self.teacher(ids).logits[..., :16]).mean()
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+def test_fsdp1_takes_no_gradients_that_each_process_scales_for_itself(precision):
+    strategy = FSDP1Strategy()
+    strategy.accelerator = SimpleNamespace(setup=lambda _trainer: None)
+    with pytest.raises(LoriError, match=f"{precision} scales gradients.*take bf16-mixed"):
+        strategy.setup(SimpleNamespace(precision=precision))
+
+
+@pytest.mark.parametrize("kind", [ShardedStrategy, FSDP1Strategy])
+def test_nothing_is_offloaded_where_it_lies_already(kind):
+    strategy = kind(cpu_offload=True)
+    strategy.parallel_devices = [CPU]
+    strategy.cluster_environment = SimpleNamespace(local_rank=lambda: 0)
+    with pytest.raises(LoriError, match="cpu_offload is for GPUs"):
+        strategy.setup_environment()
 
 
 def make(kind: str, rank: int) -> Pair:

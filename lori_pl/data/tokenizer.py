@@ -30,7 +30,7 @@ def synthetic_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def digits_tokenizer() -> PreTrainedTokenizerFast:
-    """Builds the tokenizer of `lori_pl.data.sources.Multiplication`: one token a digit or symbol; as the synthetic one."""
+    """Builds the tokenizer of `sources.Multiplication`, as the synthetic one is built: one token a digit or symbol."""
     return _word_level([*"0123456789*+()", "####"])
 
 

@@ -29,7 +29,7 @@ from lori_pl.checkpoint_files import read_checkpoint
 from lori_pl.errors import LoriError
 from lori_pl.models.backbone import hollow_stays
 from lori_pl.models.hidden import decoder_layers
-from lori_pl.sharding.parts import keep_shape, whole_shape
+from lori_pl.sharding.parts import keep_shape, refuse_offload, whole_shape
 from lori_pl.sharding.sending import Sender
 
 FSDP1 = "fsdp1"
@@ -76,11 +76,14 @@ class FSDP1Strategy(DDPStrategy):
         """The wrapped method; ``None`` before it is wrapped."""
         return root_of(self.lightning_module)
 
+    def setup_environment(self) -> None:
+        """Checks what needs a GPU before the processes look for one another."""
+        refuse_offload(self.cpu_offload, self.root_device)
+        super().setup_environment()
+
     def setup(self, trainer: pl.Trainer) -> None:
         """Shards the method before Lightning makes its optimiser."""
         assert self.accelerator is not None
-        if self.cpu_offload and self.root_device.type == "cpu":
-            raise LoriError("trainer.strategy.cpu_offload is for GPUs: set it to false")
         if str(trainer.precision).startswith("16"):
             raise LoriError(
                 f"trainer.precision {trainer.precision} scales gradients, and under fsdp1 each process would scale its "
@@ -231,7 +234,7 @@ class FSDP1Strategy(DDPStrategy):
             state = {
                 number: {name: _own(value, weight, sizes[number]) for name, value in saved["state"][number].items()}
                 for number, weight in enumerate(weights)
-                if number in saved["state"]
+                if number in saved["state"] and weight.numel()  # the optimiser does not count steps for an empty part
             }
             optimizer.load_state_dict({**saved, "state": state})
 
@@ -280,7 +283,7 @@ def _described(weight: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
             return value
         return value.dtype if value.shape == weight.shape else value.cpu()
 
-    return {name: kind(value) for name, value in state.items()}
+    return {name: kind(value) for name, value in state.items()} if weight.numel() else {}
 
 
 def _sizes(weights: Sequence[Tensor]) -> list[list[int]]:

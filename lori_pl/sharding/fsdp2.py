@@ -24,10 +24,9 @@ from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from lori_pl.checkpoint_files import read_checkpoint
-from lori_pl.errors import LoriError
 from lori_pl.models.backbone import hollow_stays
 from lori_pl.models.hidden import decoder_layers
-from lori_pl.sharding.parts import part_of, whole
+from lori_pl.sharding.parts import part_of, refuse_offload, whole
 from lori_pl.sharding.sending import Sender
 
 SHARDED = "sharded"
@@ -67,14 +66,13 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Takes every process for data: left to itself, Lightning would take those of a node for one model."""
+        refuse_offload(self.options["cpu_offload"], self.root_device)
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Shards the method before Lightning makes its optimiser."""
         method: Any = self.lightning_module
-        if self.options["cpu_offload"] and self.root_device.type == "cpu":
-            raise LoriError("trainer.strategy.cpu_offload is for GPUs: set it to false")
         method.shard(self.device_mesh["data_parallel"], self.root_device, **self.options)
         super().setup(trainer)
 

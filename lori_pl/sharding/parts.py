@@ -10,6 +10,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lori_pl.errors import LoriError
+
+
+def refuse_offload(wanted: bool, device: torch.device) -> None:
+    """Refuses to keep in the host's memory what is there already.
+
+    Raises:
+        LoriError: If that is wanted without a GPU.
+    """
+    if wanted and device.type == "cpu":
+        raise LoriError("trainer.strategy.cpu_offload is for GPUs: set it to false")
+
 
 def most_anywhere(count: int, device: torch.device) -> int:
     """The largest of all processes' counts."""
