@@ -132,7 +132,8 @@ class Method(AnsweringModule):
         if self.reasoner is not None:
             return
         if self.folder is not None:
-            self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype)
+            with self.loading():
+                self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
             check_template(asdict(self.reasoner.template), self.template, self.folder)
             return

@@ -240,6 +240,30 @@ def test_a_run_goes_on_under_another_strategy(world, lori_args, first, second):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_a_folder_is_tested_in_parts(world, lori_args, strategy):
+    """The first process alone reads it."""
+    assert world.fit("LoRi", "run", *SGD, *ONE_AND_MORE, **lori_args) == 0
+    student = world.folder / "run" / "student"
+    test = [
+        "test",
+        "--config",
+        world.config("base", BASE),
+        "--config",
+        world.method("LoRi", **lori_args),
+        *ONE_AND_MORE,
+    ]
+    test += [f"--ckpt_path={student}", f"--trainer.strategy={strategy}", "--trainer.devices=2"]
+    command = [sys.executable, "-m", "lori_pl", *test, f"--trainer.default_root_dir={world.folder / 'parts'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("run", "parts"))
+    assert two.ids == one.ids
+    for label, bits in one.bits.items():
+        assert (two.bits[label] == bits).all()
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_number_of_processes(world, lori_args):
     """Of the same global batch: from one to two."""
     flags = [*SGD, "--model.schedule.decay=none", "--model.schedule.warmup=0", *ONE_AND_MORE]
