@@ -192,9 +192,9 @@ def test_processes_that_take_the_model_with_them(world, capsys):
     fails(world, capsys, "trainer.strategy ddp_fork", "use ddp", flags=flags, backbone=BACKBONE)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.FSDPStrategy"])
+@pytest.mark.parametrize("strategy", ["fsdp", {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}])
 def test_lightnings_own_fsdp(world, capsys, strategy):
-    flags = ["--trainer.strategy", strategy, "--trainer.devices", "2"]
+    flags = ["--config", world.config("strategy", {"trainer": {"strategy": strategy, "devices": 2}})]
     fails(world, capsys, "trainer.strategy fsdp", "take sharded", flags=flags, backbone=BACKBONE)
 
 
