@@ -61,12 +61,21 @@ class Pair(nn.Module):
         return self.student(ids).logits.square().mean() + self.projector(self.teacher(ids).logits[..., :16]).mean()
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
-def test_fsdp1_takes_no_gradients_that_each_process_scales_for_itself(precision):
-    strategy = FSDP1Strategy()
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"precision": "16-mixed", "accumulate_grad_batches": 1}, "16-mixed scales gradients.*take bf16-mixed"),
+        (
+            {"precision": "32-true", "accumulate_grad_batches": 2},
+            "accumulate_grad_batches .* cpu_offload: take sharded",
+        ),
+    ],
+)
+def test_what_fsdp1_would_get_wrong_is_refused(trainer, said):
+    strategy = FSDP1Strategy(cpu_offload=True)
     strategy.accelerator = SimpleNamespace(setup=lambda _trainer: None)
-    with pytest.raises(LoriError, match=f"{precision} scales gradients.*take bf16-mixed"):
-        strategy.setup(SimpleNamespace(precision=precision))
+    with pytest.raises(LoriError, match=said):
+        strategy.setup(SimpleNamespace(**trainer))
 
 
 @pytest.mark.parametrize("kind", [ShardedStrategy, FSDP1Strategy])

@@ -78,9 +78,10 @@ class FiniteLoss(pl.Callback):
             for p in group["params"]
             if p.grad is not None
         ]
-        if not norms:
+        if not norms and self.policy == "raise":
             return
-        finite = torch.stack(norms).isfinite().all()
+        # a process that has only frozen parts of sharded weights has no gradient, and answers the others all the same
+        finite = torch.stack(norms or [torch.zeros((), device=pl_module.device)]).isfinite().all()
         if self.policy == "raise":
             self._note(GRADIENT, finite, trainer.global_step + 1)
             if pl_module.device.type == "cpu" and not finite:

@@ -78,6 +78,9 @@ class LatentReasoner(nn.Module):
         if table.device.type != "meta":
             rms = self.embed_scale * float(table.detach().float().pow(2).mean().sqrt())
         self.thought = self.settings.build(hidden, rms)
+        self.marker_ids: Tensor
+        ids = torch.tensor(self.encoder.bot + self.encoder.eot, dtype=torch.long)
+        self.register_buffer("marker_ids", ids, persistent=False)
         self.markers: nn.Parameter | None = None
         if self.has_markers and not table.requires_grad:
             # LoRA freezes the table: the new rows train apart from it
@@ -130,8 +133,7 @@ class LatentReasoner(nn.Module):
         tied = self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
         if self.markers is None or not tied:
             return head_logits(self.lm, hidden)
-        ids = torch.tensor(self.encoder.bot + self.encoder.eot, device=hidden.device)
-        return head_logits(self.lm, hidden, (ids, self.markers))
+        return head_logits(self.lm, hidden, (self.marker_ids, self.markers))
 
     def run(
         self, inputs: Tensor, mask: Tensor, position: Tensor, cache: Cache | None, read: Tensor | None = None

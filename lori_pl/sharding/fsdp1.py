@@ -18,12 +18,10 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.distributed.fsdp import (
-    CPUOffload,
-    ShardingStrategy,
-)
+from torch.distributed.fsdp import CPUOffload, MixedPrecision, ShardingStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from lori_pl.checkpoint_files import read_checkpoint
 from lori_pl.errors import LoriError
@@ -84,15 +82,21 @@ class FSDP1Strategy(DDPStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         """Shards the method before Lightning makes its optimiser."""
         assert self.accelerator is not None
-        if str(trainer.precision).startswith("16"):
+        if trainer.precision == "16-mixed":
             raise LoriError(
-                f"trainer.precision {trainer.precision} scales gradients, and under fsdp1 each process would scale its "
-                "own: take bf16-mixed"
+                "trainer.precision 16-mixed scales gradients, and under fsdp1 each process would scale its own: take "
+                "bf16-mixed"
+            )
+        if self.cpu_offload and trainer.accumulate_grad_batches > 1:
+            raise LoriError(
+                "trainer.accumulate_grad_batches above 1 loses gradients with fsdp1's cpu_offload: take sharded, or "
+                "set one of them back"
             )
         self.accelerator.setup(trainer)
         method: Any = self.lightning_module
         self.precision_plugin.convert_module(method)
-        self.model = self.root or self._wrapped(method)
+        self.model = root = self.root or self._wrapped(method, trainer.precision == "bf16-mixed")
+        self._forward_redirection = root.redirection
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
@@ -103,7 +107,7 @@ class FSDP1Strategy(DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             _optimizers_to_device(self.optimizers, self.root_device)
 
-    def _wrapped(self, method: Any) -> FSDP:
+    def _wrapped(self, method: Any, half: bool) -> FSDP:
         models, frozen = method.models()
         wrap = partial(
             FSDP,
@@ -112,13 +116,16 @@ class FSDP1Strategy(DDPStrategy):
             device_id=self.root_device,
             use_orig_params=True,
         )
+        # autocast would make, and keep for the backward pass, a copy of a layer's weights for each of its passes
+        low = MixedPrecision(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else None
+        wrap_layer = partial(wrap, mixed_precision=low)
         sender = Sender(method, self.root_device)
         for model in models:
             layers = decoder_layers(model)
             for index, layer in enumerate(layers):
                 sender.send(layer)
                 keep_shape(layer)
-                layers[index] = self._of_one_type(wrap, layer, f"layer {index + 1} of {type(model).__name__}")
+                layers[index] = self._of_one_type(wrap_layer, layer, f"layer {index + 1} of {type(model).__name__}")
         sender.send(method)
         keep_shape(method)
         for name, part in list(method.named_children()):
@@ -126,9 +133,14 @@ class FSDP1Strategy(DDPStrategy):
                 setattr(method, name, self._of_one_type(wrap, part, f"the {name}"))
         root = self._of_one_type(wrap, method, "what is in no layer")
         vars(method)[_ROOT] = root
+        root.redirection = self._forward_redirection
         for name in method.entries:
             vars(method)[name] = partial(self._forward_redirection.enter, root, method, getattr(method, name))
         method.take_equal_passes(self.root_device)
+        # FSDP moved the weights, and neither what has none nor what the method knows of its device
+        for metric in (part for part in method.modules() if isinstance(part, Metric)):
+            metric.to(self.root_device)
+        method._device = self.root_device
         return root
 
     @staticmethod
@@ -179,8 +191,7 @@ class FSDP1Strategy(DDPStrategy):
             own = {id(weight) for weight in unit.parameters() if weight.requires_grad} - inner
             if not own:
                 continue
-            options = {} if writeback else {"rank0_only": True, "offload_to_cpu": self.root_device.type != "cpu"}
-            with FSDP.summon_full_params(unit, recurse=False, writeback=writeback, **options):
+            with FSDP.summon_full_params(unit, recurse=False, writeback=writeback, rank0_only=not writeback):
                 here = writeback or self.is_global_zero
                 found = [(name, weight) for name, weight in names if id(weight) in own]
                 yield found if here else []

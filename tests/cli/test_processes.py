@@ -22,10 +22,10 @@ DIVIDING = ["sharded", "fsdp1"]
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1", "--trainer.max_steps=10"]
 
 
-def train_in_two(world, method, *flags, strategy="ddp", **init_args) -> None:
+def train_in_two(world, method, *flags, strategy="ddp", batch=4, **init_args) -> None:
     """A run in the folder ``two``, whose processes share the batches of a run in one."""
     run = ["fit", "--config", world.config("base", BASE), "--config", world.method(method, **init_args), *flags]
-    run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--data.batch_size=4"]
+    run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", f"--data.batch_size={batch}"]
     command = [sys.executable, "-m", "lori_pl", *run, f"--trainer.default_root_dir={world.folder / 'two'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -187,6 +187,39 @@ def test_what_fsdp1_does_not_take(world, teacher, flags, said):
     assert done.returncode != 0
     assert re.search(said, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_a_process_without_a_gradient_answers_the_others(world, strategy):
+    """FSDP1 cuts a layer's weights in a row: with few adapters one process has frozen ones alone."""
+    backbone = {**BACKBONE, "lora": {"rank": 4, "dropout": 0.0, "targets": ["q_proj"]}}
+    flags = [*SGD, *ONE_AND_MORE, "--non_finite.policy=skip"]
+    assert world.fit("NoCoT", "one", *flags, backbone=backbone) == 0
+    train_in_two(world, "NoCoT", *flags, strategy=strategy, backbone=backbone)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_accumulated_with_recomputed_layers_in_parts(world, lori_args, strategy):
+    flags = [*SGD, *ONE_AND_MORE]
+    assert world.fit("LoRi", "one", *flags, **lori_args) == 0
+    more = ["--trainer.accumulate_grad_batches=2", "--model.backbone.gradient_checkpointing=true"]
+    train_in_two(world, "LoRi", *flags, *more, strategy=strategy, batch=2, **lori_args)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_half_precision_in_parts(world, lori_args, strategy):
+    """As near to one process as bfloat16 lets it be."""
+    flags = [*SGD, *ONE_AND_MORE, "--trainer.precision=bf16-mixed", "--trainer.max_steps=3"]
+    assert world.fit("LoRi", "one", *flags, **lori_args) == 0
+    train_in_two(world, "LoRi", *flags, strategy=strategy, **lori_args)
+    one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0.02, atol=0.005, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.slow

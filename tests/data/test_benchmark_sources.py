@@ -310,6 +310,8 @@ def test_multiplication_is_generated_beside_files_without_their_pairs(tmp_path):
     # 90 numbers make 4,095 pairs
     more = Multiplication(str(tmp_path), digits=2, train_size=1096, generate_train=True)
     error(lambda: more.load("train"), "1096 training problems", "1095 pairs", "train_size")
+    other = Multiplication(str(tmp_path), digits=3, train_size=10, generate_train=True)
+    error(lambda: other.load("train"), "no product of 3-digit numbers", "set digits")
 
 
 def test_multiplication_errors():

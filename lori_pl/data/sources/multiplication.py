@@ -160,6 +160,11 @@ class Multiplication(RowSource):
         pairs = [sorted(int(number.replace(" ", "")[::-1]) for number in question.split("*")) for question in questions]
         seen = {(first, second) for first, second in pairs}
         low, high = 10 ** (self.digits - 1), 10**self.digits - 1
+        if not any(low <= one and two <= high for one, two in seen):
+            raise LoriError(
+                f"multiplication: the files in {self.path} have no product of {self.digits}-digit numbers, which are "
+                "to be generated for training; set digits to theirs"
+            )
         left = (high - low + 1) * (high - low + 2) // 2 - sum(low <= one and two <= high for one, two in seen)
         if self.sizes["train"] > left:
             raise LoriError(
