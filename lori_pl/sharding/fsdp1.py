@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffload, MixedPrecision, ShardingStrategy
+from torch.distributed.fsdp import CPUOffload, ShardingStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -95,7 +95,7 @@ class FSDP1Strategy(DDPStrategy):
         self.accelerator.setup(trainer)
         method: Any = self.lightning_module
         self.precision_plugin.convert_module(method)
-        self.model = root = self.root or self._wrapped(method, trainer.precision == "bf16-mixed")
+        self.model = root = self.root or self._wrapped(method)
         self._forward_redirection = root.redirection
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -107,7 +107,7 @@ class FSDP1Strategy(DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             _optimizers_to_device(self.optimizers, self.root_device)
 
-    def _wrapped(self, method: Any, half: bool) -> FSDP:
+    def _wrapped(self, method: Any) -> FSDP:
         models, frozen = method.models()
         wrap = partial(
             FSDP,
@@ -116,16 +116,13 @@ class FSDP1Strategy(DDPStrategy):
             device_id=self.root_device,
             use_orig_params=True,
         )
-        # autocast would make, and keep for the backward pass, a copy of a layer's weights for each of its passes
-        low = MixedPrecision(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else None
-        wrap_layer = partial(wrap, mixed_precision=low)
         sender = Sender(method, self.root_device)
         for model in models:
             layers = decoder_layers(model)
             for index, layer in enumerate(layers):
                 sender.send(layer)
                 keep_shape(layer)
-                layers[index] = self._of_one_type(wrap_layer, layer, f"layer {index + 1} of {type(model).__name__}")
+                layers[index] = self._of_one_type(wrap, layer, f"layer {index + 1} of {type(model).__name__}")
         sender.send(method)
         keep_shape(method)
         for name, part in list(method.named_children()):
