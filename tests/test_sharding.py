@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lori_pl.callbacks.same_start import SameStart
 from lori_pl.errors import LoriError
 from lori_pl.models.hidden import decoder_layers
-from lori_pl.sharding import ShardedStrategy, loading, own_part, shard, whole
+from lori_pl.sharding import FSDP1Strategy, ShardedStrategy, loading, own_part, shard, whole
 
 pytestmark = pytest.mark.distributed
 
@@ -59,6 +59,32 @@ class Pair(nn.Module):
 
     def losses(self, ids):
         return self.student(ids).logits.square().mean() + self.projector(self.teacher(ids).logits[..., :16]).mean()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"precision": "16-mixed", "accumulate_grad_batches": 1}, "16-mixed scales gradients.*take bf16-mixed"),
+        (
+            {"precision": "32-true", "accumulate_grad_batches": 2},
+            "accumulate_grad_batches .* cpu_offload: take sharded",
+        ),
+    ],
+)
+def test_what_fsdp1_would_get_wrong_is_refused(trainer, said):
+    strategy = FSDP1Strategy(cpu_offload=True)
+    strategy.accelerator = SimpleNamespace(setup=lambda _trainer: None)
+    with pytest.raises(LoriError, match=said):
+        strategy.setup(SimpleNamespace(**trainer))
+
+
+@pytest.mark.parametrize("kind", [ShardedStrategy, FSDP1Strategy])
+def test_nothing_is_offloaded_where_it_lies_already(kind):
+    strategy = kind(cpu_offload=True)
+    strategy.parallel_devices = [CPU]
+    strategy.cluster_environment = SimpleNamespace(local_rank=lambda: 0)
+    with pytest.raises(LoriError, match="cpu_offload is for GPUs"):
+        strategy.setup_environment()
 
 
 def make(kind: str, rank: int) -> Pair:

@@ -272,7 +272,8 @@ class Outcome:
         name: ``none``, ``drop``, ``swap`` or ``rank R``.
         latent: The latent, from 0; ``None`` for all.
         correct: (n,) whether each answer is right.
-        donated: (n,) whether it is the answer of the problem that the latents came from; swaps only.
+        donated: (n,) whether it is the answer of the problem that swapped latents come from; of swaps, and without a
+            change, where it says how often that is so by chance.
     """
 
     name: str
@@ -320,7 +321,13 @@ class Interventions:
 
     def unchanged(self) -> Outcome:
         """The accuracy of the evaluation."""
-        return Outcome("none", None, self._correct([answers(*self._batch(i)) for i in range(len(self.plan.batches))]))
+        texts = [answers(*self._batch(i)) for i in range(len(self.plan.batches))]
+        return Outcome("none", None, self._correct(texts), self._correct(texts, self.partners))
+
+    @property
+    def partners(self) -> list[np.ndarray]:
+        """For each batch (B,) the problem that each row takes a swapped latent from."""
+        return [rows[p.numpy()] for rows, p in zip(self.plan.batches, self.plan.partners, strict=True)]
 
     def run(self, name: str, latent: int | None, edit: Callable[[int], Edit], swaps: bool = False) -> Outcome:
         """Answers all problems under an intervention.
@@ -335,8 +342,7 @@ class Interventions:
         for number in range(len(self.plan.batches)):
             with edited(self.reasoner, edit(number)):
                 texts.append(answers(*self._batch(number)))
-        partners = [rows[p.numpy()] for rows, p in zip(self.plan.batches, self.plan.partners, strict=True)]
-        return Outcome(name, latent, self._correct(texts), self._correct(texts, partners) if swaps else None)
+        return Outcome(name, latent, self._correct(texts), self._correct(texts, self.partners) if swaps else None)
 
     def drop(self, latent: int | None) -> Outcome:
         """Leaves a latent out, or all."""

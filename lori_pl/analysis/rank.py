@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from lori_pl.alignment.stiefel import orthonormal_columns
+from lori_pl.analysis.right_wrong import Difference, compare_right_wrong
 from lori_pl.analysis.spectra import States, TrajectorySpectra, permuted_entries, trajectory_spectra
 from lori_pl.analysis.streams import Reader
 from lori_pl.analysis.subspaces import captured_energy, compare_subspaces
@@ -30,6 +31,7 @@ class RankPart:
         reasoning: For each side the states in which it reasons.
         angles: Principal angles by mode, as `compare_subspaces` gives them.
         captured: By ``STATES | SUBSPACE``, (r,) share of the energy of the states in the first 1 to r directions.
+        right_wrong: By name of the states the difference between problems answered right and wrong.
         notes: What was left out, and why.
     """
 
@@ -37,6 +39,7 @@ class RankPart:
     reasoning: dict[str, str] = field(default_factory=dict)
     angles: dict[str, dict[str, Any]] = field(default_factory=dict)
     captured: dict[str, list[float]] = field(default_factory=dict)
+    right_wrong: dict[str, Difference] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
@@ -46,6 +49,7 @@ class RankPart:
             "reasoning": self.reasoning,
             "principal_angles": self.angles,
             "captured_energy": self.captured,
+            "right_against_wrong": {name: each.summary() for name, each in self.right_wrong.items()},
             "left_out": self.notes,
         }
 
@@ -131,6 +135,10 @@ def _streams(
             f"{len(right)} pairs of as many steps, and the comparison needs {FEWEST}"
         )
         return found
+    if (difference := compare_right_wrong(of, right, wrong, steps, seed)) is not None:
+        part.right_wrong[name] = difference
+    else:
+        part.notes.append(f"{name}/right against /wrong: their states take too much memory for a test")
     return {**found, f"{name}/right": of(right), f"{name}/wrong": of(wrong)}
 
 

@@ -139,7 +139,9 @@ def draw_right_wrong(part: RankPart) -> Figure | None:
     _tidy(by_layer, xlabel="layer (of those selected)", ylabel="effective rank (directions)", title="by layer")
     by_layer.xaxis.get_major_locator().set_params(integer=True)
     by_layer.set_ylim(bottom=0)
-    figure.suptitle("Problems that the student answers right, and as many that it answers wrong")
+    said = [f"{label(name)}: {difference}" for name, difference in part.right_wrong.items()]
+    what = "Problems that the student answers right, and as many that it answers wrong"
+    figure.suptitle("\n".join([what, *said]), fontsize=10)
     _legend_below(figure, energy, 4)
     return figure
 

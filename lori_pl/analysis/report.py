@@ -102,6 +102,8 @@ def show(console: Console, title: str, rank: RankPart, latents: LatentPart | Non
         ranks = [f"{mode.effective_rank:.1f} of {len(mode.values)}" for mode in modes]
         table.add_row(Text(label(name)), str(each.tokens), *ranks, str(each.modes["hidden"].rank_for(0.9)))
     _print(console, table)
+    for name, difference in rank.right_wrong.items():
+        console.print(Text(f"{label(name)}: {difference}"))
     for note in [*rank.notes, *(latents.notes if latents is not None else [])]:
         console.print(Text(f"left out: {note}"))
     if latents is None:
@@ -147,6 +149,11 @@ def interventions_table(latents: LatentPart) -> Table:
     for latent in (*range(latents.latents), None):
         shown = "all" if latent is None else f"z{latent + 1}"
         table.add_row(shown, *(accuracy.get((name, latent), "") for name in names))
+    swapped = next((each for each in latents.outcomes if (each.name, each.latent) == ("swap", None)), None)
+    before = latents.outcomes[0].donated
+    if swapped is not None and swapped.donated is not None and before is not None:
+        with_them, by_chance = 100 * swapped.donated.mean(), 100 * before.mean()
+        table.caption = f"the other problem's answer: {with_them:.1f} after a swap of all, {by_chance:.1f} by chance"
     return table
 
 

@@ -20,6 +20,11 @@ from lori_pl.errors import LoriError
 GROUPS = 8
 """Most groups of positions: longer trajectories are cut into as many parts of equal length, problem by problem."""
 
+POOL = 2048
+"""Tokens that are permuted among each other, or more: the same whatever the batches."""
+
+_POOL_ELEMENTS = 2**28  # 1 GiB of fp32: fewer tokens of a model whose states are larger
+
 States = tuple[Tensor, Tensor]
 """Hidden states (B, L, T, D) and a mask (B, T), true at tokens that count."""
 
@@ -205,21 +210,42 @@ def trajectory_spectra(
 
 
 def permuted_entries(batches: Iterable[States], seed: int) -> Iterator[States]:
-    """The control of no structure: within a batch every hidden entry of every layer is permuted over tokens by itself.
+    """The control of no structure: every hidden entry of every layer is permuted over the tokens by itself.
 
     Each entry keeps its values, so its mean and its variance; what entries, layers and neighbouring tokens have in
     common is gone. The spectrum of what is left is that of as many tokens without shared directions, as in parallel
     analysis (Horn, 1965; with permutations Buja and Eyuboglu, 1992): directions of the trajectories themselves count
     as structure only above it.
 
+    The permutation is over `POOL` tokens or more, of several batches where one has fewer: over a few problems alone it
+    would keep what each problem's tokens have in common.
+
     Args:
         batches: The batches.
         seed: Seed of the permutations, drawn on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
+    for pool in _pools(batches):
+        tokens = torch.cat([hidden.transpose(1, 2)[mask] for hidden, mask in pool])
+        for layer in tokens.unbind(1):
+            order = torch.rand(layer.shape, generator=generator).argsort(0)
+            layer.copy_(layer.gather(0, order.to(layer.device)))
+        parts = tokens.split([int(mask.sum()) for _, mask in pool])
+        for (hidden, mask), part in zip(pool, parts, strict=True):
+            mixed = hidden.transpose(1, 2).clone()
+            mixed[mask] = part
+            yield mixed.transpose(1, 2), mask
+
+
+def _pools(batches: Iterable[States]) -> Iterator[list[States]]:
+    """Batches in order, so many together that they have `POOL` tokens, as far as memory allows."""
+    pool: list[States] = []
+    tokens = 0
     for hidden, mask in batches:
-        tokens = hidden.transpose(1, 2)[mask]
-        order = torch.rand(tokens.shape, generator=generator).argsort(0).to(tokens.device)
-        mixed = hidden.transpose(1, 2).clone()
-        mixed[mask] = tokens.gather(0, order)
-        yield mixed.transpose(1, 2), mask
+        pool.append((hidden, mask))
+        tokens += int(mask.sum())
+        if tokens >= min(POOL, _POOL_ELEMENTS // (hidden.shape[1] * hidden.shape[3])):
+            yield pool
+            pool, tokens = [], 0
+    if pool:
+        yield pool

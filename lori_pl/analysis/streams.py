@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,7 +69,8 @@ class Reader:
         """States at the tokens of one part of each problem's question, rationale and answer.
 
         ``shuffled`` reads the tokens of each rationale in a random order behind its question: the same tokens, but
-        nothing follows from anything. What rank the kinds of token alone give is thus known.
+        nothing follows from anything. What rank the kinds of token alone give is thus known. Those that make a
+        trajectory are the same ones, wherever they stand then.
 
         Args:
             words: The part.
@@ -92,19 +93,27 @@ class Reader:
 
     def _read(self, rows: np.ndarray, words: Words, seed: int) -> States:
         parts = self.encoded.parts(rows.tolist())
-        if words == "shuffled":
-            orders = [np.random.default_rng([seed, row]) for row in rows.tolist()]
-            parts = [(q, order.permutation(r), a) for order, (q, r, a) in zip(orders, parts, strict=True)]
         selected = self.encoded.selected
         chosen = None if selected is None else [selected[row] for row in rows]
+        if words == "shuffled":
+            lengths = [len(part[1]) for part in parts]
+            orders = [np.random.default_rng([seed, row]).permutation(n) for row, n in zip(rows, lengths, strict=True)]
+            parts = [(q, r[order], a) for order, (q, r, a) in zip(orders, parts, strict=True)]
+            if chosen is not None:
+                chosen = [np.flatnonzero(np.isin(o, place)) for o, place in zip(orders, chosen, strict=True)]
         batch = join_parts(parts, self.encoded.encoder, chosen)
         index, mask = batch.rationale_index, batch.rationale_mask
         if words == "question":
-            lengths = torch.tensor([len(part[0]) for part in parts])[:, None]
-            columns = torch.arange(int(lengths.max()))[None]
-            mask = columns < lengths
+            widths = torch.tensor([len(part[0]) for part in parts])[:, None]
+            columns = torch.arange(int(widths.max()))[None]
+            mask = columns < widths
             index = torch.where(mask, columns, 0)
-        fields = {"ids": batch.ids, "mask": batch.mask, "anchor": batch.anchor, "rationale_index": index}
+        fields: dict[str, Any] = {
+            "ids": batch.ids,
+            "mask": batch.mask,
+            "anchor": batch.anchor,
+            "rationale_index": index,
+        }
         moved = {name: tensor.to(self.device) for name, tensor in fields.items()}
         with torch.no_grad():
             states, _ = explicit_signals(self.lm, replace(batch, **moved), self.selection)

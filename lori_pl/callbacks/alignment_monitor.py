@@ -41,10 +41,11 @@ class AlignmentMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the spectrum."""
-        if not isinstance(pl_module, LatentMethod) or not trainer.is_global_zero:
+        if not isinstance(pl_module, LatentMethod):
             return
+        # all ask, for sharded weights are put together by all
         spectra = {k: v for k, v in pl_module.alignment_diagnostics(None).items() if v.ndim == 1 and len(v) > 1}
-        if not spectra:
+        if not spectra or not trainer.is_global_zero:
             return
         figure = spectrum_figure(spectra)
         folder = Path(trainer.default_root_dir)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -77,9 +78,10 @@ class FiniteLoss(pl.Callback):
             for p in group["params"]
             if p.grad is not None
         ]
-        if not norms:
+        if not norms and self.policy == "raise":
             return
-        finite = torch.stack(norms).isfinite().all()
+        # a process that has only frozen parts of sharded weights has no gradient, and answers the others all the same
+        finite = torch.stack(norms or [torch.zeros((), device=pl_module.device)]).isfinite().all()
         if self.policy == "raise":
             self._note(GRADIENT, finite, trainer.global_step + 1)
             if pl_module.device.type == "cpu" and not finite:
@@ -166,10 +168,14 @@ class FiniteLoss(pl.Callback):
         culprit = min(parts, key=lambda name: (name == GRADIENT, name == "loss"))
         what = GRADIENT if culprit == GRADIENT else f"loss '{culprit}'"
         place = self._record(trainer, step, parts)
+        folders = {
+            callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
+        }
+        is_kept = any(any(Path(folder).glob("[!.]*.ckpt")) for folder in folders if folder is not None)
+        kept = "the last checkpoint before it is kept" if is_kept else "no checkpoint was due before it"
         raise LoriError(
-            f"the {what} is not finite at step {step}; the last checkpoint before it is kept, the step's problems "
-            f"stand in {place}: lower the learning rate or that part's weight, or clip gradients; --non_finite.policy "
-            "skip leaves such steps out"
+            f"the {what} is not finite at step {step}; {kept}, the step's problems stand in {place}: lower "
+            "the learning rate or that part's weight, or clip gradients; --non_finite.policy skip leaves such steps out"
         )
 
     def _record(self, trainer: pl.Trainer, step: int, parts: list[str]) -> Path:

@@ -6,10 +6,9 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch.optim import Optimizer
 
-from lori_pl.sharding import whole
+from lori_pl.sharding import gradient_norm
 
 
 class Throughput(pl.Callback):
@@ -49,9 +48,7 @@ class Throughput(pl.Callback):
         if (trainer.global_step + 1) % trainer.log_every_n_steps:  # not counted yet, it is what the logger will write
             return
         for group in optimizer.param_groups:
-            gradients = [p.grad for p in group["params"] if p.grad is not None]
-            if gradients:
-                norm = torch.linalg.vector_norm(torch.stack([whole(torch.linalg.vector_norm(g)) for g in gradients]))
+            if (norm := gradient_norm(group["params"])) is not None:
                 pl_module.log(f"gradient_norm/{group['name']}", norm)
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import git_commit
 from lori_pl.files import lock_folder
 from lori_pl.methods.distillation import Distillation
-from lori_pl.sharding import loading
+from lori_pl.sharding import FSDP1Strategy, loading
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ class Builder:
     def run(self) -> None:
         """Measures, stores, and writes the manifest last."""
         start = time.monotonic()
+        if isinstance(self.trainer.strategy, FSDP1Strategy):
+            raise LoriError("trainer.strategy fsdp1 is for training: build the cache under sharded")
         self.data.setup_train()
         split = self.data.splits["train"]
         encoded = split.teacher or split.student

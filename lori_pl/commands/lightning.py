@@ -7,9 +7,8 @@ import os
 import signal
 import sys
 import time
-from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from argparse import ArgumentParser
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,6 +45,7 @@ from lori_pl.commands.links import (
     teacher_tokenizer,
     uses_markers,
 )
+from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_errors
 from lori_pl.commands.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -60,12 +60,10 @@ from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.models.saving import save_reasoner
-from lori_pl.sharding import ShardedStrategy
+from lori_pl.sharding import refuse_own_fsdp, shards
 from lori_pl.sweep.child import PROGRESS
 
 log = logging.getLogger(__name__)
-
-NO_METHOD = "no method is chosen: add --config configs/method/NAME.yaml, or give --model a class"
 
 
 class LoriCLI(LightningCLI):
@@ -190,7 +188,9 @@ class LoriCLI(LightningCLI):
         # the regions come first: what other callbacks do behind a step is no part of it
         first = [ProfiledRegions()] if trainer.get("profiler") is not None else []
         self.config_init[self.subcommand]["trainer"]["callbacks"] = [*first, *(trainer.get("callbacks") or []), *extra]
-        made = super().instantiate_trainer(**kwargs)
+        refuse_own_fsdp(trainer.get("strategy"))
+        with trainer_errors(trainer):
+            made = super().instantiate_trainer(**kwargs)
         if isinstance(made.strategy.launcher, _MultiProcessingLauncher):
             raise LoriError(
                 f"trainer.strategy {trainer.get('strategy')} trains in processes whose model is gone when they end; "
@@ -250,7 +250,7 @@ class LoriCLI(LightningCLI):
     def trained_method(self, best: str | None) -> Method:
         """The method with the weights of the best checkpoint, or as it is; the first process has all of them."""
         model: Method = self.model
-        if not isinstance(self.trainer.strategy, ShardedStrategy):
+        if not shards(self.trainer.strategy):
             if best is not None:
                 saved = read_checkpoint(best)
                 model.on_load_checkpoint(saved)
@@ -273,33 +273,6 @@ class LoriCLI(LightningCLI):
     def after_test(self) -> None:
         """Shows the table and writes the summary."""
         write_report(self.root, self.model, {"seed": int(self.options["seed_everything"])})
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns a parser's error into one line."""
-    try:
-        yield
-    except (ArgumentError, ValueError) as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, LoriError):
-                raise cause from None
-            cause = cause.__cause__
-        if not isinstance(error, ArgumentError):
-            raise
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        noise = (
-            "Does not validate against any",
-            "Subtypes:",
-            "Errors:",
-            "Given value",
-            "Expected a <class 'NoneType'>",
-        )
-        useful = [line for line in lines if not line.startswith(noise)]
-        if any("arguments are required" in line and ".model" in line for line in lines):
-            raise LoriError(NO_METHOD) from None
-        raise LoriError(" ".join(useful or lines)[:600] + "; see --help of the command") from None
 
 
 class ParsedCLI(LoriCLI):
@@ -325,7 +298,8 @@ class PlainTrainerCLI(ParsedCLI):
         plain = {"callbacks": None, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         for name, value in plain.items():
             trainer[name] = value
-        return LightningCLI.instantiate_trainer(self, **kwargs)
+        with trainer_errors(trainer):
+            return LightningCLI.instantiate_trainer(self, **kwargs)
 
     def after_instantiate_classes(self) -> None:
         """Checks nothing: no training follows."""
@@ -341,7 +315,7 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
     logging.getLogger("lightning").handlers.clear()  # the root's prints the same lines
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
-    with one_line_errors():
+    with one_line_errors(arguments):
         return kind(
             Method,
             PairedDataModule,
@@ -349,7 +323,11 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
             seed_everything_default=0,
             save_config_callback=None,
             trainer_defaults={"max_epochs": -1, "log_every_n_steps": 20},
-            parser_kwargs={**keywords, **{name: dict(keywords) for name in LightningCLI.subcommands()}},
+            parser_kwargs={
+                "prog": "python -m lori_pl",
+                **keywords,
+                **{name: dict(keywords) for name in LightningCLI.subcommands()},
+            },
             args=arguments,
         )
 

@@ -131,6 +131,8 @@ class ExplicitBatch:
         rationale_index: (B, R) columns of the rationale tokens that make the trajectory, from the left; 0 beyond.
         rationale_mask: (B, R) true where there is one.
         anchor: (B,) column of the token that predicts the answer's first token.
+        begin: (B,) column of the first token behind the question.
+        written: W, the most tokens that any problem has behind its question.
     """
 
     ids: Tensor
@@ -140,6 +142,8 @@ class ExplicitBatch:
     rationale_index: Tensor
     rationale_mask: Tensor
     anchor: Tensor
+    begin: Tensor
+    written: int
 
 
 @dataclass
@@ -265,6 +269,8 @@ def join_parts(parts: Sequence[Parts], encoder: Encoder, selected: Sequence[Ids]
         rationale_index=torch.where(rationale_mask, question + columns, 0),
         rationale_mask=rationale_mask,
         anchor=(question + rationale)[:, 0] + len(prompt) - 1,
+        begin=question[:, 0],
+        written=int(target.sum(1).max()) if len(parts) else 0,
     )
 
 

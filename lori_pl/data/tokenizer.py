@@ -1,9 +1,10 @@
-"""Tokenizers: the embedded word-level one, and any of transformers, with the latent markers added."""
+"""Tokenizers: the embedded word-level ones, and any of transformers, with the latent markers added."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lori_pl.errors import LoriError
 BEGIN_OF_THOUGHT = "<bot>"
 END_OF_THOUGHT = "<eot>"
 SYNTHETIC = "synthetic"
+DIGITS = "digits"
 
 
 def synthetic_tokenizer() -> PreTrainedTokenizerFast:
@@ -24,7 +26,16 @@ def synthetic_tokenizer() -> PreTrainedTokenizerFast:
     Returns:
         A Hugging Face fast tokenizer with ``<pad>``, ``<eos>`` and ``<unk>``; the same on every call.
     """
-    words = ["<pad>", "<eos>", "<unk>", *[str(value) for value in range(VALUES)], *vocabulary()]
+    return _word_level([*(str(value) for value in range(VALUES)), *vocabulary()])
+
+
+def digits_tokenizer() -> PreTrainedTokenizerFast:
+    """Builds the tokenizer of `sources.Multiplication`, as the synthetic one is built: one token a digit or symbol."""
+    return _word_level([*"0123456789*+()", "####"])
+
+
+def _word_level(known: Sequence[str]) -> PreTrainedTokenizerFast:
+    words = ["<pad>", "<eos>", "<unk>", *known]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"<<|>>|####|[-+*/%=?.,]"), "isolated")]
@@ -34,11 +45,14 @@ def synthetic_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+_EMBEDDED = {SYNTHETIC: synthetic_tokenizer, DIGITS: digits_tokenizer}
+
+
 def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Reads a tokenizer as it is, and makes sure that it has an end token and a padding token.
 
     Args:
-        name: ``synthetic`` (embedded), a hub id, a local folder, or a GGUF file.
+        name: ``synthetic`` or ``digits`` (embedded), a hub id, a local folder, or a GGUF file.
         revision: Revision of a hub repository.
 
     Returns:
@@ -48,13 +62,20 @@ def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         LoriError: If no tokenizer can be loaded from ``name``, or it has no end token.
     """
     try:
-        tokenizer = synthetic_tokenizer() if name == SYNTHETIC else _from_files(name, revision)
+        tokenizer = _EMBEDDED[name]() if name in _EMBEDDED else _from_files(name, revision)
     except Exception as error:  # transformers raises anything from OSError to KeyError here
+        # a hub id has one slash at the most
+        is_path = name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+        if is_path and not os.path.exists(name):
+            raise LoriError(
+                f"no file or folder '{name}', where a model and its tokenizer should be; correct the path "
+                "(model.backbone.name or tokenizer, model.teacher.name), or train or fetch that model first"
+            ) from error
         kind = "folder" if os.path.isdir(name) else "hub id or folder"
         cause = " ".join(str(error).split())[:240]
         raise LoriError(
             f"no tokenizer found at {kind} '{name}' ({type(error).__name__}: {cause}); "
-            "give a folder with tokenizer.json, a hub id that is downloaded, or 'synthetic'"
+            "give a folder with tokenizer.json, a hub id that is downloaded, 'synthetic' or 'digits'"
         ) from error
     if tokenizer.eos_token_id is None:
         raise LoriError(f"tokenizer '{name}' has no end token, which marks where an answer ends; set its eos_token")
@@ -82,7 +103,7 @@ def load_tokenizer(name: str, markers: bool, revision: str | None = None) -> Pre
     """Loads a tokenizer and makes sure of what the method needs of it; the same object on every call.
 
     Args:
-        name: ``synthetic`` (embedded), a hub id, a local folder, or a GGUF file.
+        name: ``synthetic`` or ``digits`` (embedded), a hub id, a local folder, or a GGUF file.
         markers: Whether ``<bot>`` and ``<eot>`` are added where absent (latent methods).
         revision: Revision of a hub repository.
 

@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
@@ -32,7 +31,7 @@ from lori_pl.methods.positions import check_sequences
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
-from lori_pl.sharding import loading, most_anywhere, shard
+from lori_pl.sharding import is_sharded, loading, most_anywhere, shard
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +132,8 @@ class Method(AnsweringModule):
         if self.reasoner is not None:
             return
         if self.folder is not None:
-            self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype)
+            with self.loading():
+                self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
             check_template(asdict(self.reasoner.template), self.template, self.folder)
             return
@@ -155,10 +155,14 @@ class Method(AnsweringModule):
 
     def shard(self, mesh: DeviceMesh, device: torch.device, **options: bool) -> None:
         """Shards all weights over processes, once; see `lori_pl.sharding.shard`."""
-        if not isinstance(self, FSDPModule):
+        if not is_sharded(self):
             models, frozen = self.models()
             shard(self, models, frozen, self.entries, mesh, device, **options)
-            self.student.most = partial(most_anywhere, device=device)
+            self.take_equal_passes(device)
+
+    def take_equal_passes(self, device: torch.device) -> None:
+        """Has all processes make as many passes for their answers: sharded weights are put together by all."""
+        self.student.most = partial(most_anywhere, device=device)
 
     def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:
         """The language models, and the parts that never train and are called by themselves."""
@@ -275,11 +279,13 @@ class Method(AnsweringModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Gives what trains, and buffers; neither the teacher nor a frozen backbone."""
-        state = super().state_dict(*args, **kwargs)
+        return self.lean(super().state_dict(*args, **kwargs), kwargs.get("prefix", ""))
+
+    def lean(self, state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Takes what does not train, and the teacher, out of a module's whole state."""
         frozen = {
             name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad
         }
-        prefix = kwargs.get("prefix", "")
         for key in list(state):
             name = key.removeprefix(prefix)
             if name in frozen or name.startswith(("teacher.", "val_")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -23,7 +24,7 @@ from lori_pl.data.tokenizer import holds, load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
 from lori_pl.methods.optimization import Schedule
-from lori_pl.methods.teachers import can_share, load_teacher, shape_of, share_teacher
+from lori_pl.methods.teachers import can_share, check_config, load_teacher, shape_of, share_teacher
 from lori_pl.methods.terms import Observed, measure, named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen, load_causal_lm
 from lori_pl.models.hidden import LayerSelection
@@ -164,6 +165,8 @@ class Distillation(Method):
                 "teacher's: set model.backbone.name and tokenizer to null, or model.student_init to base"
             )
         start = dataclasses.replace(self.backbone, name=teacher.name, config=teacher.config, revision=teacher.revision)
+        if self.backbone.name is None:
+            check_config(self.backbone.config, start)
         return load_causal_lm(start, tokenizer)
 
     def configure_model(self) -> None:
@@ -310,6 +313,9 @@ class Distillation(Method):
         most = self.student.most
         more = 0 if most is None else most(len(loader)) - len(loader)
 
+        def setting() -> AbstractContextManager[None]:
+            return assembled(self, self.terms)
+
         def batches(sweep: int) -> Iterator[Observed]:
             label = f"measuring the rationales, pass {sweep + 1}"
             for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
@@ -317,9 +323,10 @@ class Distillation(Method):
                 yield self.observed(last, wants_student)
             for _ in range(more):
                 self.observed(last, wants_student)
+                with setting():
+                    pass
 
-        with assembled(self, self.terms):
-            measure(self.named_terms, batches)
+        measure(self.named_terms, batches, setting)
 
     def observed(self, batch: PairedBatch, wants_student: bool) -> Observed:
         """What the terms see of a batch before training: the teacher's side by term, and the untrained student's."""

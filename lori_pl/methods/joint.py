@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from transformers import PreTrainedModel
@@ -17,16 +19,36 @@ from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
 from lori_pl.methods.latent import LatentMethod, StudentPass
+from lori_pl.methods.losses import explicit_cross_entropy
 from lori_pl.models.attention import AttentionInputs, recorded_attention
 from lori_pl.models.backbone import Backbone
-from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
+from lori_pl.models.pair_reading import ReadQuestion, read_question
+
+
+@dataclass
+class WordsPass:
+    """What the teacher's pass over the explicit sequence gives.
+
+    Args:
+        losses: (B,) cross-entropy of each rationale and answer.
+        anchor: (B, L, D) states at the anchor.
+        attention: What each layer's attention read, where it was asked for.
+        first: (B, 1) which of its queries is the first behind the question; before the queries' own keys come those
+            of a question that was read already.
+    """
+
+    losses: Tensor
+    anchor: Tensor
+    attention: list[AttentionInputs]
+    first: Tensor
 
 
 class JointMethod(LatentMethod):
     """Base of the methods that teach themselves: L = CE_student + gamma L_KD + CE_teacher.
 
-    The teacher reads question, rationale and answer, the student question, K latents and answer. L_KD is
-    `anchor_distance`; the teacher's side of it has no gradients.
+    The teacher reads question, rationale and answer, the student question, K latents and answer; the question is read
+    once for both. L_KD is `anchor_distance`; the teacher's side of it has no gradients.
 
     Args:
         backbone: The language model.
@@ -64,37 +86,56 @@ class JointMethod(LatentMethod):
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
         """CE_student, L_KD and CE_teacher."""
         layers = LayerSelection(final_norm=self.student_layers.final_norm, embedding_layer=True)
-        student = self.read_student(batch, self.wanted[0], layers)
-        recording: AbstractContextManager[list[AttentionInputs]] = (
-            recorded_attention(self.student.lm) if self.reads_attention else nullcontext([])
-        )
-        with recording as attention:
-            words, teacher = self.read_words(batch, layers)
+        question = read_question(self.student, batch.question, batch.question_mask)
+        words = self.read_words(batch, layers, question)
+        student = self.read_student(batch, self.wanted[0], layers, None if question is None else question.state)
         signals = student.signals
         assert signals.anchor is not None
         compared = slice(self.first_layer, None)
         parts = {
             "task": student.losses.mean(),
-            "distillation": anchor_distance(signals.anchor[:, compared], teacher[:, compared].detach()),
-            "teacher": words.mean(),
+            "distillation": anchor_distance(signals.anchor[:, compared], words.anchor[:, compared].detach()),
+            "teacher": words.losses.mean(),
         }
         total = parts["task"] + self.gamma * parts["distillation"] + parts["teacher"]
-        for name, (weight, loss) in self.further_losses(batch, student, attention).items():
+        for name, (weight, loss) in self.further_losses(batch, student, words).items():
             parts[name] = loss
             total = total + weight * loss
         # layer numbers are columns here, for layer 0 is there
         signals.anchor = signals.anchor[:, self.student_layers.resolve(self.student.depth)]
         return total, parts, signals
 
+    def read_words(self, batch: PairedBatch, anchor: LayerSelection, question: ReadQuestion | None) -> WordsPass:
+        """The explicit sequence: question, if it was not read already, rationale and answer in words.
+
+        Args:
+            batch: The batch.
+            anchor: Layers whose states at the anchor are wanted.
+            question: The question, where it was read already.
+        """
+        lm, explicit = self.student.lm, batch.explicit
+        first = explicit.begin[:, None] if question is None else torch.zeros_like(explicit.begin[:, None])
+        column = (explicit.anchor - explicit.begin)[:, None] + first
+        layers = anchor.resolve(self.student.depth)
+        recording: AbstractContextManager[list[AttentionInputs]] = (
+            recorded_attention(lm) if self.reads_attention else nullcontext([])
+        )
+        with (
+            recording as attention,
+            record_hidden(lm, layers, anchor.final_norm, lambda hidden: take(hidden, column)) as records,
+        ):
+            losses = explicit_cross_entropy(self.student, explicit, question)
+        return WordsPass(losses, stack_layers(records)[:, :, 0], attention, first)
+
     def further_losses(
-        self, batch: PairedBatch, student: StudentPass, attention: list[AttentionInputs]
+        self, batch: PairedBatch, student: StudentPass, words: WordsPass
     ) -> dict[str, tuple[float, Tensor]]:
         """Losses of a method's own by name, each with its weight.
 
         Args:
             batch: The batch.
             student: The student's pass.
-            attention: What each layer's attention read in the teacher's pass, if ``reads_attention``.
+            words: The teacher's, with what attention read if ``reads_attention``.
         """
         return {}
 

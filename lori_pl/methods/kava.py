@@ -13,6 +13,7 @@ from lori_pl.alignment.distributed import batch_deviation
 from lori_pl.alignment.precision import autocast_off
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
+from lori_pl.methods.joint import WordsPass
 from lori_pl.methods.latent import StudentPass
 from lori_pl.methods.pccot import PCCoT
 from lori_pl.models.attention import AttentionInputs
@@ -85,15 +86,15 @@ class KaVa(PCCoT):
             raise LoriError("KaVa reads the cache, and this model's forgets (sliding window): take another model")
 
     def further_losses(
-        self, batch: PairedBatch, student: StudentPass, attention: list[AttentionInputs]
+        self, batch: PairedBatch, student: StudentPass, words: WordsPass
     ) -> dict[str, tuple[float, Tensor]]:
         """The distances of keys and values."""
-        rationale, asking = self._tokens(batch)
+        rationale, asking = self._tokens(batch, words)
         latents = slice(batch.question.shape[1], batch.question.shape[1] + self.latents)
         own: dict[str, list[Tensor]] = {"keys": [], "values": []}
         targets: dict[str, list[Tensor]] = {"keys": [], "values": []}
         assert student.cache is not None
-        for layer, read in zip(student.cache.layers, attention, strict=True):
+        for layer, read in zip(student.cache.layers, words.attention, strict=True):
             with autocast_off(rationale.device):
                 columns, real = select_tokens(read, rationale, asking, self.latents, self.importance)
             for name, mine, theirs in (("keys", layer.keys, read.key), ("values", layer.values, read.value)):
@@ -102,15 +103,17 @@ class KaVa(PCCoT):
                 targets[name].append(theirs.detach().gather(2, index))
         return {name: (self.w_cache / 2, self._distance(own[name], targets[name], real)) for name in own}
 
-    def _tokens(self, batch: PairedBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Where the explicit sequences (B, T) have rationale tokens; columns (B, A) of answer tokens, and which are."""
-        explicit, encoder = batch.explicit, self.student.encoder
-        column = torch.arange(explicit.mask.shape[1], device=explicit.mask.device)
-        begin = batch.question_mask.sum(1, keepdim=True) - len(encoder.bot)
-        anchor, end = explicit.anchor[:, None], explicit.mask.sum(1, keepdim=True) - 1
-        rationale = (column >= begin) & (column <= anchor - len(encoder.prompt))
-        behind = anchor + 1 + column[: batch.answer.shape[1] - batch.anchor - 1]
-        return rationale, (behind.clamp_max(explicit.mask.shape[1] - 1), behind < end)
+    def _tokens(self, batch: PairedBatch, words: WordsPass) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Which keys (B, S) are of rationale tokens; which queries (B, A) are of answer tokens, and if there is one."""
+        explicit, read = batch.explicit, words.attention[0]
+        keys, queries = read.key.shape[2], read.query.shape[2]
+        column = torch.arange(keys, device=explicit.mask.device)
+        begin = words.first + keys - queries
+        behind = explicit.anchor - explicit.begin + 1  # of all tokens behind the question, the answer's first
+        rationale = (column >= begin) & (column < begin + behind[:, None] - len(self.student.encoder.prompt))
+        asking = behind[:, None] + column[: batch.answer.shape[1] - batch.anchor - 1]
+        end = (explicit.mask.sum(1) - explicit.begin)[:, None] - 1
+        return rationale, ((words.first + asking).clamp_max(queries - 1), asking < end)
 
     def _distance(self, own: list[Tensor], targets: list[Tensor], real: Tensor) -> Tensor:
         """Distance of (B, G, K, d) of each layer, where (B, K) has a token, over the targets' deviation."""

@@ -14,9 +14,10 @@ from lori_pl.alignment import Signals
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
 from lori_pl.methods.distillation import Distillation
-from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
+from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.models.backbone import Backbone
-from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
+from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.state import DecodingState
 from lori_pl.models.thought import LatentScale, Reasoning, ThoughtSettings
 from lori_pl.regions import region
 
@@ -89,7 +90,11 @@ class LatentMethod(Distillation):
         return trajectory, anchor
 
     def read_student(
-        self, batch: PairedBatch, trajectory: LayerSelection | None, anchor: LayerSelection | None
+        self,
+        batch: PairedBatch,
+        trajectory: LayerSelection | None,
+        anchor: LayerSelection | None,
+        state: DecodingState | None = None,
     ) -> StudentPass:
         """Question, thought and answer, once.
 
@@ -97,27 +102,12 @@ class LatentMethod(Distillation):
             batch: The batch.
             trajectory: Layers whose states at the latents are wanted.
             anchor: Layers whose states at the anchor are wanted.
+            state: The question, where it was read already.
         """
-        found = self.student.read_pair(
-            batch.question, batch.question_mask, batch.answer, batch.answer_mask, batch.anchor, trajectory, anchor
-        )
+        question, answer = (batch.question, batch.question_mask), (batch.answer, batch.answer_mask)
+        found = self.student.read_pair(*question, *answer, batch.anchor, trajectory, anchor, state=state)
         losses = answer_cross_entropy(self.student, found.hidden, batch)
         return StudentPass(losses, Signals(found.trajectory, None, found.anchor), found.cache)
-
-    def read_words(self, batch: PairedBatch, anchor: LayerSelection) -> tuple[Tensor, Tensor]:
-        """The student's own explicit sequence: question, rationale and answer in words.
-
-        Args:
-            batch: The batch.
-            anchor: Layers whose states at the anchor are wanted.
-
-        Returns:
-            The cross-entropy of rationale and answer (B,), and the anchor states (B, L, D).
-        """
-        column, layers = batch.explicit.anchor[:, None], anchor.resolve(self.student.depth)
-        with record_hidden(self.student.lm, layers, anchor.final_norm, lambda hidden: take(hidden, column)) as records:
-            losses = explicit_cross_entropy(self.student, batch.explicit)
-        return losses, stack_layers(records)[:, :, 0]
 
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
         """The method's loss without its terms, its parts by name, and the student's signals for the terms."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch
 from lori_pl.models.masks import positions
+from lori_pl.models.pair_reading import ReadQuestion, read_words
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.regions import region
 
@@ -42,14 +43,27 @@ def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: Paired
     return token_mean(loss, batch.target_mask[:, batch.anchor + 1 :])
 
 
-def explicit_cross_entropy(reasoner: LatentReasoner, batch: ExplicitBatch) -> Tensor:
-    """Cross-entropy on rationale, answer prompt, answer and end token (B,); the head sees only those positions."""
+def explicit_cross_entropy(
+    reasoner: LatentReasoner, batch: ExplicitBatch, question: ReadQuestion | None = None
+) -> Tensor:
+    """Cross-entropy on rationale, answer prompt, answer and end token (B,); the head sees only those positions.
+
+    Args:
+        reasoner: The model.
+        batch: The problems in words.
+        question: Their questions, where these were read already.
+    """
+    problems, width = batch.ids.shape
     predicting = batch.target_index - 1
     with region("words"):
-        hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, positions(batch.mask), None, predicting)
+        if question is None:
+            hidden = reasoner.run(reasoner.embed(batch.ids), batch.mask, positions(batch.mask), None, predicting)
+        else:
+            hidden = read_words(reasoner, question, batch)
+            row = batch.target_index // width
+            predicting = row * batch.written + batch.target_index % width - batch.begin[row]
         logits = reasoner.logits(hidden.flatten(0, 1)[predicting]).float()
         loss = F.cross_entropy(logits, batch.ids.flatten()[batch.target_index], reduction="none")
-    problems, width = batch.ids.shape
     # the weights are those of a mean over the batch
     weighted = loss * batch.target_weight * problems
     return weighted.new_zeros(problems).index_add(0, batch.target_index // width, weighted)

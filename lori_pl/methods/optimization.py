@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lori_pl.alignment import stiefel_parameters
 from lori_pl.errors import LoriError
+from lori_pl.sharding.parts import whole_shape
 
 
 @dataclass
@@ -89,7 +90,7 @@ def parameter_groups(module: nn.Module, parts: dict[str, nn.Module], weight_deca
     owner = {id(parameter): name for name, part in reversed(parts.items()) for parameter in part.parameters()}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable(module):
-        plain = parameter.ndim < 2 or id(parameter) in exempt or name.endswith(("markers", "fillers"))
+        plain = len(whole_shape(parameter)) < 2 or id(parameter) in exempt or name.endswith(("markers", "fillers"))
         groups.setdefault((owner.get(id(parameter), "backbone"), not plain), []).append(parameter)
     if not groups:
         raise LoriError("nothing trains: every parameter is frozen")

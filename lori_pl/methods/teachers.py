@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lori_pl.alignment import TrajectoryShape
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import holds, load_tokenizer
+from lori_pl.errors import LoriError
 from lori_pl.methods.checkpoints import check_teacher
 from lori_pl.models.backbone import Backbone, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
@@ -98,3 +100,24 @@ def shape_of(backbone: Backbone, selection: LayerSelection) -> TrajectoryShape:
     """Layers and hidden size of the trajectories of a model that is not loaded."""
     config = load_config(adapted_base(backbone) or backbone).get_text_config()
     return TrajectoryShape(len(selection.resolve(config.num_hidden_layers)), config.hidden_size)
+
+
+def check_config(wanted: Mapping[str, Any], start: Backbone) -> None:
+    """Refuses a student that is described as another model than the teacher whose weights it starts from.
+
+    Args:
+        wanted: The config that is given for the student.
+        start: The teacher, as the student is loaded from it.
+
+    Raises:
+        LoriError: Naming the first key that differs, with both values.
+    """
+    if not wanted:
+        return
+    config = load_config(start)
+    for key, value in wanted.items():
+        if (theirs := getattr(config, key, value)) != value:
+            raise LoriError(
+                f"model.backbone.config.{key} is {value!r}, but the student starts from the teacher's weights, where "
+                f"it is {theirs!r}: leave model.backbone.config out, or set model.student_init to base"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lori_pl.alignment import Signals, Term
@@ -63,20 +64,28 @@ Observed = tuple[Mapping[str, Signals], Signals | None]
 """The teacher's side of a batch by term, and the untrained student's where a term observes it."""
 
 
-def measure(terms: Mapping[str, Term], batches: Callable[[int], Iterable[Observed]]) -> None:
+def measure(
+    terms: Mapping[str, Term],
+    batches: Callable[[int], Iterable[Observed]],
+    setting: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """Takes every term that is not fitted yet through its sweeps.
 
     Args:
         terms: The terms by name.
         batches: Gives what each sweep, by its number, observes.
+        setting: Where terms may read and set their weights: around each batch, and as a sweep begins and ends.
     """
     fitting = {name: term for name, term in terms.items() if not term.is_fitted}
     for sweep in range(max((term.sweeps for term in fitting.values()), default=0)):
         at_work = {name: term for name, term in fitting.items() if sweep < term.sweeps}
-        for term in at_work.values():
-            term.begin_sweep(sweep)
+        with setting():
+            for term in at_work.values():
+                term.begin_sweep(sweep)
         for teacher, student in batches(sweep):
-            for name, term in at_work.items():
-                term.observe(sweep, teacher[name], student)
-        for term in at_work.values():
-            term.end_sweep(sweep)
+            with setting():
+                for name, term in at_work.items():
+                    term.observe(sweep, teacher[name], student)
+        with setting():
+            for term in at_work.values():
+                term.end_sweep(sweep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -193,7 +194,7 @@ def load_config(backbone: Backbone, vocabulary: int | None = None) -> Pretrained
 def _remedy(error: Exception, backbone: Backbone) -> str:
     if "trust_remote_code" in str(error):
         return "it comes with code of its own; set backbone.trust_remote_code if you trust that"
-    if "attention implementation" in str(error) or "attn_implementation" in str(error):
+    if re.search(r"attention implementation|attn_implementation|FlashAttention|flash_attn", str(error)):
         return f"backbone.attention '{backbone.attention}' does not serve it, try eager"
     return ""
 

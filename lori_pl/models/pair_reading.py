@@ -1,21 +1,79 @@
-"""Question, thought and answer under teacher forcing: what a training step reads."""
+"""What a training step reads under teacher forcing: question, thought and answer, and the explicit sequence.
+
+A model that is its own teacher reads the question once: thought and rationale both follow it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
-from lori_pl.models.masks import positions
-from lori_pl.models.state import Reading
+from lori_pl.models.masks import makes_own_mask, positions
+from lori_pl.models.state import DecodingState, Reading
 from lori_pl.regions import region
 
 if TYPE_CHECKING:
+    from lori_pl.data.pairing import ExplicitBatch
     from lori_pl.models.reasoner import LatentReasoner
+
+
+@dataclass
+class ReadQuestion:
+    """A batch's questions, read once for all that follows them.
+
+    Args:
+        state: The state at ``<bot>``.
+        hidden: (B, 1, D) last hidden state at the question's own last token, which predicts the first word behind it.
+        end: (B, 1) position id of that token.
+    """
+
+    state: DecodingState
+    hidden: Tensor
+    end: Tensor
+
+
+def read_question(reasoner: LatentReasoner, question: Tensor, question_mask: Tensor) -> ReadQuestion | None:
+    """Reads (B, Q) ids for thought and words; ``None`` for a model that makes its own mask, where ``<bot>`` would show.
+
+    Args:
+        reasoner: The model.
+        question: (B, Q) ids, ending in ``<bot>`` where the reasoner has markers.
+        question_mask: (B, Q) true at real tokens.
+    """
+    if makes_own_mask(reasoner.lm.config.get_text_config()):
+        return None
+    markers = len(reasoner.encoder.bot)
+    with region("question"):
+        state, hidden = reasoner.read_to(reasoner.embed(question), question_mask, markers)
+    return ReadQuestion(state, hidden, state.position[:, None] - markers)
+
+
+def read_words(reasoner: LatentReasoner, question: ReadQuestion, batch: ExplicitBatch) -> Tensor:
+    """Reads what is behind the questions, in words; the thought's own state stays as it is.
+
+    Args:
+        reasoner: The model.
+        question: The questions.
+        batch: The problems in words.
+
+    Returns:
+        (B, W, D) last hidden states that predict the W tokens behind each question.
+    """
+    state = question.state.fork()
+    # what the last token would predict, nobody asks for
+    column = torch.arange(batch.written - 1, device=batch.ids.device)
+    place = batch.begin[:, None] + column
+    ids = batch.ids.gather(1, place.clamp_max(batch.ids.shape[1] - 1))
+    before = state.mask & (positions(state.mask) <= question.end)
+    mask = torch.cat([before, place < batch.mask.sum(1, keepdim=True)], dim=1)
+    hidden = reasoner.run(reasoner.embed(ids), mask, question.end + 1 + column, state.cache)
+    return torch.cat([question.hidden, hidden], dim=1)
 
 
 def read_pair(
@@ -28,14 +86,16 @@ def read_pair(
     trajectory: LayerSelection | None,
     at_anchor: LayerSelection | None,
     columns: Tensor | None,
+    state: DecodingState | None,
 ) -> Reading:
     """Reads a batch; arguments as in :meth:`LatentReasoner.read_pair`."""
     latents = reasoner.thought.latents
-    if not reasoner.thought.passes_of(latents):
-        wanted = (trajectory, at_anchor, columns)
-        return _read_at_once(reasoner, question, question_mask, answer, answer_mask, anchor, *wanted)
-    with region("question"):
-        state = reasoner.read(reasoner.embed(question), question_mask)
+    if state is None:
+        if not reasoner.thought.passes_of(latents):
+            wanted = (trajectory, at_anchor, columns)
+            return _read_at_once(reasoner, question, question_mask, answer, answer_mask, anchor, *wanted)
+        with region("question"):
+            state = reasoner.read(reasoner.embed(question), question_mask)
     kept: int | None = None
     with recorded(reasoner, trajectory, lambda hidden: hidden[:, :kept]) as found:
         with region("latents"):

@@ -78,6 +78,9 @@ class LatentReasoner(nn.Module):
         if table.device.type != "meta":
             rms = self.embed_scale * float(table.detach().float().pow(2).mean().sqrt())
         self.thought = self.settings.build(hidden, rms)
+        self.marker_ids: Tensor
+        ids = torch.tensor(self.encoder.bot + self.encoder.eot, dtype=torch.long)
+        self.register_buffer("marker_ids", ids, persistent=False)
         self.markers: nn.Parameter | None = None
         if self.has_markers and not table.requires_grad:
             # LoRA freezes the table: the new rows train apart from it
@@ -130,8 +133,7 @@ class LatentReasoner(nn.Module):
         tied = self.lm.get_output_embeddings().weight is self.lm.get_input_embeddings().weight
         if self.markers is None or not tied:
             return head_logits(self.lm, hidden)
-        ids = torch.tensor(self.encoder.bot + self.encoder.eot, device=hidden.device)
-        return head_logits(self.lm, hidden, (ids, self.markers))
+        return head_logits(self.lm, hidden, (self.marker_ids, self.markers))
 
     def run(
         self, inputs: Tensor, mask: Tensor, position: Tensor, cache: Cache | None, read: Tensor | None = None
@@ -166,14 +168,20 @@ class LatentReasoner(nn.Module):
 
         Only a model with a sliding window needs it on the left, as batches have it: such a window counts columns.
         """
+        return self.read_to(inputs, mask)[0]
+
+    def read_to(self, inputs: Tensor, mask: Tensor, before: int = 0) -> tuple[DecodingState, Tensor]:
+        """As :meth:`read`, and also gives the last hidden state (B, 1, D) of a token some places before the last."""
         mask = mask.bool()
         position = positions(mask)
         cache = DynamicCache(config=self.lm.config)
         columns = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, columns, 0).amax(1)
         rows = torch.arange(mask.shape[0], device=mask.device)
-        hidden = self.run(inputs, mask, position, cache, rows * mask.shape[1] + last)
-        return DecodingState(cache, mask, position[rows, last], hidden[rows, last][:, None])
+        wanted = [rows * mask.shape[1] + last - back for back in sorted({0, before})]
+        hidden = self.run(inputs, mask, position, cache, torch.cat(wanted))
+        state = DecodingState(cache, mask, position[rows, last], hidden[rows, last][:, None])
+        return state, hidden[rows, last - before][:, None]
 
     def extend(self, state: DecodingState, inputs: Tensor) -> DecodingState:
         """Appends embeddings (B, n, D) of real tokens to a state; its cache is extended in place."""
@@ -225,6 +233,7 @@ class LatentReasoner(nn.Module):
         trajectory: LayerSelection | None = None,
         at_anchor: LayerSelection | None = None,
         columns: Tensor | None = None,
+        state: DecodingState | None = None,
     ) -> Reading:
         """Reads the question, thinks, and reads the answer part under teacher forcing.
 
@@ -240,9 +249,10 @@ class LatentReasoner(nn.Module):
             trajectory: Layers whose hidden states at the latents are wanted.
             at_anchor: Layers whose hidden states at the anchor are wanted.
             columns: (B, 1) where the anchor of each row is, if it is not ``anchor``.
+            state: The question, where it was read already; its cache is extended in place.
         """
         wanted = (trajectory if self.thought.latents else None, at_anchor)
-        return read_pair(self, question, question_mask, answer, answer_mask, anchor, *wanted, columns)
+        return read_pair(self, question, question_mask, answer, answer_mask, anchor, *wanted, columns, state)
 
     def generate(
         self,

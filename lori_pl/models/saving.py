@@ -269,6 +269,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -> LatentReasoner:
     """Loads a folder written by :func:`save_reasoner`, in eval mode.
 
+    Where the default device is ``meta``, what it gives has no weights.
+
     Raises:
         LoriError: If the folder is no saved reasoner, or one of its files is missing or damaged.
     """
@@ -286,7 +288,8 @@ def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -
         raise LoriError(f"{folder}: damaged weights ({one_line(error)}); export the student again") from error
     if wrong:
         raise LoriError(f"{folder}: the weights do not fit {SETTINGS}, e.g. {wrong[0]}; export the student again")
-    return reasoner.to(device).eval()
+    hollow = torch.get_default_device().type == "meta"
+    return (reasoner if hollow else reasoner.to(device)).eval()
 
 
 def _load_into(module: nn.Module, state: dict[str, Tensor], expected: tuple[str, ...]) -> list[str]:

@@ -167,13 +167,14 @@ class RecurrentThought(Thought):
 
     def __init__(self, latents: int, projector: nn.Module) -> None:
         super().__init__(latents)
+        self.learned = latents > 0
         # parameters that no step uses would stall data parallelism
-        self.projector = projector.requires_grad_(latents > 0)
+        self.projector = projector.requires_grad_(self.learned)
 
     @property
-    def most(self) -> None:
-        """Any number of latents may be asked for."""
-        return None
+    def most(self) -> int | None:
+        """Any number of latents may be asked for, but of none, whose projector has learned nothing."""
+        return None if self.learned else 0
 
     def passes_of(self, latents: int) -> int:
         """One a latent."""

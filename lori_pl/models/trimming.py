@@ -27,6 +27,7 @@ def last_mlp_at(lm: PreTrainedModel, tokens: Tensor | None) -> Iterator[None]:
             ``None`` for all.
     """
     layer = decoder_layers(lm)[-1]
+    layer = getattr(layer, "_fsdp_wrapped_module", layer)  # FSDP1's wrapper
     if hasattr(layer, "plain_forward"):  # a checkpointed layer is run again later
         vars(layer)["mlp_tokens"] = tokens
         try:

@@ -66,7 +66,8 @@ def ablations(group: Group) -> list[Ablation]:
     """Finds the varied keys of a group's runs and their series.
 
     Two runs belong to one series where their recorded commands differ in nothing but the key's value, the seed and the
-    folder. Whole config files that vary are methods rather than values, and no axis here.
+    folder, or the weights that a test takes. Whole config files that vary are methods rather than values, and no axis
+    here.
     """
     keys = list(dict.fromkeys(key for run in group.measured for key in run.axes if key != "config"))
     found = []

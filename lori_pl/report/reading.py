@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,12 +16,13 @@ from lori_pl.evaluation.intervals import as_bits
 from lori_pl.evaluation.records import RESULT_COLUMNS, Outcomes, ResultTable, read_outcomes
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
 
+T = TypeVar("T")
 RESULTS, CELLS = "results.csv", "cells"
 SUMMARY, CONFIG, OUTCOMES, LOGS = "summary.json", "config.yaml", "correct.npz", "tensorboard"
 OTHER_SET = "test_sets."
 _NAME, _TEXT, _CONFIG = 300, 4000, 60_000
 _KNOWN = {*RESULT_COLUMNS, "low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "validation"}
-_OF_A_RUN = ("seed_everything", "trainer.default_root_dir")
+_OF_A_RUN = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
 
 
 def is_run(folder: Path) -> bool:
@@ -109,7 +110,7 @@ def tell_apart(group: Group) -> None:
 def options(command: str) -> dict[str, str | tuple[str, ...]] | None:
     """The flags of a recorded command line by key, config files as a tuple under ``config``; ``None`` if it is none.
 
-    The seed and the run's folder, which every run has for itself, are left out.
+    The seed, the run's folder and the weights that a test takes, which every run has for itself, are left out.
     """
     try:
         words = shlex.split(command)
@@ -150,11 +151,8 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
         milliseconds=number(row["milliseconds"]),
         validation=fraction(row.get("validation")),
         by_steps=step_accuracies(row),
-        other_sets={
-            clean(key.removeprefix(OTHER_SET).removesuffix(".accuracy"), 60): share
-            for key, value in row.items()
-            if key.startswith(OTHER_SET) and key.endswith(".accuracy") and (share := fraction(value)) is not None
-        },
+        other_sets=_of_sets(row, ".accuracy", fraction),
+        other_counts=_of_sets(row, ".n", _count),
         axes={
             clean(key, _NAME): clean(value, _NAME)
             for key, value in row.items()
@@ -169,6 +167,15 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
     elif run.accuracy is None:
         run.status, run.reason = "failed", f"the row has no accuracy from 0 to 1 ('{clean(row['accuracy'], 60)}')"
     return run
+
+
+def _of_sets(row: dict[str, str], measure: str, read: Callable[[Any], T | None]) -> dict[str, T]:
+    """A measure of each further test set by the set's name, from the columns of a row."""
+    return {
+        clean(key.removeprefix(OTHER_SET).removesuffix(measure), 60): found
+        for key, value in row.items()
+        if key.startswith(OTHER_SET) and key.endswith(measure) and (found := read(value)) is not None
+    }
 
 
 def _single(folder: Path, notes: list[str]) -> tuple[Run | None, Outcomes | None]:
@@ -216,11 +223,14 @@ def _fill(run: Run, entry: dict[str, Any], summary: dict[str, Any]) -> None:
     run.by_steps = run.by_steps or step_accuracies(entry)
     run.commit = run.commit or clean(summary.get("commit", ""), 60)
     sets = summary.get("test_sets")
-    if isinstance(sets, dict) and not run.other_sets:
-        for name, values in list(sets.items())[1:]:
-            share = fraction(values.get("accuracy")) if isinstance(values, dict) else None
-            if share is not None:
-                run.other_sets[clean(name, 60)] = share
+    others = list(sets.items())[1:] if isinstance(sets, dict) else []
+    measured = {clean(name, 60): values for name, values in others if isinstance(values, dict)}
+    if not run.other_sets:
+        shares = {name: fraction(values.get("accuracy")) for name, values in measured.items()}
+        run.other_sets = {name: share for name, share in shares.items() if share is not None}
+    for name in run.other_sets.keys() & measured.keys():
+        if (count := _count(measured[name].get("n"))) is not None:
+            run.other_counts.setdefault(name, count)
 
 
 def _summary(folder: Path, notes: list[str]) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ class Run:
         by_steps: Accuracy by number of rationale steps.
         step_counts: Number of problems of each number of steps, where it is known.
         other_sets: Accuracies on further test sets.
+        other_counts: Number of problems of each further test set, where it is known.
         axes: What a sweep varied, as text by key.
         command: The command that repeats it.
         commit: The code's.
@@ -58,6 +59,7 @@ class Run:
     by_steps: dict[int, float] = field(default_factory=dict)
     step_counts: dict[int, int] = field(default_factory=dict)
     other_sets: dict[str, float] = field(default_factory=dict)
+    other_counts: dict[str, int] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)
     command: str = ""
     commit: str = ""

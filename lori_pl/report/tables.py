@@ -41,8 +41,7 @@ def methods(section: Section) -> Table:
         if several:
             row.append(" ".join(percent(run.accuracy) for run in sorted(runs, key=lambda run: run.seed)))
         row += [with_interval(at_steps(runs, k)) if any(k in run.by_steps for run in runs) else "" for k in steps]
-        others = [[run.other_sets[name] for run in runs if name in run.other_sets] for name in sets]
-        row += [with_interval(estimate(values)) if values else "" for values in others]
+        row += [_on_set(runs, other) for other in sets]
         row += [percent(_mean(runs, lambda run: run.validation))] if validated else []
         row += [plain(_mean(runs, lambda run: run.passes), 1), plain(_mean(runs, lambda run: run.milliseconds), 2)]
         row.append("/".join(sorted({"" if run.n is None else f"{run.n:,}" for run in runs})))
@@ -140,6 +139,14 @@ def _effect(each: Claim, steps: int) -> str:
         return ""
     bounds = "" if effect.bounds is None else f" ({span(effect.bounds)})"
     return points(effect.mean) + bounds
+
+
+def _on_set(runs: Sequence[Run], name: str) -> str:
+    """A method's accuracy on a further test set, with its interval as on the first."""
+    those = [run for run in runs if name in run.other_sets]
+    if not those:
+        return ""
+    return with_interval(estimate([run.other_sets[name] for run in those], those[0].other_counts.get(name)))
 
 
 def _mean(runs: Sequence[Run], of: Callable[[Run], float | None]) -> float | None:

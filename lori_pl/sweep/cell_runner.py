@@ -152,7 +152,8 @@ class CellRunner:
 
     def _run(self, cell: Cell, runner: Callable[[Sequence[str], Path], ChildResult]) -> dict[str, Any]:
         folder, commit = self.folder(cell), git_commit()
-        before = _interrupted(folder, commit)
+        # a test has no checkpoint to go on from
+        before = None if cell.test is not None else _interrupted(folder, commit)
         if before is None:
             # What a failed run, or one of other code, left there would be taken for this one's.
             shutil.rmtree(folder, ignore_errors=True)
@@ -234,9 +235,10 @@ class CellRunner:
         for folder in sweep.reuse:
             rows = rows_of(cell, ResultTable(folder / "results.csv"))
             found = rows[-1] if rows else {"status": "none"}
-            if found["status"] != "ok" or not all(found.get(metric) for metric in sweep.metrics):
+            metrics = sweep.metrics if cell.test is None else ()
+            if found["status"] != "ok" or not all(found.get(metric) for metric in metrics):
                 continue
-            known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.axes, *sweep.metrics}
+            known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.columns, *sweep.metrics}
             row = {column: value for column, value in (found | cell.columns()).items() if column in known}
             name = row["method"]
             for other in self.table.rows():

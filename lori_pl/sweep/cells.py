@@ -1,4 +1,4 @@
-"""The cells of a sweep: one run each, with the flags that define it and an id made of them."""
+"""The cells of a sweep: a run each, or a test of a run's student, with the flags that define it and an id of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import random
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from lori_pl.sweep.specification import CONFIG_AXIS, VARIANT_AXIS, Interval, Ran
 
 _AXES = (CONFIG_AXIS, VARIANT_AXIS)
 """Axes that are no flags themselves."""
+STUDENT = "student"
+"""What a run calls the folder of its best student."""
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
+    """One run of a sweep, or one test of a run's student.
 
     Args:
         number: Place in the sweep, from 1.
@@ -39,6 +41,8 @@ class Cell:
         point: The values that set this cell apart, by key (``config`` for a varied config file, ``variant`` for a
             set of flags, by its name).
         flags: All flags, those of its variant included.
+        test: The flags of a test of a run's student; ``None`` for a run.
+        of: Id of the run whose student is tested.
     """
 
     number: int
@@ -48,6 +52,8 @@ class Cell:
     fixed: dict[str, Any]
     point: dict[str, Any]
     flags: dict[str, Any]
+    test: dict[str, Any] | None = None
+    of: str | None = None
 
     def command(self, folder: Path) -> list[str]:
         """The command line that runs this cell.
@@ -55,18 +61,23 @@ class Cell:
         Args:
             folder: The cell's folder, where the run is to leave its ``summary.json``.
         """
+        flags, command = dict(self.flags), "fit"
+        if self.test is not None:
+            assert self.of is not None
+            # it stands beside that of the run
+            flags, command = {**flags, "ckpt_path": str(folder.with_name(self.of) / STUDENT), **self.test}, "test"
         # One argument a flag: a value that begins with a dash would else read as a flag.
         return [
-            *(sys.executable, "-m", "lori_pl", "fit"),
+            *(sys.executable, "-m", "lori_pl", command),
             *(f"--config={config}" for config in self.configs),
             f"--seed_everything={self.seed}",
-            *(f"--{key}={flag_text(value)}" for key, value in self.flags.items()),
+            *(f"--{key}={flag_text(value)}" for key, value in flags.items()),
             f"--trainer.default_root_dir={folder}",
         ]
 
     def columns(self) -> dict[str, str]:
         """The values that set this cell apart as text, one column each."""
-        return {key: _point_text(key, value) for key, value in self.point.items()}
+        return {key: _point_text(key, value) for key, value in (self.point | (self.test or {})).items()}
 
     def description(self) -> str:
         """The values that set this cell apart, with keys as short as they can be, and the seed: one line."""
@@ -75,11 +86,16 @@ class Cell:
     def label(self, template: str | None, sweep: str, method: str) -> str:
         """The name under which the cell's row stands, the same for all its seeds.
 
+        That of a test is its run's, with the values that are tested in brackets.
+
         Args:
             template: The sweep's ``label``; by default the method's name, with the varied values in brackets.
             sweep: The sweep's name.
             method: The method's name in the run's summary.
         """
+        if self.test is not None:
+            tested = ",".join(f"{key}={_point_text(key, value)}" for key, value in self.test.items())
+            return f"{replace(self, test=None).label(template, sweep, method)}[{tested}]"
         if template is None:
             varied = ",".join(f"{key}={value}" for key, value in self._short().items())
             return f"{method}[{varied}]" if varied else method
@@ -93,10 +109,11 @@ class Cell:
         return {CONFIG_AXIS: "+".join(Path(file).stem for file in _files(self.point[CONFIG_AXIS])) or "none"}
 
     def _short(self) -> dict[str, str]:
-        lasts = [key.rpartition(".")[2] for key in self.point]
         values = self.columns() | self._stems()
+        lasts = [key.rpartition(".")[2] for key in values]
         return {
-            last if lasts.count(last) == 1 else key: values[key] for key, last in zip(self.point, lasts, strict=True)
+            last if lasts.count(last) == 1 else key: value
+            for last, (key, value) in zip(lasts, values.items(), strict=True)
         }
 
 
@@ -131,20 +148,34 @@ class CellMaker:
         variant = sweep.variants.get(point.get(VARIANT_AXIS, ""), {})
         flags = {key: value for key, value in (sweep.fixed | point | variant).items() if key not in _AXES}
         defined = [[self._contents[config] for config in configs], sorted(flags.items()), seed]
-        # YAML reads dates, which JSON lacks.
-        id = hashlib.sha256(json.dumps(defined, default=str).encode()).hexdigest()[:12]
-        return Cell(number, id, seed, configs, sweep.fixed, point, flags)
+        return Cell(number, _id(defined), seed, configs, sweep.fixed, point, flags)
+
+    def tests(self, cell: Cell) -> list[Cell]:
+        """The tests of a run's student, numbered as the run."""
+        points = _product(self.sweep.tests) if self.sweep.tests else []
+        return [replace(cell, id=_id([cell.id, sorted(test.items())]), test=test, of=cell.id) for test in points]
 
 
 def grid_points(sweep: SweepSpecification) -> list[dict[str, Any]]:
     """Every combination of the grid's values and the variants; a single empty point where there is no grid."""
     named = {VARIANT_AXIS: list(sweep.variants)} if sweep.variants else {}
-    axes = [[(key, value) for value in values] for key, values in (sweep.grid | named).items()]
-    return [dict(point) for point in itertools.product(*axes)]
+    return _product(sweep.grid | named)
+
+
+def _product(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    pairs = [[(key, value) for value in values] for key, values in axes.items()]
+    return [dict(point) for point in itertools.product(*pairs)]
+
+
+def _id(defined: list[Any]) -> str:
+    # YAML reads dates, which JSON lacks.
+    return hashlib.sha256(json.dumps(defined, default=str).encode()).hexdigest()[:12]
 
 
 def expand(sweep: SweepSpecification) -> list[Cell]:
     """All cells of a sweep, the first seed's whole table before the second's; a point that occurs twice is run once.
+
+    The tests of a run's student follow it.
 
     Of a sweep with a search, whose points are not known before, the cells of its grid alone.
 
@@ -158,7 +189,8 @@ def expand(sweep: SweepSpecification) -> list[Cell]:
     for seed in sweep.seeds:
         for point in points:
             cell = maker.make(len(cells) + 1, point, seed)
-            cells.setdefault(cell.id, cell)
+            for each in [] if cell.id in cells else [cell, *maker.tests(cell)]:
+                cells.setdefault(each.id, replace(each, number=len(cells) + 1))
     _check_label(sweep, list(cells.values()))
     return list(cells.values())
 

@@ -48,7 +48,7 @@ class Sweep:
         self.output = specification.output
         expanded = expand(specification)
         self.cells = [] if specification.search is not None else expanded
-        columns = [*SWEEP_COLUMNS, *specification.axes, *specification.metrics]
+        columns = [*SWEEP_COLUMNS, *specification.columns, *specification.metrics]
         self.table = ResultTable(specification.results / "results.csv", columns)
         self._console = console or Console()
         self.runner = CellRunner(specification, self.table, runner or run_child, self._console, self.title, self.say)
@@ -136,6 +136,8 @@ class Sweep:
         self._announce(selected, waiting, results)
         failed, busy = 0, []
         for position, cell in enumerate(waiting):
+            if not self._has_student(cell):
+                continue
             try:
                 settled = self.runner.settle(cell, seen[cell.id])
             except FolderBusy:
@@ -148,7 +150,15 @@ class Sweep:
         if busy := [cell for cell in busy if self.status(cell, results) not in skipped]:
             numbers = ", ".join(str(cell.number) for cell in busy)
             self.say(f"at work elsewhere (another worker, or a run that a killed one left behind): cells {numbers}")
+        if untested := [cell for cell in waiting if self.status(cell, results) == "to run" and cell not in busy]:
+            numbers = ", ".join(str(cell.number) for cell in untested)
+            self.say(f"not tested, since the run of their student has not come to its end: cells {numbers}")
         return failed
+
+    def _has_student(self, cell: Cell) -> bool:
+        """Whether the run has ended whose student a cell tests; true of a run."""
+        rows = [row for row in self.table.rows() if row.get("cell") == cell.of] if cell.test is not None else []
+        return cell.test is None or (bool(rows) and rows[-1]["status"] == "ok")
 
     def _run_searches(self, skipped: set[str], only: int | None) -> int:
         search = self.specification.search
@@ -224,7 +234,8 @@ class Sweep:
         if remaining and seconds:
             eta = f"  ETA {duration(remaining * sum(seconds) / len(seconds))}"
         outcome = f"accuracy {row['accuracy']:.4f}" if row["status"] == "ok" else f"failed: {row['reason']}"
-        if missing := [metric for metric in self.specification.metrics if row["status"] == "ok" and metric not in row]:
+        wanted = self.specification.metrics if row["status"] == "ok" and cell.test is None else ()
+        if missing := [metric for metric in wanted if metric not in row]:
             outcome += f" (no {', '.join(missing)} in summary.json)"
         self.say(f"{self.title(cell)}  {outcome}  {duration(row['seconds'])}{eta}")
 

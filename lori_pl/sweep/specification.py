@@ -31,6 +31,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
       seed: 0
       storage: null                     # where workers share the trials: a journal file in OUTPUT, or a database's URL
       space: {}                         # as under random
+    tests: {latents: [1, 3, 8]}         # `test` of each run's student with every combination of these flags: a row
+                                        # each, whose name is the run's with [latents=3] behind it
     seeds: [0, 1, 2]                    # default: [0]; each cell is run with each, --seed_everything
     label: "{method}_r{model.rank}"     # names the rows; {method} is the name in the run's summary.json, {name} the
                                         # sweep's, {config} the varied files' stems, {KEY} any varied or fixed value
@@ -69,7 +71,7 @@ SAMPLERS = ("tpe", "random", "gp", "qmc")
 """Optuna's samplers that a search may name."""
 
 _FIELDS = (
-    *("name", "output", "results", "configs", "fixed", "grid", "variants", "random", "search"),
+    *("name", "output", "results", "configs", "fixed", "grid", "variants", "random", "search", "tests"),
     *("seeds", "label", "metrics", "reuse", "compare"),
 )
 _OF_THE_SWEEP = {
@@ -125,6 +127,7 @@ class SweepSpecification:
     variants: dict[str, dict[str, Any]]
     random: RandomSearch | None
     search: Search | None
+    tests: dict[str, list[Any]]
     seeds: tuple[int, ...]
     label: str | None
     metrics: tuple[str, ...]
@@ -133,8 +136,13 @@ class SweepSpecification:
 
     @property
     def axes(self) -> list[str]:
-        """The keys that vary, grid first."""
+        """The keys that vary among runs, grid first."""
         return [*self.grid, *([VARIANT_AXIS] if self.variants else []), *self.space]
+
+    @property
+    def columns(self) -> list[str]:
+        """The keys that vary among rows: those of runs, and those of tests of their students."""
+        return [*self.axes, *self.tests]
 
     @property
     def space(self) -> dict[str, Interval | list[Any]]:
@@ -173,7 +181,7 @@ class _Reader:
             if field not in _FIELDS:
                 self.fail(str(field), f"unknown field; known are {', '.join(_FIELDS)}")
         name = self.text("name") or self.path.stem
-        grid = self.grid()
+        grid, tests = self.grid("grid"), self.grid("tests")
         random = self.random()
         fixed = self.flags("fixed")
         configs = self.texts("configs")
@@ -191,9 +199,13 @@ class _Reader:
             self.fail(f"{kind}.space.{CONFIG_AXIS}", "config files vary under 'grid' only")
         variants = self.variants()
         varied = {key: None for flags in variants.values() for key in flags}
-        for key in [*grid, *space, *varied]:
-            if sum(key in part for part in (fixed, grid, varied, space)) > 1:
-                self.fail(key, f"given more than once among 'fixed', 'grid', 'variants' and '{kind}.space'; keep one")
+        parts = (fixed, grid, varied, tests, space)
+        for key in [key for part in parts[1:] for key in part]:
+            if sum(key in part for part in parts) > 1:
+                named = f"'fixed', 'grid', 'variants', 'tests' and '{kind}.space'"
+                self.fail(key, f"given more than once among {named}; keep one")
+        if search is not None and tests:
+            self.fail("tests", "the trials of a search are not tested again; give what it found a sweep of its own")
         for folder in self.texts("reuse"):
             if not (Path(folder) / "results.csv").is_file():
                 self.fail("reuse", f"{folder} holds no results.csv")
@@ -212,6 +224,7 @@ class _Reader:
             variants=variants,
             random=random,
             search=search,
+            tests=tests,
             seeds=self.seeds(),
             label=self.text("label"),
             metrics=metrics,
@@ -254,7 +267,7 @@ class _Reader:
             place = f"{field}.{key}"
             if not isinstance(key, str) or not key or key.startswith("-") or any(c in "= \n\t" for c in key):
                 self.fail(place, "expected a flag of the command line without its dashes, such as trainer.max_steps")
-            if key == VARIANT_AXIS or (key == CONFIG_AXIS and field.startswith("variants")):
+            if key == VARIANT_AXIS or (key == CONFIG_AXIS and field.startswith(("variants", "tests"))):
                 self.fail(
                     place, "no flag: sets of flags stand under 'variants', config files under 'configs' and 'grid'"
                 )
@@ -264,11 +277,11 @@ class _Reader:
                 self.fail(place, "not a flag of the command line but a column of the results")
         return flags
 
-    def grid(self) -> dict[str, list[Any]]:
-        grid = self.flags("grid")
+    def grid(self, field: str) -> dict[str, list[Any]]:
+        grid = self.flags(field)
         for key, values in grid.items():
             if not isinstance(values, list) or not values:
-                self.fail(f"grid.{key}", f"expected a list of at least one value, got {values!r}")
+                self.fail(f"{field}.{key}", f"expected a list of at least one value, got {values!r}")
             if key == CONFIG_AXIS and not all(isinstance(v, str) or _are_texts(v) for v in values):
                 self.fail(f"grid.{key}", "expected config files, or lists of them")
         return grid

@@ -177,6 +177,10 @@ def test_outcomes_count_each_problem_and_projections_are_fitted_on_the_other_hal
     assert run.swap(None).donated.all()
     monkeypatch.undo()
     assert swapped.donated is not None
+    # by chance, too: problems share answers
+    gold = [problems[donor[i]].answer for i in range(9)]
+    assert base.donated.tolist() == [same_answer(text, answer) for text, answer in zip(texts, gold, strict=True)]
+    assert base.summary(base.correct)["answers_of_the_other_problem"] == pytest.approx(base.donated.mean())
     moments = run.moments()
     halves = [
         np.concatenate([r for r, h in zip(plan.batches, plan.halves, strict=True) if h == half]) for half in (0, 1)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from lori_pl.analysis import spectra
 from lori_pl.analysis.spectra import GROUPS, Spectrum, permuted_entries, trajectory_spectra
 from lori_pl.errors import LoriError
 
@@ -117,6 +118,26 @@ def test_permuted_entries_keep_each_entrys_values_and_lose_what_they_share():
     old, new = (states.transpose(1, 2)[mask].sort(0).values for states in (hidden, mixed))
     assert torch.equal(old, new)
     assert torch.equal(mixed.transpose(1, 2)[~mask], hidden.transpose(1, 2)[~mask])
+
+
+def test_permuted_entries_are_the_same_whatever_the_batches(monkeypatch):
+    """Of one problem at a time, a permutation would keep what the problem's tokens have in common."""
+    generator = torch.Generator().manual_seed(0)
+    # each problem has a place of its own along one direction, and its tokens are near it
+    place = torch.randn(300, 1, 1, 1, generator=generator) * torch.ones(1, LAYERS, 4, HIDDEN)
+    hidden = place + 0.1 * torch.randn(300, LAYERS, 4, HIDDEN, generator=generator)
+    mask = torch.ones(300, 4, dtype=torch.bool)
+    mask[::2, 3] = False
+    alone = [(hidden[i : i + 1], mask[i : i + 1]) for i in range(300)]
+    one = [states for states, _ in permuted_entries([(hidden, mask)], 0)]
+    many = [states for states, _ in permuted_entries(alone, 0)]
+    assert torch.equal(torch.cat(many), torch.cat(one))
+    found = trajectory_spectra(lambda: permuted_entries(alone, 0))
+    assert min(each.effective_rank for each in found.by_layer) > HIDDEN - 0.1
+    # memory comes first: of states so large each batch is permuted by itself
+    monkeypatch.setattr(spectra, "_POOL_ELEMENTS", LAYERS * HIDDEN)
+    by_itself = trajectory_spectra(lambda: permuted_entries(alone, 0))
+    assert max(each.effective_rank for each in by_itself.by_layer) < 2
 
 
 def test_nothing_to_measure():

@@ -69,6 +69,17 @@ def test_chosen_tokens_are_those_of_the_trajectory():
         torch.testing.assert_close(some, every[:, place], atol=1e-5, rtol=1e-4)
 
 
+def test_chosen_tokens_are_the_same_ones_where_the_order_is_shuffled():
+    reasoner, problems = thinker("words"), world(6, min_steps=3)
+    chosen = reader(reasoner, problems, "step_results")
+    mixed = rows_of(chosen.states("shuffled", np.arange(6), 4))
+    straight = rows_of(chosen.states("rationale", np.arange(6)))
+    for one, given in zip(mixed, straight, strict=True):
+        # layer 0 are the embeddings of the very tokens; what was read of them is not
+        torch.testing.assert_close(one[0].sort(0).values, given[0].sort(0).values)
+        assert not torch.allclose(one[-1].sort(0).values, given[-1].sort(0).values, atol=1e-3)
+
+
 @pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause"])
 def test_latent_states_are_those_of_a_full_pass(reasoning):
     reasoner, problems = thinker(reasoning), world(4)

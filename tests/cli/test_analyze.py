@@ -102,6 +102,7 @@ def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
     events.Reload()
     assert {tag.removeprefix("analysis/") for tag in events.Tags()["images"]} == pictures
     assert "student: latents" in shown
+    assert "the other problem's answer:" in shown
     assert "without a change" in shown
     # a second run into it is refused before anything is read
     assert analyze(world, "LoRi", "nowhere.ckpt", **lori_of(teacher)) == 2
@@ -135,16 +136,40 @@ def test_a_student_that_reasons_in_words(world, teacher):
     assert "reasons by 'words'" in found["latents"]["left_out"][0]
 
 
+GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+OTHERS = {
+    "Pause": {"latents": 2},
+    "PCCoT": {"latents": 4, "passes": 2},
+    "KaVa": {"latents": 4, "passes": 2},
+    "SIMCoT": {"latents": 2},
+    "Coconut": {"stages": {"steps": 2}, "latents_a_step": 1, "latent_stages": 2},
+    "LoRi": LORI_TERMS,
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["Pause", "PCCoT"])
-def test_other_latents(world, teacher, method):
-    of_pccot = {"backbone": {}, "teacher": {"name": teacher}}
-    arguments = {"latents": 2, **({"backbone": {"name": teacher}} if method == "Pause" else of_pccot)}
-    assert world.fit(method, "run", "--test_after_fit", "false", **arguments) == 0
-    assert analyze(world, method, world.folder / "run" / "student", "--problems", "6", **arguments) == 0
-    found = read(world)
-    changed = {(each["intervention"], each["latent"]): each["accuracy"] for each in found["latents"]["interventions"]}
-    assert changed["none", "all"] == changed["rank 32", "all"] == found["accuracy"]["value"]
+@pytest.mark.parametrize(
+    ("method", "config"), [*((method, None) for method in OTHERS), ("LoRi", GPT2), ("PCCoT", GPT2)]
+)
+def test_other_latents(world, teacher, method, config):
+    """A folder and a checkpoint answer as the run's own test, and a projection on everything changes nothing."""
+    if config is not None:
+        assert world.fit("ExplicitCoT", "teacher", backbone={"tokenizer": "synthetic", "config": config}) == 0
+        teacher = str(world.folder / "teacher" / "student")
+    of_teacher = (
+        {"backbone": {"name": teacher}} if method == "Pause" else {"backbone": {}, "teacher": {"name": teacher}}
+    )
+    arguments = {**of_teacher, **OTHERS[method], "max_new_tokens": 4}
+    assert world.fit(method, "run", "--trainer.max_steps", "6", **arguments) == 0
+    summary = json.loads((world.folder / "run" / "summary.json").read_text())["test_sets"]["test"]
+    for place in ("student", "checkpoints/best.ckpt"):
+        out = place.replace("/", "_")
+        assert analyze(world, method, world.folder / "run" / place, out=out, **arguments) == 0
+        found = read(world, out)
+        assert found["accuracy"]["value"] == pytest.approx(summary["accuracy"])
+        changed = {(each["intervention"], each["latent"]): each for each in found["latents"]["interventions"]}
+        assert changed["none", "all"]["accuracy"] == changed["rank 32", "all"]["accuracy"] == found["accuracy"]["value"]
+        assert {n for n in numbers(found) if isinstance(n, float) and not math.isfinite(n)} == set()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import BACKBONE, SOURCE
 from failing import fails, message
 
@@ -16,6 +17,8 @@ from lori_pl.cli import main
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import synthetic_tokenizer
+from lori_pl.methods.teachers import check_config
+from lori_pl.models.backbone import Backbone
 
 
 def test_no_command_and_unknown_command(capsys):
@@ -106,6 +109,13 @@ def test_other_shapes_under_shared(world, capsys, lori_args):
     fails(world, capsys, "32", "16", "learned", method="LoRi", **arguments)
 
 
+def test_a_student_of_another_shape_than_the_teacher_that_it_starts_from(world, capsys, lori_args):
+    check_config(BACKBONE["config"], Backbone(**lori_args["teacher"]))
+    small = {"config": {**BACKBONE["config"], "hidden_size": 16}}
+    words = "config.hidden_size is 16, but the student starts from the teacher's weights, where it is 32"
+    fails(world, capsys, words, "student_init to base", method="LoRi", **(lori_args | {"backbone": small}))
+
+
 def test_negative_latents(world, capsys, lori_args):
     fails(world, capsys, "latents is -1", method="LoRi", **(lori_args | {"latents": -1}))
 
@@ -180,6 +190,28 @@ def test_numbers_out_of_range(world, capsys, lori_args, flag, value):
 def test_processes_that_take_the_model_with_them(world, capsys):
     flags = ["--trainer.strategy", "ddp_fork", "--trainer.devices", "2"]
     fails(world, capsys, "trainer.strategy ddp_fork", "use ddp", flags=flags, backbone=BACKBONE)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}])
+def test_lightnings_own_fsdp(world, capsys, strategy):
+    flags = ["--config", world.config("strategy", {"trainer": {"strategy": strategy, "devices": 2}})]
+    fails(world, capsys, "trainer.strategy fsdp", "take sharded", flags=flags, backbone=BACKBONE)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("strategy", "ddpp", r"strategy ddpp.*invalid strategy name"),
+        pytest.param(
+            "accelerator",
+            "gpu",
+            "accelerator gpu.*No supported gpu backend found.*configs/trainer/cpu.yaml",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_no_trainer_can_be_made(world, capsys, flag, value, words):
+    fails(world, capsys, words, flags=[f"--trainer.{flag}={value}"], backbone=BACKBONE)
 
 
 def test_row_of_a_preview(world, capsys):

@@ -97,7 +97,8 @@ def test_every_cell_parses(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: 
 
 def parse_cell(parse: Parse, cell: Cell) -> None:
     command = cell.command(Path("unused"))
-    flags = [argument for argument in command[command.index("fit") + 1 :] if not argument.startswith("--config=")]
+    first = command.index("fit" if cell.test is None else "test") + 1  # both take the same flags
+    flags = [argument for argument in command[first:] if not argument.startswith("--config=")]
     check_stages(parse(*(Path(config).resolve() for config in cell.configs), *flags))
 
 
@@ -233,23 +234,63 @@ def test_svamp_changes_the_test_set_only(parse: Parse):
     assert all(key.startswith("data.test_sources") for key in changed)
 
 
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """What `fit` prints of the arguments, which come behind some files: one line."""
+    monkeypatch.setattr(sys, "argv", ["lori_pl"])
+    files = [LORI, "model/gpt2.yaml", "data/gsm8k.yaml"]
+    assert main(["fit", *(f"--config={CONFIGS / file}" for file in files), *arguments]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert error.startswith("error: ")
+    return error
+
+
 @pytest.mark.parametrize(
-    ("content", "key"),
+    ("content", "key", "line"),
     [
-        ("modle: {latents: 3}", "modle"),
-        ("trainer: {max_step: 3}", "max_step"),
-        ("model: {init_args: {backbone: {lora: {rnk: 3}}}}", "rnk"),
-        ("model: {init_args: {alignment: {init_args: {rank: 3}}}}", "rank"),
+        ("modle: {latents: 3}", "modle", 1),
+        ("# steps\ntrainer: {max_step: 3}", "max_step", 2),
+        ("model: {init_args: {backbone: {lora: {rnk: 3}}}}", "rnk", 1),
+        (
+            "model:\n  init_args:\n    backbone: {lora: {rank: 3}}\n    alignment: {init_args: {rank: 3}}",
+            "rank",
+            4,
+        ),
+        ("data:\n  batch_size: many", "data.batch_size", 2),
+        ("model:\n  init_args:\n    alignment:\n      init_args: {rank_hidden: [3]}", "rank_hidden", 4),
     ],
 )
-def test_unknown_key_is_one_line_that_names_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, content: str, key: str
+def test_what_is_wrong_with_a_key_is_one_line_that_names_it_and_its_file(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    key: str,
+    line: int,
 ):
-    monkeypatch.setattr(sys, "argv", ["lori_pl"])
     later = tmp_path / "later.yaml"
     later.write_text(content)
-    files = [LORI, "model/gpt2.yaml", "data/gsm8k.yaml"]
-    assert main(["fit", *(f"--config={CONFIGS / file}" for file in files), f"--config={later}"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert re.search(rf"\b{key}\b", error)
+    error = refused(capsys, monkeypatch, "--config", str(later), f"--config={CONFIGS / 'trainer/cpu.yaml'}")
+    assert re.search(rf"\b{re.escape(key)}\b", error)
+    assert f"({later}, line {line})" in error
+
+
+def test_a_flag_is_not_looked_for_in_files(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    error = refused(capsys, monkeypatch, "--data.batch_size=many")
+    assert "data.batch_size" in error
+    assert ".yaml" not in error
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [1\n b: 2", "later.yaml, line 2: this config is no YAML"),
+        (b"- 1", "later.yaml: a config is a mapping .* a list"),
+        (b"\xff\x00", "later.yaml: this config is no YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+):
+    later = tmp_path / "later.yaml"
+    later.write_bytes(content)
+    assert re.search(words, refused(capsys, monkeypatch, "--config", str(later)))

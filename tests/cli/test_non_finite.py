@@ -47,12 +47,26 @@ def records(world, root: str) -> list[dict]:
 @pytest.mark.parametrize(("gradient_alone", "what"), [(False, "loss 'task'"), (True, "gradient")])
 def test_a_run_stops_and_lists_the_problems(world, capsys, monkeypatch, gradient_alone, what):
     seen = poison(monkeypatch, {3}, gradient_alone)
-    fails(world, capsys, f"the {what} is not finite at step 3", "non_finite.jsonl", flags=FLAGS, backbone=BACKBONE)
+    fails(
+        world,
+        capsys,
+        f"the {what} is not finite at step 3; the last",
+        "non_finite.jsonl",
+        flags=FLAGS,
+        backbone=BACKBONE,
+    )
     (record,) = records(world, "run")
     assert record["problems"] == seen[2]
     assert (record["step"], record["rank"]) == (3, 0)
     assert ("gradient" if gradient_alone else "task") in record["parts"]
     assert checkpoint(world.folder / "run")["global_step"] == 2
+
+
+def test_without_a_checkpoint_none_is_said_to_be_kept(world, capsys, monkeypatch):
+    poison(monkeypatch, {1})
+    words = ("loss 'task' is not finite at step 1; no checkpoint was due", "lower the learning rate")
+    fails(world, capsys, *words, flags=FLAGS, backbone=BACKBONE)
+    assert not list((world.folder / "run").rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize("gradient_alone", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -17,13 +18,14 @@ ONE_AND_MORE = ["--data.source.test", "17"]  # an uneven last batch
 
 pytestmark = pytest.mark.distributed
 # Adam would make steps of the rounding in a gradient that is zero
+DIVIDING = ["sharded", "fsdp1"]
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1", "--trainer.max_steps=10"]
 
 
-def train_in_two(world, method, *flags, strategy="ddp", **init_args) -> None:
+def train_in_two(world, method, *flags, strategy="ddp", batch=4, **init_args) -> None:
     """A run in the folder ``two``, whose processes share the batches of a run in one."""
     run = ["fit", "--config", world.config("base", BASE), "--config", world.method(method, **init_args), *flags]
-    run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--data.batch_size=4"]
+    run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", f"--data.batch_size={batch}"]
     command = [sys.executable, "-m", "lori_pl", *run, f"--trainer.default_root_dir={world.folder / 'two'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -62,35 +64,38 @@ def test_a_peer(world, teacher, name):
 
 
 @pytest.mark.parametrize(
-    ("factors", "scope", "student_init"),
+    ("strategy", "factors", "scope", "student_init"),
     [
-        ("shared", "problem", "teacher"),
-        pytest.param("learned", "batch", "base", marks=pytest.mark.slow),
+        ("sharded", "shared", "problem", "teacher"),
+        pytest.param("sharded", "learned", "batch", "base", marks=pytest.mark.slow),
+        ("fsdp1", "learned", "problem", "teacher"),
+        pytest.param("fsdp1", "shared", "batch", "base", marks=pytest.mark.slow),
     ],
 )
-def test_lori_sharded(world, lori_args, factors, scope, student_init):
-    """Weights, gradients and moments in parts (FSDP2): student, terms and teacher."""
+def test_lori_sharded(world, lori_args, strategy, factors, scope, student_init):
+    """Weights, gradients and moments in parts (FSDP2, FSDP1): student, terms and teacher."""
     flags = ["--model.alignment.student_factors", factors, "--model.alignment.scope", scope, *SGD, *ONE_AND_MORE]
     arguments = {**lori_args, "student_init": student_init}
     if student_init == "base":
         arguments["backbone"] = BACKBONE
     assert world.fit("LoRi", "one", *flags, **arguments) == 0
-    train_in_two(world, "LoRi", *flags, strategy="sharded", **arguments)
+    train_in_two(world, "LoRi", *flags, strategy=strategy, **arguments)
     assert_equal_runs(world)
 
 
 @pytest.mark.slow
-def test_measuring_with_batches_of_unequal_number_sharded(world, lori_args):
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_measuring_with_batches_of_unequal_number_sharded(world, lori_args, strategy):
     """One process has two, the other one: the passes over the teacher's weights are still everyone's."""
     flags = [*SGD, "--data.eval_batch_size=8", *ONE_AND_MORE]
     arguments = {**lori_args, "statistics_problems": 17}
     assert world.fit("LoRi", "one", *flags, **arguments) == 0
-    train_in_two(world, "LoRi", *flags, strategy="sharded", **arguments)
+    train_in_two(world, "LoRi", *flags, strategy=strategy, **arguments)
     assert_equal_runs(world)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
 def test_a_step_that_is_no_number_in_one_process_is_left_out_of_all(world, strategy):
     """Gradients come together before anybody looks at them."""
     script = world.folder / "poisoned.py"
@@ -131,7 +136,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
 @pytest.mark.parametrize("factors", ["shared", "learned"])
 def test_lori_from_a_cache(world, lori_args, strategy, factors):
     """No process has a teacher."""
@@ -147,26 +152,99 @@ def test_lori_from_a_cache(world, lori_args, strategy, factors):
 
 
 @pytest.mark.slow
-def test_adapters_sharded(world, lori_args):
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_adapters_sharded(world, lori_args, strategy):
     """A frozen base, adapters and the markers' own rows."""
     arguments = {**lori_args, "backbone": {"lora": {"rank": 4, "dropout": 0.0}}}
     assert world.fit("LoRi", "one", *SGD, *ONE_AND_MORE, **arguments) == 0
-    train_in_two(world, "LoRi", *SGD, *ONE_AND_MORE, strategy="sharded", **arguments)
+    train_in_two(world, "LoRi", *SGD, *ONE_AND_MORE, strategy=strategy, **arguments)
     assert_equal_runs(world)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--model.backbone.dtype=bfloat16"],
+            "all weights of layer 1 .* must be of one type: .*take trainer.strategy sharded",
+        ),
+        (["--trainer.strategy.cpu_offload=true"], "cpu_offload is for GPUs"),
+    ],
+)
+def test_what_fsdp1_does_not_take(world, teacher, flags, said):
+    backbone = {"name": teacher, "lora": {"rank": 4, "dropout": 0.0}}
+    run = ["fit", "--config", world.config("base", BASE), "--config", world.method("NoCoT", backbone=backbone)]
+    run += [
+        "--trainer.strategy=lori_pl.sharding.FSDP1Strategy",
+        "--trainer.strategy.timeout_minutes=5",
+        "--trainer.devices=2",
+        *flags,
+        f"--trainer.default_root_dir={world.folder / 'run'}",
+    ]
+    command = [sys.executable, "-m", "lori_pl", *run]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode != 0
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_a_process_without_a_gradient_answers_the_others(world, strategy):
+    """FSDP1 cuts a layer's weights in a row: with few adapters one process has frozen ones alone."""
+    backbone = {**BACKBONE, "lora": {"rank": 4, "dropout": 0.0, "targets": ["q_proj"]}}
+    flags = [*SGD, *ONE_AND_MORE, "--non_finite.policy=skip"]
+    assert world.fit("NoCoT", "one", *flags, backbone=backbone) == 0
+    train_in_two(world, "NoCoT", *flags, strategy=strategy, backbone=backbone)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_accumulated_with_recomputed_layers_in_parts(world, lori_args, strategy):
+    flags = [*SGD, *ONE_AND_MORE]
+    assert world.fit("LoRi", "one", *flags, **lori_args) == 0
+    more = ["--trainer.accumulate_grad_batches=2", "--model.backbone.gradient_checkpointing=true"]
+    train_in_two(world, "LoRi", *flags, *more, strategy=strategy, batch=2, **lori_args)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_half_precision_in_parts(world, lori_args, strategy):
+    """As near to one process as bfloat16 lets it be."""
+    flags = [*SGD, *ONE_AND_MORE, "--trainer.precision=bf16-mixed", "--trainer.max_steps=3"]
+    assert world.fit("LoRi", "one", *flags, **lori_args) == 0
+    train_in_two(world, "LoRi", *flags, strategy=strategy, **lori_args)
+    one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0.02, atol=0.005, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
 @pytest.mark.parametrize("name", ["ExplicitCoT", "NoCoT", "Pause", *PEERS])
-def test_another_method_sharded(world, teacher, name):
+def test_another_method_sharded(world, teacher, name, strategy):
     settings = arguments(name, teacher) if name in PEERS else {"backbone": {"name": teacher}}
     flags = [*SGD, *ONE_AND_MORE]
     assert world.fit(name, "one", *flags, **settings) == 0
-    train_in_two(world, name, *flags, strategy="sharded", **settings)
+    train_in_two(world, name, *flags, strategy=strategy, **settings)
     assert_equal_runs(world)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), [(None, "sharded"), ("sharded", None), ("sharded", "sharded")])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (None, "sharded"),
+        ("sharded", None),
+        ("sharded", "sharded"),
+        (None, "fsdp1"),
+        ("fsdp1", "sharded"),
+        ("fsdp1", "fsdp1"),
+    ],
+)
 def test_a_run_goes_on_under_another_strategy(world, lori_args, first, second):
     """With AdamW's moments, which a sharded run holds in parts."""
     adam = ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.init_args.eps=0.01"]
@@ -184,8 +262,38 @@ def test_a_run_goes_on_under_another_strategy(world, lori_args, first, second):
     assert one.keys() == two.keys()
     for number, state in one.items():
         for key, value in state.items():
-            torch.testing.assert_close(two[number][key], value, rtol=1e-3, atol=1e-5, msg=f"{number} {key}")
+            torch.testing.assert_close(
+                two[number][key],
+                value,
+                rtol=1e-3,
+                atol=1e-5,
+                msg=lambda text, place=f"{number} {key}": f"{place}: {text}",
+            )
     assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_a_folder_is_tested_in_parts(world, lori_args, strategy):
+    """The first process alone reads it."""
+    assert world.fit("LoRi", "run", *SGD, *ONE_AND_MORE, **lori_args) == 0
+    student = world.folder / "run" / "student"
+    test = [
+        "test",
+        "--config",
+        world.config("base", BASE),
+        "--config",
+        world.method("LoRi", **lori_args),
+        *ONE_AND_MORE,
+    ]
+    test += [f"--ckpt_path={student}", f"--trainer.strategy={strategy}", "--trainer.devices=2"]
+    command = [sys.executable, "-m", "lori_pl", *test, f"--trainer.default_root_dir={world.folder / 'parts'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("run", "parts"))
+    assert two.ids == one.ids
+    for label, bits in one.bits.items():
+        assert (two.bits[label] == bits).all()
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
+        ("fit", ["usage: python -m lori_pl [options] fit ", "--test_after_fit ", "--data.source "]),
         ("export", ["--ckpt_path FILE ", "--folder OUT ", "--apart ", "lori_pl fit --help"]),
         ("preview", ["--row N ", "lori_pl fit --help"]),
         ("cache", ["--folder DIR ", "--dtype ", "--shard_problems N ", "lori_pl fit --help"]),

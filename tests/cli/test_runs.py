@@ -63,7 +63,9 @@ def test_every_part_of_the_loss_and_the_diagnostics_are_logged(world, lori_args)
     (metrics,) = (world.folder / "csv").rglob("metrics.csv")
     header = metrics.read_text().splitlines()[0].split(",")
     wanted = {"train/task", "train/mean", "train/covariance", "train/anchor", "val/accuracy", "val/accuracy_steps_1"}
-    wanted |= {"speed/problems_per_second", "alignment/orthonormality_error", "alignment/student_energy_share"}
+    wanted |= {"speed/problems_per_second", "speed/tokens_per_second"}
+    alignment = ("orthonormality_error", "student_energy_share", "energy_layers", "energy_hidden", "energy_core")
+    wanted |= {f"alignment/{name}" for name in alignment}
     assert wanted <= set(header), wanted - set(header)
     assert any(name.startswith("gradient_norm/thought") for name in header)
 

@@ -294,6 +294,26 @@ def test_multiplication_files(tmp_path):
     error(lambda: Multiplication(str(tmp_path)).load("train"), "line 1", "field 'question'", "digits apart")
 
 
+def test_multiplication_is_generated_beside_files_without_their_pairs(tmp_path):
+    held_out = Multiplication(digits=2, train_size=10, validation_size=1500, test_size=1500, seed=3)
+    for name, split in (("valid", "validation"), ("test", "test")):
+        problems = held_out.load(split).problems
+        lines = [f"{p.question}||{' '.join(p.steps)} #### {p.answer}" for p in problems]
+        (tmp_path / f"2x2_{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    source = Multiplication(str(tmp_path), digits=2, train_size=1000, generate_train=True)
+    splits = {split: source.load(split).problems for split in ("train", "validation", "test")}
+    assert [len(problems) for problems in splits.values()] == [1000, 1500, 1500]
+    assert [p.answer for p in splits["test"]] == [p.answer for p in held_out.load("test").problems]
+    pairs = [operands(problem) for problems in splits.values() for problem in problems]
+    assert len(set(pairs)) == 4000
+    assert source.load("train").problems == splits["train"]
+    # 90 numbers make 4,095 pairs
+    more = Multiplication(str(tmp_path), digits=2, train_size=1096, generate_train=True)
+    error(lambda: more.load("train"), "1096 training problems", "1095 pairs", "train_size")
+    other = Multiplication(str(tmp_path), digits=3, train_size=10, generate_train=True)
+    error(lambda: other.load("train"), "no product of 3-digit numbers", "set digits")
+
+
 def test_multiplication_errors():
     error(lambda: Multiplication(digits=0), "digits is 0")
     error(lambda: Multiplication(test_size=-1), "test_size is -1")

@@ -10,6 +10,7 @@ from lori_pl.data.sources import (
     GSM8K,
     JSONL,
     SOURCES,
+    SVAMP,
     GSM8KAug,
     Hub,
     ProsQA,
@@ -74,6 +75,8 @@ def test_json_list_errors(tmp_path):
 def test_missing_files(tmp_path):
     error(lambda: GSM8K(str(tmp_path)).load("train"), "no train file", tmp_path, "train.jsonl")
     error(lambda: GSM8K(str(tmp_path / "none")).load("test"), "no folder", tmp_path / "none", "test.jsonl")
+    for source in (JSONL, SVAMP):  # these take a file as well
+        error(lambda source=source: source(str(tmp_path / "none")).load("test"), "no file or folder", tmp_path / "none")
     error(lambda: GSM8K().load("test"), "no path given")
     error(lambda: GSM8K(str(tmp_path)).load("dev"), "no split 'dev'", "train, validation, test")
     error(lambda: GSM8K().read(tmp_path / "none.jsonl"), "no file", tmp_path / "none.jsonl")
@@ -90,6 +93,7 @@ def test_options(tmp_path):
     error(lambda: load_problems("gsm9k", tmp_path), "gsm9k", "gsm8k, gsm8k_aug, gsm_hard")
     error(lambda: load_problems("synthetic", "some.txt"), "synthetic", "path")
     error(lambda: load_problems("synthetic"), "reads no files", "split")
+    error(lambda: load_problems("gsm8k", None), "no path given", "file", "split")
     error(lambda: load_problems("prosqa", tmp_path, "test", colour=1), "prosqa", "colour")
 
 

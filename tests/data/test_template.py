@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lori_pl.data.problem import Problem
+from lori_pl.data.sources.multiplication import multiplication_problem
 from lori_pl.data.synthetic import synthetic_problems, vocabulary
 from lori_pl.data.template import _LAST_WORD, _RESULT, Encoder, Template
 from lori_pl.data.tokenizer import cuts_at_spaces, load_tokenizer, read_tokenizer, same_tokens, synthetic_tokenizer
@@ -56,6 +57,14 @@ def test_loading_is_the_same_every_time_and_adds_markers_on_demand():
     assert {k: v for k, v in marked.get_vocab().items() if k in plain.get_vocab()} == plain.get_vocab()
     assert marked("4 <bot> 5")["input_ids"][1] == marked.convert_tokens_to_ids("<bot>")
     assert (plain.pad_token_id, plain.eos_token_id) == (0, 1)
+
+
+def test_every_digit_and_symbol_of_a_product_is_one_token():
+    tokenizer = load_tokenizer("digits", False)
+    problem = multiplication_problem(2365, 4347, 4)
+    text = f"{problem.question} {' '.join(problem.steps)} #### {problem.answer}"
+    assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"]) == text.split()
+    assert cuts_at_spaces(tokenizer)
 
 
 @pytest.mark.parametrize("markers", [True, False])

@@ -16,7 +16,7 @@ from lori_pl.models.backbone import Backbone, LoRA
 def build(**settings):
     torch.manual_seed(0)
     template = Template(drop_last_step=settings.pop("drop_last_step", False))
-    backbone = Backbone(tokenizer="synthetic", config=TINY, lora=settings.pop("lora", None))
+    backbone = Backbone(tokenizer="synthetic", config=settings.pop("config", TINY), lora=settings.pop("lora", None))
     method = CODI(backbone, **{"student_init": "base", "latents": 3, "gamma": 2.5, "template": template} | settings)
     method.configure_model()
     return method
@@ -42,6 +42,14 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, peer_compa
         if one is not None:
             assert_close(one, other, atol=1e-4, rtol=1e-4)
     assert all(gradient is not None for gradient in found)
+
+
+def test_a_model_whose_attention_slides_reads_the_question_twice_and_has_the_same_losses():
+    method = build(config={**TINY, "model_type": "mistral", "sliding_window": 128, "num_key_value_heads": 2})
+    batch = batch_of(method, [0, 1, 2])
+    _, parts = method.losses(batch)
+    for name, value in joint_losses(method, batch, 1).items():
+        assert_close(parts[name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_each_problems_losses_are_its_own_in_any_batch():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import importlib.util
 
 import pytest
 import torch
@@ -148,17 +148,22 @@ def test_a_folders_config_can_be_overridden(tmp_path):
     ],
 )
 def test_bad_settings_are_one_line(settings, message):
-    start = time.perf_counter()
     with pytest.raises(LoriError, match=message) as error:
         load_causal_lm(settings, load_tokenizer("synthetic", True))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
-    assert time.perf_counter() - start < 5
 
 
 def test_unsupported_attention_names_the_remedy():
     with pytest.raises(LoriError, match=r"backbone.attention 'sdpa' does not serve it, try eager"):
         load_causal_lm(Backbone(config=CONFIGS["gemma2"], attention="sdpa"), load_tokenizer("synthetic", True))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed")
+def test_attention_that_is_not_installed_names_the_remedy():
+    chosen = Backbone(config=CONFIGS["llama"], attention="flash_attention_2")
+    with pytest.raises(LoriError, match=r"backbone.attention 'flash_attention_2' does not serve it, try eager"):
+        load_causal_lm(chosen, load_tokenizer("synthetic", True))
 
 
 @pytest.mark.parametrize(
@@ -206,6 +211,8 @@ def test_unknown_override_and_lost_weights_are_one_line(tmp_path, capfd):
 def test_tokenizer_errors_are_one_line(tmp_path):
     for name, message in (
         ("nobody/nothing", "no tokenizer found at hub id or folder 'nobody/nothing'"),
+        ("runs/teacher/student", "no file or folder 'runs/teacher/student', .* model.teacher.name.* train"),
+        ("models/nothing.gguf", "no file or folder 'models/nothing.gguf'"),
         (str(tmp_path), "no tokenizer found at folder"),
     ):
         with pytest.raises(LoriError, match=message) as error:

@@ -46,6 +46,19 @@ def test_round_trip(kind, reasoning, tmp_path):
         assert loaded.tokenizer(text)["input_ids"] == made.tokenizer(text)["input_ids"]
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("reasoning", ["latent", "parallel", "pause"])
+def test_on_the_meta_device_it_has_everything_but_weights(kind, reasoning, tmp_path):
+    """As in a process that gets its part of them from another."""
+    made = tiny_reasoner(kind, reasoning)
+    made.save_pretrained(tmp_path / "student")
+    with torch.device("meta"):
+        hollow = LatentReasoner.from_pretrained(tmp_path / "student")
+    assert all(weight.is_meta for weight in hollow.parameters())
+    shapes = [{name: weight.shape for name, weight in each.named_parameters()} for each in (made, hollow)]
+    assert shapes[0] == shapes[1]
+
+
 def test_a_second_generation_is_the_first(tmp_path):
     made = tiny_reasoner()
     made.save_pretrained(tmp_path / "one")

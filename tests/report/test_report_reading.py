@@ -13,6 +13,7 @@ from lori_pl.evaluation.claims import claim
 from lori_pl.evaluation.comparison import compare, seed_interval
 from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
+from lori_pl.report import tables
 from lori_pl.report.ablations import ablations
 from lori_pl.report.material import gather
 from lori_pl.report.reading import options
@@ -63,6 +64,23 @@ def test_a_row_is_completed_by_the_folder_of_its_cell(tmp_path):
     (tmp_path / "a" / "cells").mkdir()
     folder.rename(tmp_path / "a" / "cells" / "c0")
     assert only(gather([tmp_path / "a"])).group.runs[0].by_steps == found.by_steps
+
+
+def test_an_accuracy_on_a_further_test_set_has_its_interval(tmp_path):
+    """Of one seed over its problems, whose number is the summary's or the table's own."""
+    low, high = (f"{100 * bound:.1f}" for bound in wilson(10, 40))
+    folder = run(tmp_path / "cells" / "c0", "lori", 0, answers(0.7, 0))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["test_sets"]["svamp"]["n"] = 40
+    (folder / "summary.json").write_text(json.dumps(summary))
+    known = row("lori", 0, answers(0.7, 0), "c0") | {"test_sets.svamp.accuracy": 0.25}
+    ResultTable(tmp_path / "a" / "results.csv").append(known)
+    ResultTable(tmp_path / "b" / "results.csv").append(known | {"test_sets.svamp.n": 40})
+    for folders in ([folder], [tmp_path / "a", folder], [tmp_path / "b"]):
+        table = tables.methods(only(gather(folders)))
+        assert table.rows[0][table.heads.index("svamp")] == f"25.0 ({low} to {high})"
+    table = tables.methods(only(gather([tmp_path / "a"])))
+    assert table.rows[0][table.heads.index("svamp")] == "25.0"
 
 
 def test_a_folder_that_reports_another_accuracy_than_its_row_fills_nothing_in(tmp_path):
@@ -263,6 +281,22 @@ def test_a_series_is_alike_in_all_but_one_value(tmp_path):
     assert first.seeds == 2
     best = max(found.series[1].points, key=lambda point: point.validation)
     assert found.series[1].chosen is best
+
+
+def test_tests_of_students_are_one_series_over_their_seeds(tmp_path):
+    """Each seed's test takes the weights of its own run, and a run has no value of what its tests vary."""
+    cells = [(f"lori_K{k}", s, {"model.latents": k}) for k in (3, 5) for s in (0, 1)]
+    for k, s, tested in [(k, s, tested) for k in (3, 5) for s in (0, 1) for tested in (1, 3, 5)]:
+        flags = {"model.latents": k, "ckpt_path": f"runs/K{k}_{s}/student", "latents": tested}
+        cells.append((f"lori_K{k}[latents={tested}]", s, flags))
+    by_key = {found.key: found for found in vary(tmp_path, cells)}
+    assert by_key.keys() == {"model.latents", "latents"}
+    tested = by_key["latents"].series
+    assert [(each.name, [(point.value, point.seeds) for point in each.points]) for each in tested] == [
+        (f"lori_K{k}", [("1", 2), ("3", 2), ("5", 2)]) for k in (3, 5)
+    ]
+    # the runs themselves, and their students at each number of latents
+    assert [len(each.points) for each in by_key["model.latents"].series] == [2, 2, 2, 2]
 
 
 def test_values_that_are_no_numbers(tmp_path):

@@ -21,6 +21,12 @@ import json, pathlib, sys
 flags = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
 folder, rank = pathlib.Path(flags["trainer.default_root_dir"]), int(flags["model.rank"])
 print("training with", sorted(flags))
+tests = flags.get("ckpt_path", "auto") != "auto"
+if tests:
+    rank = int((pathlib.Path(flags["ckpt_path"]) / "rank").read_text()) + int(flags["latents"])
+elif rank != 50:
+    (folder / "student").mkdir(exist_ok=True)
+    (folder / "student" / "rank").write_text(str(rank))
 if rank == 13:
     raise ValueError("rank 13 brings no luck")
 if rank == 99:
@@ -28,7 +34,8 @@ if rank == 99:
 entry = {"accuracy": rank / 100, "low": 0.01, "high": 0.2, "n": 50, "passes": 6, "milliseconds": 1.5,
          "accuracy_steps_3": 0.25}
 if rank != 77:
-    (folder / "summary.json").write_text(json.dumps({"methods": {"lori": entry}, "loss": 0.75}))
+    trained = {} if tests else {"loss": 0.75}
+    (folder / "summary.json").write_text(json.dumps({"methods": {"lori": entry}, **trained}))
 """
 
 
@@ -52,7 +59,8 @@ class Bench:
 
     def run_fake(self, line, log, keep_open=()):
         folder = log.parent
-        assert line[:4] == [sys.executable, "-m", "lori_pl", "fit"]
+        assert line[:3] == [sys.executable, "-m", "lori_pl"]
+        assert line[3] == ("test" if any(part.startswith("--ckpt_path=out/") for part in line) else "fit")
         self.ran.append(folder.name)
         self.before(folder)
         return run_child([sys.executable, "-S", "fake_run.py", *line[4:]], log)

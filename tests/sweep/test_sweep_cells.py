@@ -55,6 +55,29 @@ def test_variants_are_sets_of_flags_under_a_name(cells):
     assert {cell.id for cell in plain} < {cell.id for cell in found}
 
 
+def test_tests_of_a_student_follow_its_run(cells):
+    text = "configs: [base.yaml]\nfixed: {m.f: 3}\ngrid: {model.latents: [4, 8]}\nseeds: [5]"
+    plain = cells(text)
+    found = cells(text + "\ntests: {latents: [1, 8, 1], other: [x]}")
+    assert [cell.number for cell in found] == list(range(1, 7))
+    assert [cell.id for cell in found if cell.test is None] == [cell.id for cell in plain]
+    assert [cell.test for cell in found[:3]] == [None, {"latents": 1, "other": "x"}, {"latents": 8, "other": "x"}]
+    assert [cell.of for cell in found] == [None, plain[0].id, plain[0].id, None, plain[1].id, plain[1].id]
+    assert len({cell.id for cell in found}) == 6
+    test = found[5]
+    assert test.command(Path("out/cells") / test.id) == [
+        *(sys.executable, "-m", "lori_pl", "test", "--config=base.yaml", "--seed_everything=5"),
+        *("--m.f=3", "--model.latents=8", f"--ckpt_path=out/cells/{plain[1].id}/student", "--latents=8", "--other=x"),
+        f"--trainer.default_root_dir=out/cells/{test.id}",
+    ]
+    assert test.columns() == {"model.latents": "8", "latents": "8", "other": "x"}
+    assert test.label("{method}_K{model.latents}", "s", "lori") == "lori_K8[latents=8,other=x]"
+    assert test.label(None, "s", "lori") == "lori[latents=8][latents=8,other=x]"
+    assert test.description() == "model.latents=8 latents=8 other=x seed=5"
+    with pytest.raises(LoriError, match=r"unknown placeholder \{latents\}"):
+        cells(text + "\ntests: {latents: [1]}", "label='{method}_{model.latents}_{latents}'")
+
+
 def test_a_point_that_occurs_twice_is_one_cell(cells):
     assert [cell.point for cell in cells("configs: [base.yaml]\ngrid: {m.a: [1, 2, 1]}")] == [{"m.a": 1}, {"m.a": 2}]
 

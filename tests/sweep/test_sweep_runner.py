@@ -81,6 +81,80 @@ def test_rows_are_taken_over_only_with_all_metrics_and_a_name_of_their_own(bench
         bench.run(SWEEP, "seeds=[3]", "label='{method}_{model.rank}'", "output=third", "reuse=[taken]")
 
 
+TESTS = ["seeds=[0]", "tests={latents: [1, 2]}"]
+
+
+def test_the_student_of_a_run_is_tested_anew_in_rows_of_its_own(bench):
+    def leave(folder):
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, False], "lori", 0)
+
+    bench.before = leave
+    assert bench.run(SWEEP, *TESTS) == 0
+    rows = bench.rows()
+    assert [(row["method"], row["latents"], row["accuracy"]) for row in rows] == [
+        *[
+            ("lori[rank=4]", "", "0.04"),
+            ("lori[rank=4][latents=1]", "1", "0.05"),
+            ("lori[rank=4][latents=2]", "2", "0.06"),
+        ],
+        *[
+            ("lori[rank=8]", "", "0.08"),
+            ("lori[rank=8][latents=1]", "1", "0.09"),
+            ("lori[rank=8][latents=2]", "2", "0.1"),
+        ],
+    ]
+    assert [row["model.rank"] for row in rows] == ["4"] * 3 + ["8"] * 3
+    # a test has no metric of the training, and that is no fault
+    assert [row["loss"] for row in rows] == ["0.75", "", ""] * 2
+    assert "no loss" not in bench.printed
+    assert "test --config=base.yaml" in rows[1]["command"]
+    assert ("lori[rank=8][latents=2]", 0) in read_outcomes("out/correct.npz").bits
+    # what is there is not done again, also when the sweep grows
+    bench.run(SWEEP, "seeds=[0]", "tests={latents: [2, 7, 1]}")
+    assert [row["latents"] for row in bench.rows()[6:]] == ["7", "7"]
+    assert len(bench.ran) == 2
+    # rows of tests are taken over, too, though they lack the training's metrics
+    bench.run(SWEEP, *TESTS, "output=more", "reuse=[out]")
+    assert bench.ran == []
+    assert [row["latents"] for row in ResultTable("more/results.csv").rows()] == ["", "1", "2"] * 2
+    # nothing is chosen by a test
+    show_status(sweep := bench.sweep(SWEEP, *TESTS))
+    assert sweep.total == 6
+    assert "best: lori[rank=8], accuracy 0.08 over 1 seeds" in bench._stream.getvalue()
+
+
+def test_a_student_that_is_not_there_yet_is_not_tested(bench):
+    flags = [*TESTS, "grid.model.rank=[13, 8]"]
+    assert bench.run(SWEEP, *flags, only=2) == 0
+    assert bench.ran == []
+    assert "not tested, since the run of their student has not come to its end: cells 2" in bench.printed
+    assert bench.run(SWEEP, *flags) == 1
+    assert "not tested, since the run of their student has not come to its end: cells 2, 3" in bench.printed
+    assert [row["status"] for row in bench.rows()] == ["failed", "ok", "ok", "ok"]
+    # a run that left no student: the reason stands in the row
+    assert bench.run(SWEEP, "seeds=[1]", "tests={latents: [1]}", "grid.model.rank=[50]") == 1
+    assert "No such file" in bench.rows()[-1]["reason"]
+
+
+def test_a_test_that_was_stopped_is_made_again_and_not_gone_on_with(bench, monkeypatch):
+    flags = [*TESTS, "grid.model.rank=[8]"]
+    bench.run(SWEEP, *flags, only=1)
+
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    bench.before = interrupt
+    monkeypatch.setattr(cell_runner, "git_commit", lambda: "abc")
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(SWEEP, *flags)
+    bench.before = lambda folder: None
+    seen = []
+    real = bench.run_fake
+    monkeypatch.setattr(bench, "run_fake", lambda line, log, keep_open=(): (seen.append(line), real(line, log))[1])
+    assert bench.run(SWEEP, *flags) == 0
+    assert "--ckpt_path=auto" not in seen[0]
+
+
 def test_a_retry_that_another_worker_made_is_not_made_again(bench):
     flags = [SWEEP, "grid.model.rank=[13]", "seeds=[0]"]
     bench.run(*flags)

@@ -141,6 +141,13 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
         ("configs: [a]\ngrid: {variant: [x]}", "field 'grid.variant': no flag"),
         ("configs: [a]\nsearch: {trials: 2, space: {k: {choices: [1]}}}", "field 'search.metric': expected one of"),
         ("configs: [a]\nreuse: [nowhere]", "field 'reuse': nowhere holds no results.csv"),
+        ("configs: [a]\ntests: {latents: 3}", "field 'tests.latents': expected a list of at least one value, got 3"),
+        ("configs: [a]\ntests: {config: [b]}", "field 'tests.config': no flag"),
+        ("configs: [a]\ntests: {k: [1]}\nfixed: {k: 1}", "field 'k': given more than once"),
+        (
+            "configs: [a]\ntests: {j: [1]}\nsearch: {trials: 2, metric: accuracy, space: {k: {choices: [1]}}}",
+            "field 'tests': the trials of a search are not tested again",
+        ),
         ("configs: [a]\nvariants: [3]", r"field 'variants': expected a mapping"),
         ("configs: [a]\nvariants: {x: 3}", "field 'variants.x': expected a mapping"),
         ("configs: [a]\nvariants: {x: {--k: 3}}", "field 'variants.x.--k': expected a flag"),

@@ -67,4 +67,8 @@ def load_problems(
         reader = SOURCES[source](**({"path": str(path)} if path else {}), **options)
     except TypeError as error:
         raise LoriError(f"{source}: {error}; see the arguments of {SOURCES[source].__name__}") from None
-    return reader.read(path or "") if split is None else reader.load(split).problems
+    if split is not None:
+        return reader.load(split).problems
+    if not path and isinstance(reader, RowSource):
+        raise LoriError(f"{source}: no path given; name a file, of which every row is read, or ask for a split")
+    return reader.read(path or "")

@@ -93,6 +93,9 @@ class RowSource(Source):
     lone_file_split: ClassVar[Split | None] = None
     """The split that the file makes where `path` is a file."""
 
+    one_file_makes_all: ClassVar[bool] = False
+    """Whether `path` may be a file of all splits; a subclass whose does says in `in_split` which row is whose."""
+
     def __init__(
         self,
         path: str = "",
@@ -154,7 +157,9 @@ class RowSource(Source):
                 )
             return [self.path]
         if not self.path.is_dir():
-            raise LoriError(f"{self.name}: no folder {self.path}; set path to the folder that holds {expected}")
+            takes_file = self.one_file_makes_all or self.lone_file_split is not None
+            kind, file = ("file or folder", "the file, or to ") if takes_file else ("folder", "")
+            raise LoriError(f"{self.name}: no {kind} {self.path}; set path to {file}the folder that holds {expected}")
         for name in names:
             if (self.path / name).is_file():
                 return [self.path / name]

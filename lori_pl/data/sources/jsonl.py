@@ -34,6 +34,7 @@ class JSONL(RowSource):
     """
 
     name: ClassVar[str] = "jsonl"
+    one_file_makes_all: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -26,7 +26,8 @@ class Multiplication(RowSource):
     Split rule: with a `path` a file each: `train.txt`, `valid.txt`, `test.txt`, or one file ending in `_train.txt`,
     `_valid.txt`, `_test.txt`. Without, problems are generated in the same format: unordered pairs of operands are drawn
     without replacement, first for test, then for validation, then for training, so that no pair, turned round or
-    not, stands in two splits and a larger training set leaves the other two as they are.
+    not, stands in two splits and a larger training set leaves the other two as they are. With a `path` and
+    `generate_train`, training problems are generated of pairs that neither the validation nor the test file has.
 
     Args:
         path: The folder that holds the files; empty to generate.
@@ -35,6 +36,7 @@ class Multiplication(RowSource):
         validation_size: Generated validation problems.
         test_size: Generated test problems.
         seed: Seed of the generated problems.
+        generate_train: Generate the training problems also where `path` holds files for validation and test.
         on_bad_row: A malformed row is an `error`, or `skip` counts and leaves it out.
         on_missing_rationale: A training problem without a rationale: `drop` it (and count it), or `error`; the source
             has no `natural`-language steps. Evaluation never needs a rationale.
@@ -55,6 +57,7 @@ class Multiplication(RowSource):
         validation_size: int = 1_000,
         test_size: int = 1_000,
         seed: int = 0,
+        generate_train: bool = False,
         on_bad_row: OnBadRow = "error",
         on_missing_rationale: OnMissingRationale = "drop",
     ) -> None:
@@ -62,6 +65,7 @@ class Multiplication(RowSource):
         self.digits = digits
         self.sizes: dict[Split, int] = {"test": test_size, "validation": validation_size, "train": train_size}
         self.seed = seed
+        self.generate_train = generate_train
         if digits < 1:
             raise LoriError(f"multiplication: digits is {digits}; set it to 1 or more")
         for split, size in self.sizes.items():
@@ -116,30 +120,58 @@ class Multiplication(RowSource):
         Raises:
             LoriError: A file is missing or a row is malformed, there is no such split, or it is empty.
         """
-        if self.has_path:
+        if self.has_path and not (self.generate_train and split == "train"):
             return super().load(split)
         if split not in get_args(Split):
             raise LoriError(f"multiplication: no split '{split}'; use one of {', '.join(get_args(Split))}")
         if self.sizes[split] == 0:
             raise LoriError(f"multiplication: the {split} split is empty; set {split}_size above 0")
         generator = random.Random(self.seed)
-        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
+        if self.has_path:
+            return LoadedSplit(self._generated("train", generator, self._pairs_of_files()))
         seen: set[tuple[int, int]] = set()
         problems: list[Problem] = []
-        for drawn, size in self.sizes.items():
-            problems = []
-            while len(problems) < size:
-                first, second = generator.randint(low, high), generator.randint(low, high)
-                pair = (min(first, second), max(first, second))
-                if pair in seen:
-                    continue
-                seen.add(pair)
-                problems.append(
-                    multiplication_problem(first, second, self.digits, f"multiplication/{drawn}/{len(problems)}")
-                )
+        for drawn in self.sizes:
+            problems = self._generated(drawn, generator, seen)
             if drawn == split:
                 break
         return LoadedSplit(problems)
+
+    def _generated(self, split: Split, generator: random.Random, seen: set[tuple[int, int]]) -> list[Problem]:
+        """Generates a split of pairs that were not seen, and adds them to these."""
+        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
+        problems: list[Problem] = []
+        while len(problems) < self.sizes[split]:
+            first, second = generator.randint(low, high), generator.randint(low, high)
+            pair = (min(first, second), max(first, second))
+            if pair in seen:
+                continue
+            seen.add(pair)
+            name = f"multiplication/{split}/{len(problems)}"
+            problems.append(multiplication_problem(first, second, self.digits, name))
+        return problems
+
+    def _pairs_of_files(self) -> set[tuple[int, int]]:
+        """Pairs of operands, the smaller first, of the validation and the test file."""
+        held_out: tuple[Split, ...] = ("validation", "test")
+        questions = [
+            problem.question for split in held_out for problem in super(Multiplication, self).load(split).problems
+        ]
+        pairs = [sorted(int(number.replace(" ", "")[::-1]) for number in question.split("*")) for question in questions]
+        seen = {(first, second) for first, second in pairs}
+        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
+        if not any(low <= one and two <= high for one, two in seen):
+            raise LoriError(
+                f"multiplication: the files in {self.path} have no product of {self.digits}-digit numbers, which are "
+                "to be generated for training; set digits to theirs"
+            )
+        left = (high - low + 1) * (high - low + 2) // 2 - sum(low <= one and two <= high for one, two in seen)
+        if self.sizes["train"] > left:
+            raise LoriError(
+                f"multiplication: {self.sizes['train']} training problems wanted, but there are {left} pairs of "
+                f"{self.digits}-digit numbers that the files in {self.path} do not have; set train_size lower"
+            )
+        return seen
 
 
 def multiplication_problem(first: int, second: int, digits: int, problem_id: str = "multiplication") -> Problem:

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
-    FSDPModule,
     OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from lori_pl.checkpoint_files import read_checkpoint
-from lori_pl.errors import LoriError
 from lori_pl.models.backbone import hollow_stays
 from lori_pl.models.hidden import decoder_layers
+from lori_pl.sharding.parts import part_of, refuse_offload, whole
+from lori_pl.sharding.sending import Sender
 
 SHARDED = "sharded"
 """The strategy's name for ``trainer.strategy``."""
@@ -69,14 +66,13 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Takes every process for data: left to itself, Lightning would take those of a node for one model."""
+        refuse_offload(self.options["cpu_offload"], self.root_device)
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Shards the method before Lightning makes its optimiser."""
         method: Any = self.lightning_module
-        if self.options["cpu_offload"] and self.root_device.type == "cpu":
-            raise LoriError("trainer.strategy.cpu_offload is for GPUs: set it to false")
         method.shard(self.device_mesh["data_parallel"], self.root_device, **self.options)
         super().setup(trainer)
 
@@ -145,16 +141,6 @@ class ShardedStrategy(ModelParallelStrategy):
 StrategyRegistry.register(SHARDED, ShardedStrategy, override=True)
 
 
-def loading(strategy: Any) -> AbstractContextManager[Any]:
-    """Where language models are to be loaded: under `ShardedStrategy` by the first process alone.
-
-    The others build them without weights, on the meta device, and get their parts from the first in `shard`.
-    """
-    if isinstance(strategy, ShardedStrategy) and not strategy.is_global_zero:
-        return torch.device("meta")
-    return nullcontext()
-
-
 def shard(
     module: nn.Module,
     models: list[PreTrainedModel],
@@ -183,7 +169,7 @@ def shard(
         LoriError: If another process built other weights than the first.
     """
     policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
-    sender = _Sender(module, device)
+    sender = Sender(module, device)
     layers = [layer for model in models for layer in decoder_layers(model)]
     for part in (*layers, *frozen):
         sender.send(part)
@@ -193,112 +179,3 @@ def shard(
         fully_shard(module, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
     for name in entries:
         register_fsdp_forward_method(module, name)
-
-
-class _Sender:
-    """Gives every process the first one's parameters and buffers, a part of a module at a time.
-
-    Args:
-        module: The whole.
-        device: This process's device.
-    """
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.device = device
-        # a tied weight has several places
-        self.places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-        what: list[tuple[str, tuple[int, ...], torch.dtype, str]] = []
-        names: dict[int, str] = {}
-        for path, part in module.named_modules():
-            for held in (part._parameters, part._buffers):
-                for name, tensor in held.items():
-                    if tensor is not None:
-                        self.places.setdefault(id(tensor), []).append((held, name))
-                        first_name = names.setdefault(id(tensor), f"{path}.{name}")
-                        what.append((f"{path}.{name}", tuple(tensor.shape), tensor.dtype, first_name))
-        first = [what]
-        dist.broadcast_object_list(first)
-        for theirs, ours in zip(first[0], what, strict=False):
-            if theirs != ours:
-                raise LoriError(
-                    f"the first process built {_described(theirs)}, this one {_described(ours)}: start all with one "
-                    "config, in which dtype is not auto, and tie_word_embeddings (backbone.config) as the weights are"
-                )
-        if len(first[0]) != len(what):
-            raise LoriError(f"the first process built {len(first[0])} weights, this one {len(what)}")
-
-    def send(self, part: nn.Module) -> None:
-        """Sends what of a part was not sent yet."""
-        for module in part.modules():
-            for held in (module._parameters, module._buffers):
-                for tensor in list(held.values()):
-                    # each tensor lives until its turn, so its id is its own
-                    if (places := self.places.pop(id(tensor), None)) is not None:
-                        self._send(tensor, places)
-
-    def _send(self, tensor: Any, places: list[tuple[dict[str, Any], str]]) -> None:
-        if tensor.is_meta:
-            value = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
-        else:
-            value = tensor.detach().to(self.device).contiguous()
-        if value.numel():
-            dist.broadcast(value.view(-1).view(torch.uint8), src=0)  # not every backend knows every type
-        if not tensor.is_meta:
-            tensor.data = value
-            return
-        made = nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-        for held, name in places:
-            held[name] = made
-
-
-def _described(what: tuple[str, tuple[int, ...], torch.dtype, str]) -> str:
-    name, shape, dtype, first = what
-    return f"{name} {list(shape)} {dtype}" + ("" if first == name else f" (tied to {first})")
-
-
-@contextmanager
-def assembled(module: nn.Module, part: nn.Module) -> Iterator[None]:
-    """Within the block the weights of a part stand as a whole, and what is set there is kept in every process's part.
-
-    Args:
-        module: The whole, sharded or not.
-        part: A part of it that is not sharded by itself.
-    """
-    if not isinstance(module, FSDPModule):
-        yield
-        return
-    module.unshard()
-    yield
-    values = {name: weight.detach().clone() for name, weight in part.named_parameters()}
-    module.reshard()
-    with torch.no_grad():
-        for name, weight in part.named_parameters():
-            weight.copy_(part_of(values[name], weight))
-
-
-def most_anywhere(count: int, device: torch.device) -> int:
-    """The largest of all processes' counts."""
-    most = torch.tensor(count, device=device)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return int(most)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together, on every process; every process must ask. Any other tensor as it is."""
-    if isinstance(tensor, DTensor):
-        found: Tensor = tensor.full_tensor()
-        return found
-    return tensor
-
-
-def part_of(value: Any, like: Any) -> Any:
-    """Shards a whole tensor as another of its shape is; anything else, or beside another, stays as it is."""
-    if isinstance(value, Tensor) and isinstance(like, DTensor) and value.shape == like.shape:
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return value
-
-
-def own_part(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; any other tensor as it is."""
-    part: Any = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return torch.as_tensor(part)

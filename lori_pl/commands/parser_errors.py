@@ -1,0 +1,134 @@
+"""What a parser has to say of a bad config or flag, as one line that names the place."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lori_pl.errors import LoriError, one_line
+from lori_pl.sweep.reading import reading
+
+NO_METHOD = "no method is chosen: add --config configs/method/NAME.yaml, or give --model a class"
+_MARK = "Does not validate against any"
+_NOISE = (_MARK, "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+
+
+@contextmanager
+def one_line_errors(arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Turns a parser's error into one line.
+
+    Args:
+        arguments: What is parsed: the config files in it are searched for what is wrong.
+
+    Raises:
+        LoriError: What was wrong with a config, a flag or an object that one of them describes.
+    """
+    try:
+        yield
+    except (ArgumentError, ValueError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, LoriError):
+                raise cause from None
+            cause = cause.__cause__
+        files = _config_files(arguments)
+        if isinstance(error, UnicodeDecodeError) or str(error).startswith(("Problems parsing", "Unexpected config")):
+            for file in files:
+                _check_is_mapping(file)
+        # the second comes of an object that cannot be made, such as a logger whose package is not installed
+        if not isinstance(error, ArgumentError) and not str(error).startswith(_MARK):
+            raise
+        raise LoriError(_explanation(str(error), files, arguments)) from None
+
+
+@contextmanager
+def trainer_errors(options: Mapping[str, Any]) -> Iterator[None]:
+    """Says in one line why no Trainer can be made.
+
+    Args:
+        options: What is under ``trainer``.
+
+    Raises:
+        LoriError: What is wrong with them, or is not there, such as a GPU.
+    """
+    try:
+        yield
+    except LoriError:
+        raise
+    except (MisconfigurationException, ValueError) as error:
+        chosen = ", ".join(f"{name} {options.get(name)}" for name in ("accelerator", "devices", "strategy"))
+        raise LoriError(
+            f"the options under trainer ({chosen}, ...) make no trainer: {one_line(error)}; change them, or put "
+            "--config configs/trainer/cpu.yaml behind the other files for one CPU process"
+        ) from error
+
+
+def _explanation(message: str, files: Sequence[Path], arguments: Sequence[str]) -> str:
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    if any("arguments are required" in line and ".model" in line for line in lines):
+        return NO_METHOD
+    useful = [line for line in lines if not line.startswith(_NOISE)]
+    kinds = ["".join(re.findall(r"^(?:Problem with given class_path|Parser key)", line)) for line in useful]
+    if [kind for kind in kinds if kind][-1:] == ["Problem with given class_path"]:
+        # what other types would have wanted helps nobody who has chosen a class
+        useful = [line for line in useful if not line.startswith("Expected a <class")]
+    text = " ".join(useful or lines)[:600]
+    return f"{text}{_place(message, files, arguments)}; see --help of the command"
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
+    named = [
+        follows if given == "--config" else given.removeprefix("--config=")
+        for given, follows in pairs
+        if given.startswith("--config=") or given == "--config"
+    ]
+    return [Path(name) for name in named if Path(name).is_file()]
+
+
+def _check_is_mapping(file: Path) -> None:
+    with reading(file, "config"):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        found = "empty" if content is None else "a list" if isinstance(content, list) else "a single value"
+        raise LoriError(f"{file}: a config is a mapping of fields (model, data, trainer, ...), but this one is {found}")
+
+
+def _place(message: str, files: Sequence[Path], arguments: Sequence[str]) -> str:
+    """Says where the key that a message is about is set: in the last file that has it, unless a flag has it."""
+    found = re.findall(r"Parser key \"([\w.]+)\"", message) + re.findall(r"[Oo]ption '([\w.]+)'", message)
+    keys = ".".join(found).split(".")
+    if any(re.match(rf"--(.*\.)?{re.escape(keys[-1])}(=|$)", given) for given in arguments):
+        return ""
+    for file in reversed(files):
+        with reading(file, "config"):
+            document = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+        for path, line in _entries(document):
+            if path[0] == keys[0] and path[-1] == keys[-1] and _is_within(keys, path):
+                return f" ({file}, line {line})"
+    return ""
+
+
+def _is_within(keys: Sequence[str], path: Sequence[str]) -> bool:
+    """Whether the keys occur in the path in their order: the parser leaves out what stands between two classes."""
+    rest = iter(path)
+    return all(key in rest for key in keys)
+
+
+def _entries(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Every key of a YAML document, with those above it, and its line."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _entries(item, above)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*above, str(key.value))
+            yield path, key.start_mark.line + 1
+            yield from _entries(value, path)

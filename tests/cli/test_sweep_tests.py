@@ -1,0 +1,40 @@
+"""A sweep that tests each student at further numbers of latents, with real runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import BASE
+
+from lori_pl.cli import main
+from lori_pl.evaluation.records import ResultTable, read_outcomes
+
+
+@pytest.mark.slow
+def test_a_student_is_tested_at_other_numbers_of_latents(world, lori_args, monkeypatch):
+    monkeypatch.chdir(world.folder)
+    sweep = {
+        "configs": [world.config("base", BASE), world.method("LoRi", **lori_args)],
+        "output": "out",
+        "grid": {"model.latents": [2]},
+        "label": "{method}_K{model.latents}",
+        "tests": {"latents": [1, 2, -1]},
+        "metrics": ["validation"],
+    }
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
+    assert main(["sweep", "sweep.yaml"]) == 1
+    trained, one, two, bad = ResultTable("out/results.csv").rows()
+    assert [row["method"] for row in (trained, one, two)] == ["lori_K2", "lori_K2[latents=1]", "lori_K2[latents=2]"]
+    # at the number of its training the student answers as at its run's end
+    assert (two["accuracy"], two["passes"]) == (trained["accuracy"], trained["passes"])
+    bits = read_outcomes("out/correct.npz").bits
+    assert bits["lori_K2[latents=2]", 0].tolist() == bits["lori_K2", 0].tolist()
+    assert one["passes"] != trained["passes"]
+    assert (trained["validation"] != "", one["validation"]) == (True, "")
+    assert bad["status"] == "failed"
+    assert "latents is -1: give 0 or more" in bad["reason"]
+    # the recorded command repeats the test
+    command = one["command"].replace(f"out/cells/{one['cell']}", "again").split()[3:]
+    assert main(command) == 0
