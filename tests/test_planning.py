@@ -54,7 +54,13 @@ def batch_of(built):
     return paired_batch(list(range(6)), np.array([len(p.steps) for p in problems]), student, None)
 
 
-@pytest.mark.parametrize("kind", ["explicit", "no_cot", "lori", "lori_lora", "learned", "codi", "pccot"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("explicit", "lori_lora", "codi"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("no_cot", "lori", "learned", "pccot")),
+    ],
+)
 def test_a_step_without_content_has_the_sizes_of_a_real_one(kind):
     real = method(kind)
     real.configure_model()
@@ -84,6 +90,7 @@ def test_a_step_without_content_has_the_sizes_of_a_real_one(kind):
     assert weigh([real]).bytes == found.student.bytes + found.teacher.bytes
 
 
+@pytest.mark.slow
 def test_half_precision_takes_less():
     planned = method("lori")
     mode = hollow(planned)

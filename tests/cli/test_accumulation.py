@@ -37,7 +37,7 @@ def test_explicit_cot(world, caplog):
     assert "accumulate_grad_batches" not in caplog.text
 
 
-@pytest.mark.parametrize("scope", ["problem", "batch"])
+@pytest.mark.parametrize("scope", ["problem", pytest.param("batch", marks=pytest.mark.slow)])
 def test_lori(world, lori_args, caplog, scope):
     flags = ["--model.alignment.student_factors", "learned", "--model.alignment.scope", scope]
     found = difference(world, "LoRi", *flags, **lori_args)

@@ -84,6 +84,7 @@ def test_a_teacher_with_tokens_of_its_own_gets_a_copy(world, started, tmp_path):
     assert not isinstance(started[0].teacher, SharedTeacher)
 
 
+@pytest.mark.slow
 def test_on_the_students_base_it_is_what_a_second_copy_is(world, started):
     """Also with the student's dropout on, and adapters on other modules."""
     for name, shares in (("shared", "true"), ("apart", "false")):

@@ -48,6 +48,7 @@ def test_adapters_projector_and_marker_rows_train_and_nothing_else_is_kept(train
     assert not torch.equal(*state["reasoner.markers"])  # both start from the mean of the teacher's rows
 
 
+@pytest.mark.slow
 def test_resumed_in_mid_epoch_equals_uninterrupted(trained):
     short = [*FLAGS, "--test_after_fit=false"]
     assert trained.fit("LoRi", "parts", *short, "--trainer.max_steps=6", **ARGUMENTS) == 0
@@ -104,6 +105,7 @@ def test_the_shared_base_is_the_teacher_that_a_second_copy_is(trained, monkeypat
     assert_same(*(checkpoint(trained.folder / name)["state_dict"] for name in ("shared", "apart")))
 
 
+@pytest.mark.slow
 def test_the_shared_base_serves_only_who_started_from_it(trained):
     other = {"dtype": {"teacher": {**ARGUMENTS["teacher"], "dtype": "bfloat16"}}, "full": {"backbone": {}}}
     for name, changes in other.items():

@@ -26,8 +26,8 @@ LATENT = [name for name in PEERS if name != "ICoTSI"]
 
 
 def staged_or_slow(name):
-    """Two ways to train in the fast suite: its own teacher, and stages."""
-    return name if name in ("KaVa", "SIMCoTCoconut") else pytest.param(name, marks=pytest.mark.slow)
+    """One in the fast suite: that with stages and a decoder."""
+    return name if name == "SIMCoTCoconut" else pytest.param(name, marks=pytest.mark.slow)
 
 
 def arguments(name, teacher):

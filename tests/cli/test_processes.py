@@ -68,7 +68,7 @@ def test_a_peer(world, teacher, name):
     [
         ("sharded", "shared", "problem", "teacher"),
         pytest.param("sharded", "learned", "batch", "base", marks=pytest.mark.slow),
-        ("fsdp1", "learned", "problem", "teacher"),
+        pytest.param("fsdp1", "learned", "problem", "teacher", marks=pytest.mark.slow),
         pytest.param("fsdp1", "shared", "batch", "base", marks=pytest.mark.slow),
     ],
 )

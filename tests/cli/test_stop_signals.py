@@ -54,10 +54,10 @@ def uninterrupted(world):
     ("hook", "call", "step"),
     [
         ("training_step", 4, 4),
-        ("training_step", 6, 6),  # a validation is due: it is not begun
+        pytest.param("training_step", 6, 6, marks=pytest.mark.slow),  # a validation is due: it is not begun
         ("training_step", 8, 9),  # the last batch of the epoch: in the next one
-        ("training_step", 11, 11),  # the last of all
-        ("validation_step", 1, 3),
+        pytest.param("training_step", 11, 11, marks=pytest.mark.slow),  # the last of all
+        pytest.param("validation_step", 1, 3, marks=pytest.mark.slow),
         ("validation_step", 4, 6),
     ],
 )

@@ -42,7 +42,7 @@ def graphs() -> int:
 @pytest.mark.parametrize(
     ("kind", "lora", "engine"),
     [
-        ("llama", None, "eager"),
+        pytest.param("llama", None, "eager", marks=pytest.mark.slow),
         pytest.param("gpt2", None, "eager", marks=pytest.mark.slow),
         pytest.param("llama", LoRA(rank=4, dropout=0.0), "eager", marks=pytest.mark.slow),
         pytest.param("llama", None, "aot_eager", marks=pytest.mark.slow),
