@@ -16,6 +16,8 @@ from huggingface_hub import snapshot_download
 
 from lori_pl.commands.lightning import OwnOptions, parse
 from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.sources.base import RowSource, Source, Split
+from lori_pl.data.sources.published import fetch_file
 from lori_pl.errors import LoriError, one_line
 from lori_pl.files import lock_folder, replace_file, replace_folder
 from lori_pl.methods import Method
@@ -104,7 +106,12 @@ def fetch(field: str, backbone: Backbone) -> Path:
 
 
 def read_data(data: PairedDataModule) -> None:
-    """Reads every split once: what a hub has is fetched, what is bad is found before a job starts."""
+    """Fetches what is not here and reads every split once, so that what is bad is found before a job starts."""
+    wanted: list[tuple[Source, Split]] = [(data.source, "train"), (data.source, "validation")]
+    wanted += [(source, "test") for source in (data.test_sources or {"test": data.source}).values()]
+    for source, split in wanted:
+        if isinstance(source, RowSource) and (file := source.absent(split)) is not None:
+            fetch_file(file, source.path)
     data.setup("fit")
 
 

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from lori_pl.errors import LoriError
 from lori_pl.sharding.fsdp1 import FSDP1Strategy, root_of, summoned
 from lori_pl.sharding.fsdp2 import ShardedStrategy, shard
-from lori_pl.sharding.parts import gradient_norm, most_anywhere, own_part, part_of, whole, whole_shape
+from lori_pl.sharding.parts import gradient_norm, most_anywhere, own_part, part_of, whole
 
 __all__ = [
     "FSDP1Strategy",
@@ -30,7 +30,6 @@ __all__ = [
     "shard",
     "shards",
     "whole",
-    "whole_shape",
 ]
 
 

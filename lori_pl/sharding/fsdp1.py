@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -23,12 +22,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from lori_pl.checkpoint_files import read_checkpoint
 from lori_pl.errors import LoriError
-from lori_pl.models.backbone import hollow_stays
 from lori_pl.models.hidden import decoder_layers
 from lori_pl.sharding.parts import keep_shape, refuse_offload, whole_shape
 from lori_pl.sharding.sending import Sender
+from lori_pl.sharding.single_files import SingleFiles, backend_for
 
 FSDP1 = "fsdp1"
 """The strategy's name for ``trainer.strategy``."""
@@ -37,7 +35,7 @@ _WRAPPED = "_fsdp_wrapped_module."
 _ROOT = "fsdp1_root"
 
 
-class FSDP1Strategy(DDPStrategy):
+class FSDP1Strategy(SingleFiles, DDPStrategy):
     """PyTorch's FullyShardedDataParallel over all processes: each decoder layer by itself, and the rest together.
 
     Prefer `lori_pl.sharding.ShardedStrategy` (FSDP2), which PyTorch develops further. All weights of a layer must be of
@@ -59,8 +57,7 @@ class FSDP1Strategy(DDPStrategy):
         timeout_minutes: float = 30.0,
     ) -> None:
         super().__init__(
-            # what is offloaded is reduced where it lies
-            process_group_backend=process_group_backend or ("cpu:gloo,cuda:nccl" if cpu_offload else None),
+            process_group_backend=backend_for(process_group_backend, cpu_offload),
             timeout=timedelta(minutes=timeout_minutes),
         )
         self.sharding_strategy = ShardingStrategy[sharding_strategy]
@@ -210,21 +207,12 @@ class FSDP1Strategy(DDPStrategy):
                 state.setdefault(number, {})[name] = value
         return {"state": state, "param_groups": plain.state_dict()["param_groups"]} if self.is_global_zero else {}
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint; what is not used stays in the file.
-
-        Raises:
-            LoriError: If it cannot be read.
-        """
-        return read_checkpoint(self.broadcast(checkpoint_path), mmap=True)
-
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Loads what trains: before it is wrapped as ever, behind that unit by unit."""
         method, state = self.lightning_module, checkpoint["state_dict"]
         assert method is not None
         if self.root is None:
-            with hollow_stays():  # the first process's weights are given to the others when they are wrapped
-                method.load_state_dict(state, strict=strict)
+            self.load_before_sharding(state, strict)
             return
         with torch.no_grad():
             for weights in self._units(writeback=True):

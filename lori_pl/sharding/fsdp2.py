@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,17 +22,16 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
-from lori_pl.checkpoint_files import read_checkpoint
-from lori_pl.models.backbone import hollow_stays
 from lori_pl.models.hidden import decoder_layers
 from lori_pl.sharding.parts import part_of, refuse_offload, whole
 from lori_pl.sharding.sending import Sender
+from lori_pl.sharding.single_files import SingleFiles, backend_for
 
 SHARDED = "sharded"
 """The strategy's name for ``trainer.strategy``."""
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ShardedStrategy(SingleFiles, ModelParallelStrategy):
     """Lightning's FSDP2 over all processes: data-parallel, with student, terms and teacher sharded.
 
     Checkpoints are single files, as every strategy's are, so that a run may go on under another one.
@@ -58,8 +56,7 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
-            # what is offloaded is reduced where it lies
-            process_group_backend=process_group_backend or ("cpu:gloo,cuda:nccl" if cpu_offload else None),
+            process_group_backend=backend_for(process_group_backend, cpu_offload),
             timeout=timedelta(minutes=timeout_minutes),
         )
         self.options = {"reshard_after_forward": reshard_after_forward, "cpu_offload": cpu_offload}
@@ -111,21 +108,12 @@ class ShardedStrategy(ModelParallelStrategy):
         found: dict[str, Any] = tree_map(kept, dict(state))
         return found if keep else {}
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint; what is not used stays in the file.
-
-        Raises:
-            LoriError: If it cannot be read.
-        """
-        return read_checkpoint(self.broadcast(checkpoint_path), mmap=True)
-
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Gives each process its part."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         state = {key: part_of(value, own.get(key)) for key, value in checkpoint["state_dict"].items()}
-        with hollow_stays():  # the first process's weights are given to the others when they are sharded
-            self.lightning_module.load_state_dict(state, strict=strict)
+        self.load_before_sharding(state, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Gives each process its part."""

@@ -157,8 +157,8 @@ class Sweep:
 
     def _has_student(self, cell: Cell) -> bool:
         """Whether the run has ended whose student a cell tests; true of a run."""
-        rows = [row for row in self.table.rows() if row.get("cell") == cell.of] if cell.test is not None else []
-        return cell.test is None or (bool(rows) and rows[-1]["status"] == "ok")
+        # read anew: the run may have ended a moment ago, here or elsewhere
+        return cell.of is None or self.results().get(cell.of, {}).get("status") == "ok"
 
     def _run_searches(self, skipped: set[str], only: int | None) -> int:
         search = self.specification.search

@@ -13,6 +13,7 @@ from failing import message
 
 from lori_pl.cli import main
 from lori_pl.commands import prepare
+from lori_pl.data.sources import GSM8KAug, PublishedFile
 from lori_pl.files import lock_folder
 
 
@@ -62,6 +63,26 @@ def test_what_cannot_be_fetched(world, capsys):
     assert "model.backbone 'owner/model' at revision main is neither a folder nor can it be fetched" in text
     assert run(world, method="ExplicitCoT", backbone={**named, "name": "nowhere/model.gguf"}) == 2
     assert "no such file" in message(capsys)
+
+
+def test_published_data_that_is_not_here_is_fetched_once(world, monkeypatch, tmp_path_factory):
+    origin = tmp_path_factory.mktemp("origin")
+    files = {}
+    for split, name in (("train", "train.txt"), ("validation", "valid.txt"), ("test", "test.txt")):
+        (origin / name).write_text("".join(f"{i} + 1?||<<{i}+1={i + 1}>> #### {i + 1}\n" for i in range(20)))
+        files[split] = PublishedFile(name, (origin / name).as_uri())
+    monkeypatch.setattr(GSM8KAug, "published", files)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    place = world.folder / "data" / "gsm8k_aug"
+    source = {"class_path": "lori_pl.data.sources.GSM8KAug", "init_args": {"path": str(place)}}
+    flags = ["--config", world.config("published", {"data": {"source": source}})]
+    assert run(world, *flags, method="ExplicitCoT", backbone=BACKBONE) == 0
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == {
+        file.name: file.read_bytes() for file in origin.iterdir()
+    }
+    # what is here stays, and is not asked for
+    shutil.rmtree(origin)
+    assert run(world, *flags, method="ExplicitCoT", backbone=BACKBONE) == 0
 
 
 def test_bad_data_is_found_before_a_job_starts(world, capsys):

@@ -179,25 +179,15 @@ def test_names_in_python_blocks_exist():
     assert imported > 5
 
 
-def test_downloads_are_pinned():
-    urls = re.findall(r"https://\S+/(?:data|datasets?|SVAMP)\S*\.\w+", " ".join(blocks(README, "bash")))
-    assert len(urls) == 6
-    assert [url for url in urls if not re.search(r"/[0-9a-f]{40}/", url)] == []
-    revisions = [c[c.index("--revision") + 1] for c in commands(README) if c[0] == "hf"]
-    assert revisions
-    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
-
-
-def test_downloads_land_where_the_config_looks():
-    (curl,) = [command for command in commands(README) if command[0] == "curl"]
-    files = {curl[place + 1] for place, part in enumerate(curl) if part == "-o"}
-    data = yaml.safe_load((ROOT / "configs/data/gsm8k_aug.yaml").read_text(encoding="utf-8"))["data"]
-    aug = data["source"]["init_args"]["path"]
-    wanted = {f"{aug}/train.txt", f"{aug}/valid.txt"}
-    for test in data["test_sources"].values():
-        names = SOURCES[next(n for n, s in SOURCES.items() if s.__name__ == test["class_path"].rpartition(".")[2])]
-        wanted.add(f"{test['init_args']['path']}/{names.file_names['test'][0]}")
-    assert files == wanted
+def test_what_the_readme_prepares_is_pinned_and_published():
+    (line,) = [command for command in commands(README) if command[:4] == ["python", "-m", "lori_pl", "prepare"]]
+    config = yaml.safe_load((ROOT / line[line.index("--config") + 1]).read_text(encoding="utf-8"))
+    assert re.fullmatch("[0-9a-f]{40}", config["model"]["init_args"]["backbone"]["revision"])
+    by_class = {f"lori_pl.data.sources.{source.__name__}": source for source in SOURCES.values()}
+    data = config["data"]
+    assert {"train", "validation"} <= set(by_class[data["source"]["class_path"]].published)
+    assert len(data["test_sources"]) == 4
+    assert all("test" in by_class[test["class_path"]].published for test in data["test_sources"].values())
 
 
 def test_marker_lines_stand_in_the_readme():

@@ -73,7 +73,10 @@ class Bench:
             sweep.show_table()
             return failed
         finally:
-            self.printed = self._stream.getvalue()
+            self.printed = self.said()
+
+    def said(self):
+        return self._stream.getvalue()
 
     def rows(self):
         return ResultTable("out/results.csv").rows()

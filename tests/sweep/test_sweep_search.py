@@ -65,13 +65,9 @@ def test_a_trial_is_run_with_every_seed_and_judged_by_the_mean(searching):
     best = min(trials, key=lambda trial: trial.value)
     assert study.best() == best
     found = f"best loss {best.value:.4g} with rank={best.point['model.rank']}"
-    assert f"6 of 6 trials ended; {found}" in said(searching)
+    assert f"6 of 6 trials ended; {found}" in searching.printed
     assert searching.run(SEARCH) == 0
     assert searching.ran == []
-
-
-def said(bench):
-    return bench.printed
 
 
 def test_more_trials_go_on_and_the_first_are_the_same(searching):
@@ -90,7 +86,7 @@ def test_each_point_of_the_grid_is_searched_by_itself(searching):
     text = SEARCH.replace("search:", "grid: {model.method: [x, y]}\nsearch:")
     assert searching.run(text, "search.trials=2", "seeds=[0]") == 0
     assert [row["model.method"] for row in searching.rows()] == ["x", "x", "y", "y"]
-    assert "search at method=x: 2 of 2 trials ended; best loss" in said(searching)
+    assert "search at method=x: 2 of 2 trials ended; best loss" in searching.printed
     numbers = [cell.number for cell in searching.sweep(text, "search.trials=2", "seeds=[0]").cells]
     assert numbers == []  # a sweep knows its trials once it has looked
     sweep = searching.sweep(text, "search.trials=2", "seeds=[0]")
@@ -103,7 +99,7 @@ def test_a_failed_trial_counts_and_has_no_value(searching):
     (study,) = searching.sweep(SEARCH, "search.trials=2", "fixed.model.fails=yes").studies()
     assert [(trial.state, trial.value) for trial in study.trials()] == [("fail", None)] * 2
     assert study.best() is None
-    assert "2 of 2 trials ended\n" in said(searching)
+    assert "2 of 2 trials ended\n" in searching.printed
 
 
 def test_an_interrupted_trial_is_taken_over(searching):
@@ -193,24 +189,21 @@ def test_a_sampler_learns(searching):
 def test_a_plan_and_a_status_run_nothing(searching):
     sweep = searching.sweep(SEARCH)
     show_plan(sweep)
-    assert "1 searches of 6 trials each over model.rank, model.rate, model.kind, 2 seeds a trial, by tpe" in shown(
-        searching
+    assert (
+        "1 searches of 6 trials each over model.rank, model.rate, model.kind, 2 seeds a trial, by tpe"
+        in searching.said()
     )
     assert not Path("out").exists()
     searching.run(SEARCH, "search.trials=1")
     sweep = searching.sweep(SEARCH)
     show_plan(sweep)
-    assert "[1/12]" in shown(searching)
+    assert "[1/12]" in searching.said()
     sweep = searching.sweep(SEARCH)
     show_status(sweep)
-    assert "2 of 12 cells done, 0 failed, 0 at work, about" in shown(searching)
-    assert "1 of 6 trials ended; best loss" in shown(searching)
+    assert "2 of 12 cells done, 0 failed, 0 at work, about" in searching.said()
+    assert "1 of 6 trials ended; best loss" in searching.said()
     with pytest.raises(LoriError, match="--only takes a cell of a grid"):
         searching.run(SEARCH, only=1)
-
-
-def shown(bench):
-    return bench._stream.getvalue()
 
 
 def test_a_label_must_tell_trials_apart(searching):

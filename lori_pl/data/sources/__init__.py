@@ -16,6 +16,7 @@ from lori_pl.data.sources.jsonl import JSONL
 from lori_pl.data.sources.multiarith import MultiArith
 from lori_pl.data.sources.multiplication import Multiplication
 from lori_pl.data.sources.prosqa import ProsQA
+from lori_pl.data.sources.published import PublishedFile
 from lori_pl.data.sources.svamp import SVAMP
 from lori_pl.data.sources.synthetic import Synthetic
 from lori_pl.errors import LoriError
@@ -33,6 +34,7 @@ __all__ = [
     "MultiArith",
     "Multiplication",
     "ProsQA",
+    "PublishedFile",
     "RowSource",
     "Source",
     "Split",

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from lori_pl.data.problem import Problem
 from lori_pl.data.sources.fields import BadRow, Row, json_rows
+from lori_pl.data.sources.published import PublishedFile
 from lori_pl.errors import LoriError, one_line
 
 Split = Literal["train", "validation", "test"]
@@ -90,6 +91,9 @@ class RowSource(Source):
     file_names: Mapping[Split, Sequence[str]] = {}
     """The names a file of each split may have in the folder, in the order in which they are looked for."""
 
+    published: Mapping[Split, PublishedFile] = {}
+    """The file of a split at the data set's origin, which the command `prepare` fetches where the folder has none."""
+
     lone_file_split: ClassVar[Split | None] = None
     """The split that the file makes where `path` is a file."""
 
@@ -149,6 +153,8 @@ class RowSource(Source):
                 f"and take {split} problems from another source"
             )
         expected = " or ".join(names)
+        if self.absent(split) is not None:
+            expected += " (the command prepare fetches it)"
         if self.path.is_file():
             if self.lone_file_split != split:
                 raise LoriError(
@@ -164,6 +170,14 @@ class RowSource(Source):
             if (self.path / name).is_file():
                 return [self.path / name]
         raise LoriError(f"{self.name}: no {split} file in {self.path}; expected {expected}")
+
+    def absent(self, split: Split) -> PublishedFile | None:
+        """Returns the published file of a split that the folder does not hold; None where nothing is to be fetched."""
+        file = self.published.get(split)
+        names_a_file = file is not None and (self.path.is_file() or self.path.suffix == Path(file.name).suffix)
+        if file is None or not self.has_path or names_a_file:
+            return None
+        return None if any((self.path / name).is_file() for name in self.file_names.get(split, ())) else file
 
     def tables(self, split: Split) -> list[Table]:
         """Returns the tables that hold a split: by default its files.

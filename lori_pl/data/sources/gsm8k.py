@@ -12,6 +12,15 @@ from lori_pl.data.answers import ANSWER_MARK, extract_answer
 from lori_pl.data.problem import Problem
 from lori_pl.data.sources.base import OnBadRow, OnMissingRationale, RowSource, Split
 from lori_pl.data.sources.fields import ANNOTATION, BadRow, question_hash, text_field
+from lori_pl.data.sources.published import PublishedFile
+
+_ORIGIN = (
+    "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
+    "grade_school_math/data"
+)
+_TRAIN = PublishedFile(
+    "train.jsonl", f"{_ORIGIN}/train.jsonl", "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"
+)
 
 
 class GSM8K(RowSource):
@@ -38,6 +47,15 @@ class GSM8K(RowSource):
         "train": ("train.jsonl",),
         "validation": ("train.jsonl",),
         "test": ("test.jsonl",),
+    }
+    published: Mapping[Split, PublishedFile] = {
+        "train": _TRAIN,
+        "validation": _TRAIN,
+        "test": PublishedFile(
+            "test.jsonl",
+            f"{_ORIGIN}/test.jsonl",
+            "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+        ),
     }
 
     def __init__(

@@ -19,8 +19,11 @@ from lori_pl.data.sources.fields import (
     text_field,
     text_rows,
 )
+from lori_pl.data.sources.published import PublishedFile
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+_ORIGIN = "da03/Internalize_CoT_Step_by_Step/e06a32ee5e4cd117171daeb4755d2a97ece62761/data/gsm8k"
 
 
 class GSM8KAug(RowSource):
@@ -40,6 +43,23 @@ class GSM8KAug(RowSource):
         "train": tuple(f"{n}.{e}" for n in ("train", "gsm_train") for e in ("txt", "jsonl", "json")),
         "validation": tuple(f"{n}.{e}" for n in ("valid", "validation", "gsm_valid") for e in ("txt", "jsonl", "json")),
         "test": tuple(f"{n}.{e}" for n in ("test", "gsm_test") for e in ("txt", "jsonl", "json")),
+    }
+    published: Mapping[Split, PublishedFile] = {
+        "train": PublishedFile(
+            "train.txt",
+            f"https://media.githubusercontent.com/media/{_ORIGIN}/train.txt",
+            "0a3909a9e7d8d2f7ad6b8c7b5608aa744988d835f9bf874d4cf06ca77df6bf8c",
+        ),
+        "validation": PublishedFile(
+            "valid.txt",
+            f"https://raw.githubusercontent.com/{_ORIGIN}/valid.txt",
+            "04f9bddfe8ac4846571b1e2b612b289c95770b5012fdb34cc36a597b041afb87",
+        ),
+        "test": PublishedFile(
+            "test.txt",
+            f"https://raw.githubusercontent.com/{_ORIGIN}/test.txt",
+            "e464efa2713fbcf423bdbfb482c543a6a086188c3d97c294b1d19a70c2a515e8",
+        ),
     }
 
     def rows(self, file: Path) -> Iterable[Row]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from lori_pl.data.problem import Problem
 from lori_pl.data.sources.base import RowSource, Split
 from lori_pl.data.sources.fields import answer_field, text_field
+from lori_pl.data.sources.published import PublishedFile
 
 
 class GSMHard(RowSource):
@@ -24,6 +25,13 @@ class GSMHard(RowSource):
     name: ClassVar[str] = "gsm_hard"
     file_names: Mapping[Split, Sequence[str]] = {
         "test": ("gsmhardv2.jsonl", "gsmhard.jsonl", "gsm_hard.jsonl", "test.jsonl"),
+    }
+    published: Mapping[Split, PublishedFile] = {
+        "test": PublishedFile(
+            "gsmhardv2.jsonl",
+            "https://raw.githubusercontent.com/reasoning-machines/pal/90cb4488f88768be2266a0a0ff4694cb22a48741/"
+            "datasets/gsmhardv2.jsonl",
+        )
     }
     lone_file_split: ClassVar[Split | None] = "test"
 

@@ -9,6 +9,7 @@ from lori_pl.data.problem import Problem
 from lori_pl.data.sources.base import RowSource, Split
 from lori_pl.data.sources.equations import equation_rationale
 from lori_pl.data.sources.fields import BadRow, answer_field, field, text_field
+from lori_pl.data.sources.published import PublishedFile
 
 
 class MultiArith(RowSource):
@@ -25,6 +26,13 @@ class MultiArith(RowSource):
 
     name: ClassVar[str] = "multiarith"
     file_names: Mapping[Split, Sequence[str]] = {"test": ("MultiArith.json", "test.json")}
+    published: Mapping[Split, PublishedFile] = {
+        "test": PublishedFile(
+            "MultiArith.json",
+            "https://raw.githubusercontent.com/kojima-takeshi188/zero_shot_cot/"
+            "5ef330fcdeec0cd26aee27943504f91f8ec1c33c/dataset/MultiArith/MultiArith.json",
+        )
+    }
     lone_file_split: ClassVar[Split | None] = "test"
 
     def parse(self, value: Any, problem_id: str) -> Problem:

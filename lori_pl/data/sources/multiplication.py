@@ -71,12 +71,13 @@ class Multiplication(RowSource):
         for split, size in self.sizes.items():
             if size < 0:
                 raise LoriError(f"multiplication: {split}_size is {size}; set it to 0 or more")
-        numbers = 9 * 10 ** (digits - 1)
-        pairs, wanted = numbers * (numbers + 1) // 2, sum(self.sizes.values())
-        if not self.has_path and wanted > pairs:
+        self.low, self.high = 10 ** (digits - 1), 10**digits - 1
+        numbers = self.high - self.low + 1
+        self.pairs, wanted = numbers * (numbers + 1) // 2, sum(self.sizes.values())
+        if not self.has_path and wanted > self.pairs:
             raise LoriError(
-                f"multiplication: {wanted} problems wanted, but there are {pairs} pairs of {digits}-digit numbers; "
-                "set train_size, validation_size and test_size lower, or digits higher"
+                f"multiplication: {wanted} problems wanted, but there are {self.pairs} pairs of {digits}-digit "
+                "numbers; set train_size, validation_size and test_size lower, or digits higher"
             )
 
     def rows(self, file: Path) -> Iterable[Row]:
@@ -139,10 +140,9 @@ class Multiplication(RowSource):
 
     def _generated(self, split: Split, generator: random.Random, seen: set[tuple[int, int]]) -> list[Problem]:
         """Generates a split of pairs that were not seen, and adds them to these."""
-        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
         problems: list[Problem] = []
         while len(problems) < self.sizes[split]:
-            first, second = generator.randint(low, high), generator.randint(low, high)
+            first, second = (generator.randint(self.low, self.high) for _ in range(2))
             pair = (min(first, second), max(first, second))
             if pair in seen:
                 continue
@@ -159,13 +159,13 @@ class Multiplication(RowSource):
         ]
         pairs = [sorted(int(number.replace(" ", "")[::-1]) for number in question.split("*")) for question in questions]
         seen = {(first, second) for first, second in pairs}
-        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
-        if not any(low <= one and two <= high for one, two in seen):
+        taken = sum(self.low <= first and second <= self.high for first, second in seen)
+        if not taken:
             raise LoriError(
                 f"multiplication: the files in {self.path} have no product of {self.digits}-digit numbers, which are "
                 "to be generated for training; set digits to theirs"
             )
-        left = (high - low + 1) * (high - low + 2) // 2 - sum(low <= one and two <= high for one, two in seen)
+        left = self.pairs - taken
         if self.sizes["train"] > left:
             raise LoriError(
                 f"multiplication: {self.sizes['train']} training problems wanted, but there are {left} pairs of "

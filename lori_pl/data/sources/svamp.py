@@ -10,6 +10,7 @@ from lori_pl.data.problem import Problem
 from lori_pl.data.sources.base import RowSource, Split
 from lori_pl.data.sources.equations import equation_rationale
 from lori_pl.data.sources.fields import BadRow, answer_field, text_field
+from lori_pl.data.sources.published import PublishedFile
 from lori_pl.errors import LoriError
 
 
@@ -28,6 +29,12 @@ class SVAMP(RowSource):
 
     name: ClassVar[str] = "svamp"
     file_names: Mapping[Split, Sequence[str]] = {"test": ("SVAMP.json",)}
+    published: Mapping[Split, PublishedFile] = {
+        "test": PublishedFile(
+            "SVAMP.json",
+            "https://raw.githubusercontent.com/arkilpatel/SVAMP/689d7ccac74b9983a2ac7cc3b264f441b99e7c53/SVAMP.json",
+        )
+    }
     lone_file_split: ClassVar[Split | None] = "test"
 
     def files(self, split: Split) -> list[Path]:

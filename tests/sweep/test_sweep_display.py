@@ -1,0 +1,127 @@
+"""What a sweep shows: progress, its plan and its status."""
+
+import re
+import time
+from pathlib import Path
+
+from sweep_bench import SWEEP
+
+from lori_pl.evaluation.records import write_outcomes
+from lori_pl.sweep.child import ChildResult, progress_file
+from lori_pl.sweep.looking import show_plan, show_status
+
+
+def test_progress_and_table_are_shown(bench):
+    bench.run(SWEEP, "grid.model.rank=[4, 13]", "seeds=[3]", "metrics=[loss, typo]")
+    assert "sweep sweep: 2 of 2 cells to run in out" in bench.printed
+    assert re.search(
+        r"\[1/2\] rank=4 seed=3  accuracy 0\.0400 \(no typo in summary\.json\)  \d+\.\d s  ETA \d+\.\d s", bench.printed
+    )
+    assert re.search(r"\[2/2\] rank=13 seed=3  failed: ValueError: rank 13 brings no luck  \d+\.\d s\n", bench.printed)
+    table = bench.printed.split("out/results.csv")[1]
+    assert re.search(r"lori\[rank=4\] .* 3 .* 0\.04 \[0\.01, 0\.2\] .* 50 .* 6 .* 1\.5 .* 0\.75 ", table)
+    assert re.search(r"\?\[rank=13\] .* 3 .* failed ", table)
+
+
+def test_the_eta_is_the_mean_time_of_a_finished_run_for_each_that_waits(bench):
+    seconds = iter([60.0, 180.0, 5400.0])
+
+    def run(line, log, keep_open=()):
+        (log.parent / "summary.json").write_text('{"methods": {"lori": {"accuracy": 0.5}}}')
+        return ChildResult(0, next(seconds), 1.0)
+
+    bench.run_fake = run
+    bench.run(SWEEP, "seeds=[0]", "grid.model.rank=[1, 2, 3]")
+    lines = [line for line in bench.printed.splitlines() if "rank=" in line]
+    assert lines[0].endswith("  accuracy 0.5000 (no loss, accuracy_steps_3 in summary.json)  1 min  ETA 2 min")
+    assert lines[1].endswith("  3 min  ETA 2 min")
+    assert lines[2].endswith("  1 h 30 min")
+
+
+def say_progress(bench, text="120/1400"):
+    def before(folder):
+        progress_file(folder / "log.txt").write_text(text)
+        time.sleep(0.6)
+
+    bench.before = before
+
+
+def test_a_terminal_shows_the_running_step(bench):
+    bench.terminal = True
+    say_progress(bench)
+    bench.run(only=2)
+    assert re.search(r"\[2/4\] rank=8 seed=0 .* 120/1400 +--:--", bench.printed)
+    say_progress(bench, "120/")
+    assert bench.run(only=1) == 0
+    assert " 0/?" in bench.printed
+
+
+def test_elsewhere_there_is_one_line_a_run(bench):
+    say_progress(bench)
+    bench.run(only=2)
+    assert "120/1400" not in bench.printed
+    before, _ = bench.printed.split("out/results.csv")
+    lines = [line for line in before.splitlines() if line.strip()]
+    assert len(lines) == 2
+    assert lines[0].startswith("sweep sweep: 1 of 1 cells to run")
+    assert lines[1].startswith("[2/4] rank=8 seed=0  accuracy")
+    assert "\x1b" not in bench.printed
+
+
+def test_a_dry_run_lists_cells_with_status_and_command_and_touches_nothing(bench):
+    show_plan(bench.sweep())
+    assert not Path("out").exists()
+    bench.run(SWEEP, "grid.model.rank=[4, 13]", "seeds=[0]")
+    before = Path("out/results.csv").read_bytes()
+    bench.ran.clear()
+    sweep = bench.sweep(SWEEP, "grid.model.rank=[4, 13, 8]", "seeds=[0]")
+    show_plan(sweep)
+    lines = bench.said().splitlines()
+    ids = [cell.id for cell in sweep.cells]
+    assert lines[::2] == [
+        f"[1/3] {ids[0]}  ok  rank=4 seed=0",
+        f"[2/3] {ids[1]}  failed  rank=13 seed=0",
+        f"[3/3] {ids[2]}  to run  rank=8 seed=0",
+    ]
+    assert lines[5] == (
+        "    python -m lori_pl fit --config=base.yaml --seed_everything=0 --model.rank=8 "
+        f"--trainer.default_root_dir=out/cells/{ids[2]}"
+    )
+    assert bench.ran == []
+    assert Path("out/results.csv").read_bytes() == before
+
+
+def test_the_status_tells_what_is_done_at_work_left_and_best(bench):
+    flags = [SWEEP, "grid.model.rank=[4, 13, 8, 9]", "seeds=[0]"]
+    show_status(bench.sweep(*flags))
+    assert bench.said().splitlines() == ["sweep sweep: 0 of 4 cells done, 0 failed, 0 at work"]
+    assert not Path("out").exists()
+
+    def look(folder):
+        if len(bench.ran) == 4:
+            show_status(bench.sweep(*flags))
+
+    bench.before = look
+    bench.run(*flags)
+    lines = bench.said().splitlines()
+    assert re.fullmatch(r"sweep sweep: 2 of 4 cells done, 1 failed, 1 at work, about [\d.]+ s left", lines[0])
+    assert lines[1:] == [
+        "  at work: [4/4] rank=9 seed=0",
+        "  failed: [2/4] rank=13 seed=0: ValueError: rank 13 brings no luck",
+        "best: lori[rank=8], accuracy 0.08 over 1 seeds",
+    ]
+
+
+def test_differences_that_are_asked_for_are_printed(bench):
+    def leave(folder):
+        bits = [True, len(bench.ran) != 1]
+        write_outcomes(folder / "correct.npz", ["a", "b"], bits, "lori", 0)
+
+    bench.before = leave
+    bench.run(SWEEP, "label='r{model.rank}'", "compare=[[r8, r4], [r8, r16]]")
+    assert "r8 - r4: +25.0 points (95 % interval" in bench.printed
+    assert "t over 2 seeds); by seed, with the interval over problems: 0: +50.0 (" in bench.printed
+    assert "r8 - r16: 'r8' and 'r16' have no seed in common" in bench.printed
+    # outcomes of cells that the sweep no longer has do not count
+    bench.run(SWEEP, "label='r{model.rank}'", "compare=[[r8, r4]]", "grid.model.rank=[8]")
+    assert "r8 - r4: 'r8' and 'r4' have no seed in common" in bench.printed
