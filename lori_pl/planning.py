@@ -220,9 +220,10 @@ def cost_of_step(
         moving, live.peak = live.peak, live.now
         before = live.now
         optimizer = method.optimizer([p for p in method.parameters() if p.requires_grad])
-        for group in optimizer.param_groups if on_gpu else []:
-            if group.get("foreach", False) is None and not group.get("fused"):
-                group["foreach"] = True
+        if on_gpu and not isinstance(optimizer, torch.optim.Adafactor):
+            for group in optimizer.param_groups:
+                if group.get("foreach", False) is None and not group.get("fused") and not group.get("differentiable"):
+                    group["foreach"] = True
         optimizer.step()
         moments = [value for entry in optimizer.state.values() for value in entry.values()]
         state = sum(value.nbytes for value in moments if isinstance(value, Tensor))
