@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# a test is one thread's work
-WORKERS := -n auto --maxprocesses 8
+# a test is one thread's work; who has none left takes some of another's
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
 
 export TOKENIZERS_PARALLELISM = false
 

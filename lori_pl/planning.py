@@ -189,7 +189,9 @@ def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, prec
     return int(counter.get_total_flops())
 
 
-def cost_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str) -> StepCost:
+def cost_of_step(
+    method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str, on_gpu: bool = True
+) -> StepCost:
     """Goes through one training step of a hollow method.
 
     Args:
@@ -197,6 +199,8 @@ def cost_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, preci
         mode: What `hollow` gave.
         batch: A batch of the sizes that are asked about.
         precision: The Trainer's.
+        on_gpu: Take the optimiser's step as PyTorch does on a GPU where it may choose: for all weights together, which
+            holds what it computes of them all at once.
     """
     flops = flops_of_step(method, mode, batch, precision)
     teacher: nn.Module | None = getattr(method, "teacher", None)
@@ -216,6 +220,10 @@ def cost_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, preci
         moving, live.peak = live.peak, live.now
         before = live.now
         optimizer = method.optimizer([p for p in method.parameters() if p.requires_grad])
+        if on_gpu and not isinstance(optimizer, torch.optim.Adafactor):
+            for group in optimizer.param_groups:
+                if group.get("foreach", False) is None and not group.get("fused") and not group.get("differentiable"):
+                    group["foreach"] = True
         optimizer.step()
         moments = [value for entry in optimizer.state.values() for value in entry.values()]
         state = sum(value.nbytes for value in moments if isinstance(value, Tensor))

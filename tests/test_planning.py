@@ -90,6 +90,26 @@ def test_a_step_without_content_has_the_sizes_of_a_real_one(kind):
     assert weigh([real]).bytes == found.student.bytes + found.teacher.bytes
 
 
+def test_an_optimisers_step_on_a_gpu_holds_a_copy_of_what_trains():
+    """AdamW for all weights together, as PyTorch chooses on a GPU: the real one, told to do so here, holds as much."""
+    real = method("explicit")
+    real.configure_model()
+    trained = [p for p in real.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW(trained, foreach=True)
+    with LiveBytes() as live:
+        optimizer.step()
+        state = sum(value.nbytes for entry in optimizer.state.values() for value in entry.values())
+        held = live.peak - state
+    planned = method("explicit")
+    mode = hollow(planned)
+    on_gpu, here = (cost_of_step(planned, mode, batch_of(real), "32-true", on_gpu) for on_gpu in (True, False))
+    assert on_gpu.stepping == pytest.approx(held, rel=0.01)
+    assert on_gpu.stepping > 0.9 * on_gpu.student.trained > 2 * here.stepping
+    assert on_gpu.moving == here.moving
+
+
 @pytest.mark.slow
 def test_half_precision_takes_less():
     planned = method("lori")

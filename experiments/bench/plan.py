@@ -88,7 +88,7 @@ def main() -> None:
         for kind in ("explicit_cot", "lori", "lori_lora"):
             planned = method(size, kind)
             mode = hollow(planned)
-            found = cost_of_step(planned, mode, batch, "32-true").peak()
+            found = cost_of_step(planned, mode, batch, "32-true", on_gpu=False).peak()
             del planned
             real = measured(method(size, kind), batch)
             ratio = found / real

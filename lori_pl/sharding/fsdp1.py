@@ -212,7 +212,7 @@ class FSDP1Strategy(SingleFiles, DDPStrategy):
         method, state = self.lightning_module, checkpoint["state_dict"]
         assert method is not None
         if self.root is None:
-            self.load_before_sharding(state, strict)
+            self.load_state(state, strict)
             return
         with torch.no_grad():
             for weights in self._units(writeback=True):

@@ -113,7 +113,7 @@ class ShardedStrategy(SingleFiles, ModelParallelStrategy):
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         state = {key: part_of(value, own.get(key)) for key, value in checkpoint["state_dict"].items()}
-        self.load_before_sharding(state, strict)
+        self.load_state(state, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Gives each process its part."""

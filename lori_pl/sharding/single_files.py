@@ -13,7 +13,12 @@ from lori_pl.models.backbone import hollow_stays
 
 
 def backend_for(backend: str | None, cpu_offload: bool) -> str | None:
-    """The process group's backend: what is offloaded is reduced where it lies."""
+    """The process group's backend.
+
+    Args:
+        backend: The one that is asked for.
+        cpu_offload: Whether parts lie in the host's memory: what is offloaded is reduced where it lies.
+    """
     return backend or ("cpu:gloo,cuda:nccl" if cpu_offload else None)
 
 
@@ -28,8 +33,13 @@ class SingleFiles(ParallelStrategy):
         """
         return read_checkpoint(self.broadcast(checkpoint_path), mmap=True)
 
-    def load_before_sharding(self, state: Mapping[str, Any], strict: bool) -> None:
-        """Loads weights of which the first process's are given to the others when they are sharded."""
+    def load_state(self, state: Mapping[str, Any], strict: bool) -> None:
+        """Loads weights; before they are sharded it is the first process's that count, and the others have none.
+
+        Args:
+            state: By name.
+            strict: Whether all have to be there.
+        """
         assert self.lightning_module is not None
         with hollow_stays():
             self.lightning_module.load_state_dict(state, strict=strict)

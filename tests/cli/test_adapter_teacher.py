@@ -114,6 +114,7 @@ def test_on_the_students_base_it_is_what_a_second_copy_is(world, started):
     assert_same(*(dict(student.state_dict()) for student in exported))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on(world, started):
     flags = [*FLAGS, "--ckpt_path=last", "--trainer.max_steps=6"]
     assert world.fit("LoRi", "on", *FLAGS, **arguments(world)) == 0

@@ -61,7 +61,7 @@ def record_losses(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("kind", ["shared", "learned"])
+@pytest.mark.parametrize("kind", [pytest.param("shared", marks=pytest.mark.slow), "learned"])
 def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, lori_args, kind, monkeypatch):
     arguments = lori_args | (LEARNED if kind == "learned" else {})
     losses = record_losses(monkeypatch)
@@ -86,6 +86,7 @@ def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, 
         assert torch.allclose(value, parts["state_dict"][key], rtol=1e-4, atol=1e-5), key
 
 
+@pytest.mark.slow
 def test_half_precision_is_stored_and_close(world, lori_args, monkeypatch):
     losses = record_losses(monkeypatch)
     for dtype in ("float32", "float16", "bfloat16"):

@@ -181,6 +181,7 @@ def test_the_saved_config_repeats_the_run(world, lori_args):
     assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("first", "second")))
 
 
+@pytest.mark.slow
 def test_the_printed_config_repeats_the_run(world, lori_args, capsys):
     arguments = lori_args | {"backbone": {"lora": {"rank": 2, "targets": ["q_proj"]}}, "weights": {"mean": 0.1}}
     arguments["max_new_tokens"] = "${data.batch_size}"

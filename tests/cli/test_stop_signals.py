@@ -223,6 +223,7 @@ def test_slurm_runs_the_job_once_more(world, monkeypatch):
     assert asked == [["scontrol", "requeue", "77"]]
 
 
+@pytest.mark.slow
 def test_every_process_stops_behind_the_same_step(world):
     """The signal reaches one of two; the launcher ends well."""
     flags = [*FLAGS, "--trainer.max_steps=100000", "--trainer.val_check_interval=100000"]

@@ -172,12 +172,21 @@ class RowSource(Source):
         raise LoriError(f"{self.name}: no {split} file in {self.path}; expected {expected}")
 
     def absent(self, split: Split) -> PublishedFile | None:
-        """Returns the published file of a split that the folder does not hold; None where nothing is to be fetched."""
-        file = self.published.get(split)
-        names_a_file = file is not None and (self.path.is_file() or self.path.suffix == Path(file.name).suffix)
-        if file is None or not self.has_path or names_a_file:
+        """Returns the published file of a split that the folder does not hold.
+
+        None where nothing is to be fetched: nobody published it, the folder has the split, or files of another origin.
+        """
+        file, names = self.published.get(split), self.file_names.get(split, ())
+        if file is None or file.name not in names or not self.has_path:
             return None
-        return None if any((self.path / name).is_file() for name in self.file_names.get(split, ())) else file
+        means_a_file = self.path.suffix in {Path(name).suffix for name in names} and not self.path.is_dir()
+        if means_a_file or self.path.is_file() or any((self.path / name).is_file() for name in names):
+            return None
+        # beside files of another origin it might hold what they hold: GSM8K-Aug's validation is from GSM8K's training
+        others = [(self.path / name, self.published.get(s)) for s, every in self.file_names.items() for name in every]
+        if any(path.is_file() and not (other is not None and other.is_at(path)) for path, other in others):
+            return None
+        return file
 
     def tables(self, split: Split) -> list[Table]:
         """Returns the tables that hold a split: by default its files.

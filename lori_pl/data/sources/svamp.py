@@ -53,6 +53,11 @@ class SVAMP(RowSource):
             )
         return super().files(split)
 
+    def absent(self, split: Split) -> PublishedFile | None:
+        """Returns the published file if the folder does not hold it; None beside a split of its own."""
+        own = any((self.path / f"{name}.json").is_file() for name in ("train", "validation", "test"))
+        return None if own else super().absent(split)
+
     def parse(self, value: Any, problem_id: str) -> Problem:
         """Makes a problem of one row.
 
