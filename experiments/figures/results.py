@@ -85,7 +85,7 @@ def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figu
     by_passes.set(xlabel="sequential model passes an answer", ylim=(0, 103), xscale="log")
     by_passes.set_xticks([2, 5, 10, 20, 35], ["2", "5", "10", "20", "35"])
     by_passes.minorticks_off()
-    by_length.legend(fontsize=8, ncols=2, loc="lower left")
+    by_passes.legend(*by_length.get_legend_handles_labels(), fontsize=8, loc="center right")
     for axes in (by_length, by_passes):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
