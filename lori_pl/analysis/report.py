@@ -26,6 +26,7 @@ from lori_pl.analysis.rank_figures import (
     label,
 )
 from lori_pl.evaluation.report import write_json
+from lori_pl.tables import print_whole
 
 JSON = "analysis.json"
 TENSORBOARD = "tensorboard"
@@ -101,7 +102,7 @@ def show(console: Console, title: str, rank: RankPart, latents: LatentPart | Non
         modes = (each.modes[mode] for mode in ("layer", "hidden", "position"))
         ranks = [f"{mode.effective_rank:.1f} of {len(mode.values)}" for mode in modes]
         table.add_row(Text(label(name)), str(each.tokens), *ranks, str(each.modes["hidden"].rank_for(0.9)))
-    _print(console, table)
+    print_whole(table, console)
     for name, difference in rank.right_wrong.items():
         console.print(Text(f"{label(name)}: {difference}"))
     for note in [*rank.notes, *(latents.notes if latents is not None else [])]:
@@ -109,14 +110,8 @@ def show(console: Console, title: str, rank: RankPart, latents: LatentPart | Non
     if latents is None:
         return
     if latents.agreement is not None:
-        _print(console, agreement_table(latents))
-    _print(console, interventions_table(latents))
-
-
-def _print(console: Console, table: Table) -> None:
-    # a column that is cut off is worse than a line that wraps
-    needed = Console(width=1000).measure(table).maximum
-    Console(width=max(needed, console.width)).print(table)
+        print_whole(agreement_table(latents), console)
+    print_whole(interventions_table(latents), console)
 
 
 def agreement_table(latents: LatentPart) -> Table:

@@ -24,6 +24,7 @@ from lori_pl.evaluation.report import write_json
 from lori_pl.files import replace_file
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.saving import SETTINGS
+from lori_pl.tables import print_whole
 
 JSON = "benchmark.json"
 PICTURE = "benchmark.png"
@@ -164,7 +165,7 @@ def print_timings(title: str, rows: dict[str, Any]) -> None:
                 f"{milliseconds['median']:.2f} ({low:.2f} to {high:.2f})",
                 *(f"{row['phases'][phase]:.2f}" for phase in PHASES),
             )
-    Console(width=max(140, Console().width)).print(table)
+    print_whole(table)
 
 
 def draw(sets: dict[str, Any]) -> Figure:

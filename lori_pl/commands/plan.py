@@ -19,6 +19,7 @@ from lori_pl.errors import LoriError
 from lori_pl.methods import Method
 from lori_pl.methods.distillation import Distillation
 from lori_pl.planning import StepCost, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
+from lori_pl.tables import print_whole
 
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -160,7 +161,7 @@ def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: s
     }
     for name, size in parts.items():
         table.add_row(name, f"{size / 1e9:.3f}")
-    console.print(table)
+    print_whole(table, console)
     say(console, f"{step.flops / 1e12:,.3f} TFLOP a step and device, forward and backward")
 
 
@@ -177,7 +178,7 @@ def show_strategies(console: Console, step: StepCost, devices: int, memory: int 
         size = step.peak(devices, strategy, reshard)
         fits = [] if memory is None else ["yes" if size <= memory else "no"]
         table.add_row(label, f"{size / 1e9:.3f}", *fits)
-    console.print(table)
+    print_whole(table, console)
 
 
 def show_hours(console: Console, flops: int, batches: int, options: Any) -> None:

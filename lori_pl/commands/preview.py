@@ -11,6 +11,7 @@ from lori_pl.commands.lightning import OwnOptions, parse
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch, paired_batch
 from lori_pl.errors import LoriError
+from lori_pl.tables import print_whole
 
 BINS = 10
 
@@ -105,7 +106,7 @@ def show_lengths(console: Console, split: PreparedSplit) -> None:
     counts, edges = np.histogram(lengths, bins=min(BINS, max(1, int(np.ptp(lengths)))))
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         table.add_row(f"{low:.0f} to {high:.0f}", str(count), "█" * round(40 * count / counts.max()))
-    console.print(table)
+    print_whole(table, console)
     parts = {
         "question": split.student.questions,
         "rationale": split.student.rationales,

@@ -18,6 +18,7 @@ from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.metrics import TestSetMetrics
 from lori_pl.evaluation.records import git_commit, write_outcomes
 from lori_pl.files import replace_file
+from lori_pl.tables import print_whole
 
 if TYPE_CHECKING:
     from lori_pl.methods import Method
@@ -106,9 +107,7 @@ def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
             f"{row['milliseconds']:.2f}",
             str(row["n"]),
         )
-    # a column that is cut off is worse than a line that wraps
-    needed = Console(width=1000).measure(table).maximum
-    Console(width=max(needed, Console().width)).print(table)
+    print_whole(table)
 
 
 def _number(key: str) -> int:

@@ -27,6 +27,7 @@ from lori_pl.sweep.child import run_child
 from lori_pl.sweep.display import best_of, duration, results_table
 from lori_pl.sweep.search import Proposal, Study
 from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
+from lori_pl.tables import print_whole
 
 
 class Sweep:
@@ -249,7 +250,7 @@ class Sweep:
         if not results:
             return
         rows = [results[cell.id] for cell in self.cells if cell.id in results]
-        self._console.print(results_table(str(self.table.path), rows, self.specification.metrics))
+        print_whole(results_table(str(self.table.path), rows, self.specification.metrics), self._console)
         for line in self.comparisons():
             self.say(line)
 
