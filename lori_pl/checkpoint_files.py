@@ -6,6 +6,7 @@ import logging
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".ckpt"
 LAST = f"last{SUFFIX}"
+_FILE = "lori_pl_file"  # only once it is read
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
@@ -37,7 +39,13 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         raise LoriError(f"{path} is no readable checkpoint ({type(error).__name__}); give another one") from error
     if not isinstance(saved, dict):
         raise LoriError(f"{path} is no checkpoint, it holds a {type(saved).__name__}; give another one")
+    saved[_FILE] = str(path)
     return saved
+
+
+def place_of(checkpoint: Mapping[str, Any]) -> str:
+    """Where a checkpoint was read from, for messages."""
+    return f"the checkpoint {checkpoint[_FILE]}" if _FILE in checkpoint else "the checkpoint"
 
 
 def damage(path: Path) -> str:

@@ -43,6 +43,12 @@ def interval(values: Sequence[float]) -> str:
     return "one seed" if bounds is None else f"{max(0, 100 * bounds[0]):.1f} to {min(100, 100 * bounds[1]):.1f}"
 
 
+def timed_on(results: dict[str, list[dict[str, str]]]) -> str:
+    """The machine whose times are shown: the last by name on which every method has run, or "" for none."""
+    machines = [{row.get("machine", "") for row in rows} for rows in results.values() if rows]
+    return max(set.intersection(*machines), default="")
+
+
 def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str:
     heads = [
         "method",
@@ -51,6 +57,7 @@ def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str
         *[f"{s.removeprefix(STEP)} steps" for s in steps],
     ]
     lines = ["| " + " | ".join([*heads, "passes", "ms"]) + " |", "|" + "---|" * (len(heads) + 2)]
+    machine = timed_on(results)
     for name, rows in results.items():
         if not rows:
             continue
@@ -58,7 +65,9 @@ def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str
         cells = [NAMES[name][0], f"{100 * np.mean(accuracies):.1f} ({interval(accuracies)})"]
         cells.append(" ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies))
         cells += [f"{100 * np.mean([float(row[step]) for row in rows]):.1f}" for step in steps]
-        cells += [f"{np.mean([float(row[column]) for row in rows]):.2f}" for column in ("passes", "milliseconds")]
+        cells.append(f"{np.mean([float(row['passes']) for row in rows]):.2f}")
+        times = [float(row["milliseconds"]) for row in rows if row.get("machine", "") == machine]
+        cells.append(f"{np.mean(times):.2f}" if times else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -101,7 +110,8 @@ def main(arguments: Sequence[str]) -> None:
     first = next(rows for rows in results.values() if rows)[0]
     steps = sorted((key for key in first if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
     print(table(results, steps))
-    print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}\n")
+    print(f"\nMilliseconds a question: {timed_on(results) or 'of no machine that has all'}")
+    print(f"Commits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}\n")
     for line in sweep.comparisons():
         print(f"- {line}")
     file.parent.mkdir(parents=True, exist_ok=True)

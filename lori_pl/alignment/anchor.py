@@ -32,8 +32,8 @@ class AnchorAlignment(Term):
     Args:
         w_anchor: Weight of the anchor loss.
         anchor_space: `full` compares hidden states (needs equal layers and hidden sizes); `low_rank` compares their
-            cores under the projections of the `LowRankAlignment` among the terms, sigma then one number a row of the
-            core.
+            cores under the projections of the `LowRankAlignment` among the terms, whose own weights may be zero; sigma
+            is then one number a row of the core.
         delta: Where the smooth-L1 turns from quadratic to linear, in units of sigma.
 
     Raises:
@@ -66,6 +66,10 @@ class AnchorAlignment(Term):
         """The space that the anchor states are compared in."""
         return {"anchor_space": self.anchor_space}
 
+    def rests_on(self, other: Term) -> bool:
+        """On the projection, under `low_rank`."""
+        return self.anchor_space == "low_rank" and isinstance(other, LowRankAlignment)
+
     def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
         """Find the projection, check the shapes, and allocate; the order of the terms does not matter.
 
@@ -81,7 +85,7 @@ class AnchorAlignment(Term):
                 f"student {student}; use anchor_space=low_rank"
             )
         if self.anchor_space == "low_rank":
-            self._projection = tuple(term for term in others if isinstance(term, LowRankAlignment))
+            self._projection = tuple(o for o in others if isinstance(o, LowRankAlignment))
             if len(self._projection) != 1:
                 raise LoriError(
                     f"AnchorAlignment: anchor_space=low_rank needs exactly one LowRankAlignment among the terms, found "

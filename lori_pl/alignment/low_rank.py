@@ -16,6 +16,7 @@ from lori_pl.alignment.core_statistics import CoreStatistics, inverse_square_roo
 from lori_pl.alignment.distributed import copy_from_first_rank
 from lori_pl.alignment.losses import relative_frobenius, relative_frobenius_floor, standardised_smooth_l1
 from lori_pl.alignment.moments import Moments, SecondOrder, batch_moments, trajectory_moments
+from lori_pl.alignment.packing import pack_statistics, unpack_statistics
 from lori_pl.alignment.precision import autocast_off
 from lori_pl.alignment.subspace import StudentFactors, TensorSubspace
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
@@ -260,32 +261,11 @@ class LowRankAlignment(Term):
 
     def pack(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """In standard deviations of the core's entries; of the symmetric `second` the upper triangle, row by row."""
-        deviation = self.deviation.view(self._block_shape)
-        packed = {**statistics, "mean": statistics["mean"] / deviation}
-        if "second" in statistics:
-            second = statistics["second"] / (deviation.unsqueeze(-1) * deviation.unsqueeze(-2))
-            rows, columns = self._triangle(second.device)
-            packed["second"] = second[..., rows, columns]
-        return packed
+        return pack_statistics(statistics, self.deviation.view(self._block_shape))
 
     def unpack(self, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `teacher_statistics` gave them, to rounding."""
-        deviation = self.deviation.view(self._block_shape)
-        statistics = {name: tensor.to(deviation) for name, tensor in packed.items()}
-        statistics["mean"] = statistics["mean"] * deviation
-        if "second" in packed:
-            rows, columns = self._triangle(deviation.device)
-            values = statistics["second"] * (deviation[..., rows] * deviation[..., columns])
-            second = values.new_empty(*values.shape[:-1], deviation.shape[-1], deviation.shape[-1])
-            second[..., rows, columns] = values
-            second[..., columns, rows] = values
-            statistics["second"] = second
-        return statistics
-
-    def _triangle(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        size = self._block_shape[1]
-        rows, columns = torch.triu_indices(size, size, device=device)
-        return rows, columns
+        return unpack_statistics(packed, self.deviation.view(self._block_shape))
 
     def forward(self, student: Signals, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses `mean` and, unless `second_order` is none, `covariance`.

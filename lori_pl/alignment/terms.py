@@ -75,6 +75,15 @@ class Term(nn.Module, abc.ABC):
         self._fitted_on_host = False
 
     @property
+    def weighs(self) -> bool:
+        """Whether a weight is not zero: else the loss is not computed."""
+        return any(weight != 0 for weight in self.weights.values())
+
+    def rests_on(self, other: Term) -> bool:
+        """Whether this loss is computed with what another term measures, which is then measured at any weight."""
+        return False
+
+    @property
     def is_fitted(self) -> bool:
         """Whether `forward` may be called: the value of `fitted`, or no sweeps wanted; no device synchronisation."""
         return self._fitted_on_host or self.sweeps == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lori_pl.methods.latent import LatentMethod
@@ -26,6 +27,7 @@ def spectrum_figure(spectra: dict[str, Tensor]) -> Figure:
         axis.plot(rank, (shares.cumsum(0) / shares.sum()).numpy(), color="#2458a6", label="cumulative")
         axis.bar(rank, (shares / shares.sum()).numpy(), color="#9bb8e0", label="each", width=0.9)
         axis.set(title=name.replace("_", " "), xlabel="rank", ylabel="share of energy", ylim=(0, 1.03))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(loc="center right")
     return figure
 
@@ -38,6 +40,7 @@ class AlignmentMonitor(pl.Callback):
 
     def __init__(self) -> None:
         self._batch: Any = None
+        self._trained: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the spectrum."""
@@ -55,6 +58,13 @@ class AlignmentMonitor(pl.Callback):
         if writer is not None and hasattr(writer, "add_figure"):
             writer.add_figure("alignment/spectrum", figure, global_step=trainer.global_step)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps the batch where the teacher's statistics come from a cache, which has none of validation problems."""
+        if batch.statistics is not None:
+            self._trained = batch
+
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -63,10 +73,10 @@ class AlignmentMonitor(pl.Callback):
             self._batch = batch
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the diagnostics of the first validation batch."""
+        """Logs the diagnostics of the first validation batch; with a cache, of the last training batch."""
         if not isinstance(pl_module, LatentMethod) or trainer.sanity_checking or self._batch is None:
             return
-        values = pl_module.alignment_diagnostics(self._batch)
-        self._batch = None
+        values = pl_module.alignment_diagnostics(self._batch if self._trained is None else self._trained)
+        self._batch = self._trained = None
         scalars = {f"alignment/{name}": value.float() for name, value in values.items() if value.ndim == 0}
         pl_module.log_dict(scalars, rank_zero_only=True)

@@ -148,7 +148,9 @@ class LoriCLI(LightningCLI):
         self._check_folder(options, wanted)
 
     def _check_folder(self, options: Any, wanted: str | None) -> None:
-        resumes = self.subcommand == "fit" and options.get("ckpt_path") is not None
+        checkpoint = options.get("ckpt_path") if self.subcommand == "fit" else None
+        # a checkpoint of another run is no leave to write over this one
+        resumes = checkpoint is not None and self.root.resolve() in Path(checkpoint).resolve().parents
         if self.subcommand in ("fit", "test") and not options["trainer"].get("fast_dev_run") and not resumes:
             check_folder(self.subcommand, wanted, self.root)
 
@@ -160,7 +162,8 @@ class LoriCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(self.root, name="tensorboard", version="")
         elif logger in (None, True):
             kwargs["logger"] = False
-        given = [type(callback) for callback in trainer.get("callbacks") or []]
+        callbacks = _as_list(trainer.get("callbacks"))
+        given = [type(callback) for callback in callbacks]
         extra: list[pl.Callback] = [PredictionWriter(Path(self.options.get("predictions") or ""))]
         if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
             if ModelCheckpoint not in given and trainer.get("enable_checkpointing") is not False:
@@ -180,14 +183,13 @@ class LoriCLI(LightningCLI):
                 extra.append(LearningRateMonitor("step"))
         if trainer.get("enable_progress_bar") is not False and sys.stdout.isatty():
             extra.append(RichProgressBar())
-        plugins = trainer.get("plugins") or []
-        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        plugins = _as_list(trainer.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(CheckpointFiles())
         self.config_init[self.subcommand]["trainer"]["plugins"] = plugins
         # the regions come first: what other callbacks do behind a step is no part of it
         first = [ProfiledRegions()] if trainer.get("profiler") is not None else []
-        self.config_init[self.subcommand]["trainer"]["callbacks"] = [*first, *(trainer.get("callbacks") or []), *extra]
+        self.config_init[self.subcommand]["trainer"]["callbacks"] = [*first, *callbacks, *extra]
         refuse_own_fsdp(trainer.get("strategy"))
         with trainer_errors(trainer):
             made = super().instantiate_trainer(**kwargs)
@@ -203,6 +205,7 @@ class LoriCLI(LightningCLI):
         self.model.folder = self.folder
         self.model.latents_at_run = self.options.get("latents")
         self.model.trains = self.subcommand == "fit"
+        self.datamodule.tests_after_fit = self.options.get("test_after_fit", True)
         if self.model.trains and self.trainer is not None:
             self.model.check_run(self.datamodule, self.trainer)
 
@@ -273,6 +276,11 @@ class LoriCLI(LightningCLI):
     def after_test(self) -> None:
         """Shows the table and writes the summary."""
         write_report(self.root, self.model, {"seed": int(self.options["seed_everything"])})
+
+
+def _as_list(given: Any) -> list[Any]:
+    """What a trainer's option holds: none, one or several."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 class ParsedCLI(LoriCLI):

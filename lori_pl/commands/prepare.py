@@ -113,6 +113,8 @@ def read_data(data: PairedDataModule) -> None:
         if isinstance(source, RowSource) and (file := source.absent(split)) is not None:
             fetch_file(file, source.path)
     data.setup("fit")
+    if not data.tests:
+        data.setup_tests()
 
 
 def size_of(folder: Path) -> int:

@@ -148,6 +148,7 @@ class PairedDataModule(pl.LightningDataModule):
             theirs = load_tokenizer(teacher_tokenizer, False, teacher_tokenizer_revision)
             if not same_tokens(theirs, self.encoder.tokenizer, self.template.chat):
                 self.teacher_encoder = Encoder(theirs, self.template, False)
+        self.tests_after_fit = True  # so that a fault in a test set is found before the training
         self.splits: dict[str, PreparedSplit] = {}
         self.tests: dict[str, PreparedSplit] = {}
 
@@ -157,9 +158,8 @@ class PairedDataModule(pl.LightningDataModule):
             self.setup_train()
         if stage in ("fit", "validate") and "validation" not in self.splits:
             self.splits["validation"] = self.prepare(self.source, "validation")
-        if stage in ("fit", "test") and not self.tests:
+        if (stage == "test" or (stage == "fit" and self.tests_after_fit)) and not self.tests:
             self.setup_tests()
-
         if stage == "predict" and "predict" not in self.splits:
             if self.predict_file is None:
                 self.setup_tests()
@@ -223,13 +223,23 @@ class PairedDataModule(pl.LightningDataModule):
             teacher = (
                 EncodedProblems(chosen, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None
             )
-            short = self._short_enough(chosen, split, student, teacher)
+            lengths = self._lengths(split, student, teacher)
+            short = lengths <= self.max_length
             if part >= len(problems) or short.sum() >= wanted:
                 break
             part *= 2
         problems = chosen
-        counts["too long"] = len(problems) - int(short.sum())
         rows = np.flatnonzero(short)[:wanted].tolist()
+        # not those behind the last one that is taken
+        looked_at = rows[-1] + 1 if len(rows) == wanted and rows else len(problems)
+        long = np.flatnonzero(~short[:looked_at])
+        if self.on_too_long == "error" and long.size:
+            first = int(long[0])
+            raise LoriError(
+                f"data: problem {problems[first].id} has {lengths[first]} tokens, more than data.max_length "
+                f"{self.max_length} ({long.size} such); raise it or set data.on_too_long to drop"
+            )
+        counts["too long"] = int(long.size)
         if not rows:
             raise LoriError(
                 f"data: the {label} split has no problem left ({_counted(counts)}); raise data.max_length or check "
@@ -241,20 +251,15 @@ class PairedDataModule(pl.LightningDataModule):
             teacher = teacher.select(rows) if teacher is not None else None
         return PreparedSplit(label, problems, student, teacher, counts)
 
-    def _short_enough(
-        self, problems: list[Problem], split: Split, student: EncodedProblems, teacher: EncodedProblems | None
-    ) -> np.ndarray:
-        short = np.ones(len(problems), dtype=bool)
-        for encoded in filter(None, (student, teacher)):
-            lengths = encoded.lengths() if split == "train" else encoded.questions.lengths
-            if self.on_too_long == "error" and (long := np.flatnonzero(lengths > self.max_length)).size:
-                first = int(long[0])
-                raise LoriError(
-                    f"data: problem {problems[first].id} has {lengths[first]} tokens, more than data.max_length "
-                    f"{self.max_length} ({long.size} such); raise it or set data.on_too_long to drop"
-                )
-            short &= lengths <= self.max_length
-        return short
+    @staticmethod
+    def _lengths(split: Split, student: EncodedProblems, teacher: EncodedProblems | None) -> np.ndarray:
+        """Tokens of each problem that count against the limit, of both sides the more."""
+        found = [
+            encoded.lengths() if split == "train" else encoded.questions.lengths
+            for encoded in (student, teacher)
+            if encoded is not None
+        ]
+        return np.maximum.reduce(found)
 
     def train_dataloader(self) -> DataLoader[PairedBatch]:
         """Gives the training batches; complete ones only, order fixed by seed and epoch, resumable in mid-epoch."""

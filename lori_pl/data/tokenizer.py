@@ -45,6 +45,8 @@ def _word_level(known: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
+_FIELDS = "model.backbone.name or tokenizer, model.teacher.name"
+_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _EMBEDDED = {SYNTHETIC: synthetic_tokenizer, DIGITS: digits_tokenizer}
 
 
@@ -69,16 +71,22 @@ def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         if is_path and not os.path.exists(name):
             raise LoriError(
                 f"no file or folder '{name}', where a model and its tokenizer should be; correct the path "
-                "(model.backbone.name or tokenizer, model.teacher.name), or train or fetch that model first"
+                f"({_FIELDS}), or train or fetch that model first"
+            ) from error
+        if os.path.isdir(name) and not any((Path(name) / file).is_file() for file in _FILES):
+            raise LoriError(
+                f"folder '{name}' holds no model and no tokenizer; give the folder of a saved model ({_FIELDS})"
             ) from error
         kind = "folder" if os.path.isdir(name) else "hub id or folder"
         cause = " ".join(str(error).split())[:240]
         raise LoriError(
             f"no tokenizer found at {kind} '{name}' ({type(error).__name__}: {cause}); "
-            "give a folder with tokenizer.json, a hub id that is downloaded, 'synthetic' or 'digits'"
+            f"give a folder with tokenizer.json, a hub id that is downloaded, 'synthetic' or 'digits' ({_FIELDS})"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise LoriError(f"tokenizer '{name}' has no end token, which marks where an answer ends; set its eos_token")
+        raise LoriError(
+            f"tokenizer '{name}' ({_FIELDS}) has no end token, which marks where an answer ends; set its eos_token"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

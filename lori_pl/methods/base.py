@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from lori_pl.checkpoint_files import place_of
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
@@ -54,6 +55,8 @@ class Method(AnsweringModule):
     """Whether training reads the explicit sequences in pieces (`Pieces`)."""
     entries: ClassVar[tuple[str, ...]] = ("losses", "task_losses", "answer_batch")
     """The methods that compute with weights: where these are sharded, they are put together for them."""
+    not_kept: ClassVar[tuple[str, ...]] = ("val_accuracy.", "val_loss.")
+    """What is no part of a checkpoint, as the names of weights and buffers begin."""
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Method(AnsweringModule):
         self.schedule = schedule or Schedule()
         self.reasoner: LatentReasoner | None = None
         self.folder: str | None = None
+        self.loaded_from = "the checkpoint"
         self.optimizer_settings: list[dict[str, Any]] = []
         self.resumed_settings: list[dict[str, Any]] = []
 
@@ -133,7 +137,7 @@ class Method(AnsweringModule):
             return
         if self.folder is not None:
             with self.loading():
-                self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype)
+                self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype or "float32")
             self.check_reasoning(self.reasoner.reasoning, self.folder)
             check_template(asdict(self.reasoner.template), self.template, self.folder)
             return
@@ -170,7 +174,7 @@ class Method(AnsweringModule):
 
     def load_backbone(self, tokenizer: Any) -> Any:
         """Loads the student's language model."""
-        return load_causal_lm(self.backbone, tokenizer)
+        return load_causal_lm(self.backbone, tokenizer, "model.backbone")
 
     def check_reasoning(self, reasoning: str, place: str) -> None:
         """Refuses a student that thinks another way.
@@ -288,7 +292,7 @@ class Method(AnsweringModule):
         }
         for key in list(state):
             name = key.removeprefix(prefix)
-            if name in frozen or name.startswith(("teacher.", "val_")):
+            if name in frozen or name.startswith(self.not_kept):
                 del state[key]
         return state
 
@@ -301,14 +305,14 @@ class Method(AnsweringModule):
         expected = set(self.state_dict())
         if wrong := sorted(expected.symmetric_difference(state_dict)):
             raise LoriError(
-                f"the checkpoint is of another model or method: {len(wrong)} weights do not match, e.g. {wrong[0]}; "
-                "resume with the config that made it"
+                f"{self.loaded_from} is of another model or method: {len(wrong)} weights do not match, e.g. "
+                f"{wrong[0]}; resume with the config that made it"
             )
         try:
             return super().load_state_dict(state_dict, strict=False, assign=assign)
         except RuntimeError as error:
             detail = str(error).strip().splitlines()[-1].strip()
-            raise LoriError(f"the checkpoint is of another model: {detail}; resume with its own config") from error
+            raise LoriError(f"{self.loaded_from} is of another model: {detail}; resume with its own config") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which method made the checkpoint, of what student, and with which optimiser."""
@@ -327,7 +331,8 @@ class Method(AnsweringModule):
         Raises:
             LoriError: If another method, or none of lori_pl, made it, or with another number of latents or template.
         """
+        self.loaded_from = place_of(checkpoint)
         check_made_by(checkpoint, self.name)
         made = checkpoint["lori_pl"]
-        check_student(made, self.latents, self.checkpoint_settings, self.template)
+        check_student(made, self.latents, self.checkpoint_settings, self.template, self.loaded_from)
         self.resumed_settings = made.get("optimizer", [])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lori_pl.checkpoint_files import place_of
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.models.saving import SETTINGS, read_settings
@@ -29,7 +30,9 @@ def check_template(saved: Mapping[str, Any], template: Template, place: str) -> 
         )
 
 
-def check_student(made: Mapping[str, Any], latents: int, settings: Mapping[str, Any], template: Template) -> None:
+def check_student(
+    made: Mapping[str, Any], latents: int, settings: Mapping[str, Any], template: Template, place: str
+) -> None:
     """Refuses a checkpoint of a student that thinks or reads otherwise than this run's.
 
     Args:
@@ -37,22 +40,23 @@ def check_student(made: Mapping[str, Any], latents: int, settings: Mapping[str, 
         latents: This run's number of latents.
         settings: This run's further arguments that make another student of the same weights.
         template: This run's template.
+        place: The checkpoint, for the message.
 
     Raises:
         LoriError: Naming what differs, with both values.
     """
     if (before := made.get("latents", latents)) != latents:
         raise LoriError(
-            f"the checkpoint was made with model.latents {before}, and this run has {latents}; give the config of its "
+            f"{place} was made with model.latents {before}, and this run has {latents}; give the config of its "
             "run (and --latents for another number in a test)"
         )
     for name, value in made.get("settings", {}).items():
         if name in settings and settings[name] != value:
             raise LoriError(
-                f"the checkpoint was made with model.{name} {value}, and this run has {settings[name]}; give the "
+                f"{place} was made with model.{name} {value}, and this run has {settings[name]}; give the "
                 "config of its run"
             )
-    check_template(made.get("template", {}), template, "the checkpoint")
+    check_template(made.get("template", {}), template, place)
 
 
 def check_made_by(checkpoint: Mapping[str, Any], method: str) -> None:
@@ -64,7 +68,7 @@ def check_made_by(checkpoint: Mapping[str, Any], method: str) -> None:
     made_by = checkpoint.get("lori_pl", {}).get("method")
     if made_by != method:
         raise LoriError(
-            f"the checkpoint was made by {made_by or 'something else than lori_pl'}, not by {method}; "
+            f"{place_of(checkpoint)} was made by {made_by or 'something else than lori_pl'}, not by {method}; "
             "give the config of its own method"
         )
 

@@ -20,13 +20,13 @@ from lori_pl.cache.store import TeacherCache, of_term
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
-from lori_pl.data.tokenizer import holds, load_tokenizer
+from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
 from lori_pl.methods.optimization import Schedule
-from lori_pl.methods.teachers import can_share, check_config, load_teacher, shape_of, share_teacher
+from lori_pl.methods.teachers import can_share, load_start, load_teacher, loaded_like, shape_of, share_teacher
 from lori_pl.methods.terms import Observed, measure, named_terms, weighs, weighted_terms
-from lori_pl.models.backbone import Backbone, frozen, load_causal_lm
+from lori_pl.models.backbone import Backbone, frozen
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
@@ -83,10 +83,11 @@ class Distillation(Method):
             raise LoriError(f"model.statistics_problems is {statistics_problems}: give 1 or more, or null for all")
         self.student_init = student_init
         self.share_base = share_base
-        self.teacher_backbone = teacher
+        self.teacher_backbone = None if teacher is None else loaded_like(teacher, self.backbone)
         self.cache = cache
         self.layers = layers or LayerSelection()
         self.student_layers = student_layers or self.layers
+        self.student_layers_at = "model.layers" if student_layers is None else "model.student_layers"
         self.statistics_problems = statistics_problems
         self.terms = nn.ModuleList(weighted_terms(terms or [], weights or {}))
         self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
@@ -128,13 +129,18 @@ class Distillation(Method):
 
     @property
     def active_terms(self) -> list[Term]:
-        """The terms, typed."""
+        """The terms: those that weigh something, and those on which these rest."""
         return [term for term in self.terms if isinstance(term, Term)]
+
+    @property
+    def weighing_terms(self) -> list[Term]:
+        """The terms whose losses count."""
+        return [term for term in self.active_terms if term.weighs]
 
     @property
     def over_batch(self) -> list[str]:
         """What the terms say."""
-        return [*super().over_batch, *(term.over_batch for term in self.active_terms if term.over_batch)]
+        return [*super().over_batch, *(term.over_batch for term in self.weighing_terms if term.over_batch)]
 
     @property
     def named_terms(self) -> dict[str, Term]:
@@ -142,6 +148,7 @@ class Distillation(Method):
         return named_terms(self.active_terms)
 
     entries = (*Method.entries, "observed", "alignment_diagnostics")
+    not_kept = (*Method.not_kept, "teacher.")
 
     def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:
         """Also a teacher's that is not the student's."""
@@ -157,17 +164,7 @@ class Distillation(Method):
         if self.student_init == "base":
             return super().load_backbone(tokenizer)
         assert self.teacher_backbone is not None
-        teacher = self.teacher_backbone
-        theirs = load_tokenizer(teacher.tokenizer_name, False, teacher.revision)
-        if not holds(tokenizer, theirs):
-            raise LoriError(
-                "the student starts from the teacher's weights, but model.backbone names another tokenizer than the "
-                "teacher's: set model.backbone.name and tokenizer to null, or model.student_init to base"
-            )
-        start = dataclasses.replace(self.backbone, name=teacher.name, config=teacher.config, revision=teacher.revision)
-        if self.backbone.name is None:
-            check_config(self.backbone.config, start)
-        return load_causal_lm(start, tokenizer)
+        return load_start(self.teacher_backbone, self.backbone, tokenizer)
 
     def configure_model(self) -> None:
         """Builds student, teacher (where a term needs it and the run is no mere test) and terms, once.
@@ -181,13 +178,15 @@ class Distillation(Method):
         if self.folder is None:
             fields = {"teacher": teacher, "student_init": self.student_init, "terms": self.active_terms}
             self.check({**fields, "cache": self.cache})
+            if self.needs:  # before weights are read
+                self.student_shape(), self.teacher_shape()
         super().configure_model()
         if not self.needs or self.folder is not None:
             return
         if self.trains and self.cache is None:
             with self.loading():
                 self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
-        layers = len(self.student_layers.resolve(self.student.depth))
+        layers = len(self.student_layers.resolve(self.student.depth, self.student_layers_at))
         self.prepare_terms(TrajectoryShape(layers, self.student.hidden_size))
 
     def load_teacher(self) -> FrozenTeacher:
@@ -206,7 +205,8 @@ class Distillation(Method):
             LoriError: As `load_teacher`.
         """
         assert self.teacher_backbone is not None
-        return share_teacher(self.teacher_backbone, self.student.lm, self.template, self.layers)
+        starts_there = self.student_init == "teacher"
+        return share_teacher(self.teacher_backbone, self.student.lm, self.template, self.layers, starts_there)
 
     @property
     def shares_base(self) -> bool:
@@ -220,13 +220,16 @@ class Distillation(Method):
         """Layers and hidden size of the teacher's trajectories, from its config or else from the cache."""
         if self.teacher_backbone is None:
             return TrajectoryShape(**TeacherCache(self.cache or "").manifest.shape)
-        return shape_of(self.teacher_backbone, self.layers)
+        return shape_of(self.teacher_backbone, self.layers, "model.teacher", "model.layers")
 
     def student_shape(self) -> TrajectoryShape:
         """Layers and hidden size of the student's, from the config that it will be loaded with."""
-        starts = self.teacher_backbone if self.student_init == "teacher" else self.backbone
+        starts_there = self.student_init == "teacher"
+        starts = self.teacher_backbone if starts_there else self.backbone
         assert starts is not None
-        return shape_of(starts, self.student_layers)
+        return shape_of(
+            starts, self.student_layers, "model.teacher" if starts_there else "model.backbone", self.student_layers_at
+        )
 
     def prepare_terms(self, student: TrajectoryShape) -> None:
         """Gives the terms the shapes of both sides."""
@@ -282,7 +285,7 @@ class Distillation(Method):
             held = term.teacher_state()
             if not all(torch.equal(held[key].cpu(), value) for key, value in cached.items()):
                 raise LoriError(
-                    f"the checkpoint was trained with another {name} than that of the cache {self.cache}; give the "
+                    f"{self.loaded_from} was trained with another {name} than that of the cache {self.cache}; give the "
                     "cache that its run had"
                 )
 
@@ -395,6 +398,6 @@ class Distillation(Method):
         for name, value in checkpoint["lori_pl"].get("measured", {}).items():
             if name in now and now[name] != value:
                 raise LoriError(
-                    f"the checkpoint's alignment was measured with {name} {value}, and this run has {now[name]}: give "
-                    "the old value, or start a new run"
+                    f"the alignment of {self.loaded_from} was measured with {name} {value}, and this run has "
+                    f"{now[name]}: give the old value, or start a new run"
                 )

@@ -67,7 +67,7 @@ class LatentMethod(Distillation):
         self.latents = latents
         self.latent_scale = latent_scale
         self.projector = projector
-        if "trajectory" in self.needs and latents == 0:
+        if latents == 0 and "trajectory" in self.needs:
             raise LoriError(
                 "model.latents is 0, so there is no trajectory to align: leave out the term that reads it "
                 "(model.alignment: null)"
@@ -86,8 +86,11 @@ class LatentMethod(Distillation):
     @property
     def wanted(self) -> tuple[LayerSelection | None, LayerSelection | None]:
         """Layers whose states at the latents, and at the anchor, the terms read."""
-        trajectory, anchor = (self.student_layers if need in self.needs else None for need in ("trajectory", "anchor"))
+        trajectory, anchor = (self.student_layers if self._reads(need) else None for need in ("trajectory", "anchor"))
         return trajectory, anchor
+
+    def _reads(self, need: str) -> bool:
+        return any(need in term.needs for term in self.weighing_terms)
 
     def read_student(
         self,
@@ -122,6 +125,8 @@ class LatentMethod(Distillation):
             teacher = self.teacher_signals(batch)
             with region("alignment"), parametrize.cached():
                 for key, term in self.named_terms.items():
+                    if not term.weighs:
+                        continue
                     for name, loss in term(student, self.teacher_statistics(key, term, batch, teacher)).items():
                         if name not in term.weights:
                             raise LoriError(f"{type(term).__name__} gives a loss '{name}' that its weights do not name")
@@ -131,7 +136,10 @@ class LatentMethod(Distillation):
 
     @torch.no_grad()
     def alignment_diagnostics(self, batch: PairedBatch | None) -> dict[str, Tensor]:
-        """Diagnostics of all terms; those that depend on a batch only where one is given."""
+        """Diagnostics of all terms; those that depend on a batch only where one is given.
+
+        Where two terms name a value alike, the second's has the term's name before it.
+        """
         values: dict[str, Tensor] = {}
         student = statistics = None
         if batch is not None and self.needs:
@@ -141,5 +149,6 @@ class LatentMethod(Distillation):
         for name, term in self.named_terms.items():
             if batch is not None and student is not None and known:
                 statistics = self.teacher_statistics(name, term, batch, teacher)
-            values |= term.diagnostics(student, statistics)
+            for key, value in term.diagnostics(student, statistics).items():
+                values[f"{name}_{key}" if key in values else key] = value
         return values

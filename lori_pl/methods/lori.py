@@ -46,7 +46,7 @@ class LoRi(LatentMethod):
     def label(self) -> str:
         """``lori``, or what it is called with some of its standard terms off."""
         names = {AnchorAlignment: "anchor_only", LowRankAlignment: "rationale_only"}
-        match self.active_terms:
+        match self.weighing_terms:
             case []:
                 return "latent_only"
             case [term]:

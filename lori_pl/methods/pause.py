@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
 from lori_pl.models.backbone import Backbone
 
@@ -15,6 +16,9 @@ class Pause(Method):
         backbone: The student's language model.
         latents: Number of fillers K.
         settings: As in `Method`.
+
+    Raises:
+        LoriError: If ``latents`` is negative.
     """
 
     name = "pause"
@@ -27,4 +31,6 @@ class Pause(Method):
         **settings: Any,
     ) -> None:
         super().__init__(backbone, **settings)
+        if latents < 0:
+            raise LoriError(f"model.latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
         self.latents = latents

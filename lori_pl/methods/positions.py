@@ -25,7 +25,7 @@ def check_sequences(data: PairedDataModule, sequences: Sequences, *names: str) -
     Raises:
         LoriError: If one takes more positions than its model has.
     """
-    faults = []
+    faults: list[tuple[str, int, str]] = []
     for name in names:
         split = data.splits[name]
         # what data.max_length counts
@@ -36,10 +36,13 @@ def check_sequences(data: PairedDataModule, sequences: Sequences, *names: str) -
                 row = int(lengths.argmax())
                 fault = f"{what} take {lengths[row]} positions, but the model has {limit}"
                 shorter = int(counted[beyond].min()) - 1
-                faults.append((shorter, f"{name} problem {split.problems[row].id}: {fault}"))
+                faults.append((name, shorter, f"{name} problem {split.problems[row].id}: {fault}"))
     if faults:
+        least = min(shorter for _, shorter, _ in faults)
+        # in evaluation it leaves out long questions, not long rationales
+        others = "" if faults[0][0] == "train" else ", leave that problem out of the source"
         raise LoriError(
-            f"{faults[0][1]}; lower --data.max_length to {min(faults)[0]} or take a model with more positions"
+            f"{faults[0][2]}; lower --data.max_length to {least}{others} or take a model with more positions"
         )
 
 

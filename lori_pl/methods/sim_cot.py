@@ -116,7 +116,7 @@ class StepSupervision(LatentMethod):
                     f"model.decoder ({named}) has another tokenizer than the student, and is given the student's "
                     "tokens; take a model of the same family"
                 )
-        return load_causal_lm(backbone, tokenizer)
+        return load_causal_lm(backbone, tokenizer, "model.decoder")
 
     def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
         """The method's and, in training, a whole rationale behind a step's latents, the most that the decoder reads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.checkpoints import check_teacher
 from lori_pl.models.backbone import Backbone, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
-from lori_pl.models.saving import adapted_base, add_adapters, load_adapted
+from lori_pl.models.saving import adapted_base, add_adapters, load_adapted, load_merged, read_settings
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher
 
 TEACHER_ADAPTERS = "teacher"
+
+
+def loaded_like(teacher: Backbone, student: Backbone) -> Backbone:
+    """The teacher with the student's type of weights and attention where it does not say its own."""
+    return replace(teacher, dtype=teacher.dtype or student.dtype, attention=teacher.attention or student.attention)
 
 
 def load_teacher(teacher: Backbone, template: Template, layers: LayerSelection) -> FrozenTeacher:
@@ -36,8 +42,42 @@ def load_teacher(teacher: Backbone, template: Template, layers: LayerSelection) 
     check_teacher(folder, template)
     if (base := adapted_base(teacher)) is not None:
         return FrozenTeacher(load_adapted(folder, base), layers)
-    lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
+    lm = load_causal_lm(teacher, load_tokenizer(teacher.tokenizer_name, False, teacher.revision), "model.teacher")
     return FrozenTeacher(lm, layers)
+
+
+def load_start(teacher: Backbone, student: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Loads a student's model from a teacher's weights, adapters that stand apart from their base merged.
+
+    Args:
+        teacher: The teacher.
+        student: How the student is loaded.
+        tokenizer: The student's tokenizer, its markers included.
+
+    Raises:
+        LoriError: If the student is described as another model, has not the teacher's tokens, or nothing loads.
+    """
+    if not holds(tokenizer, load_tokenizer(teacher.tokenizer_name, False, teacher.revision)):
+        raise LoriError(
+            "the student starts from the teacher's weights, but model.backbone names another tokenizer than the "
+            "teacher's: set model.backbone.name and tokenizer to null, or model.student_init to base"
+        )
+    trust = teacher.trust_remote_code or student.trust_remote_code
+    start = replace(
+        student, name=teacher.name, config=teacher.config, revision=teacher.revision, trust_remote_code=trust
+    )
+    base = adapted_base(start)
+    if student.name is None:
+        check_config(student.config, base or start)
+    if base is not None:
+        folder = Path(str(start.name))
+        if (reasoning := read_settings(folder)["reasoning"]) != "words":
+            raise LoriError(
+                f"model.teacher.name {folder} keeps the adapters of a student that reasons by '{reasoning}' apart from "
+                "their base model; export it merged to start from it"
+            )
+        return load_merged(folder, replace(base, dropout=student.dropout), tokenizer)
+    return load_causal_lm(start, tokenizer, "model.teacher")
 
 
 def can_share(
@@ -51,10 +91,12 @@ def can_share(
         tokenizer: The student's tokenizer, its markers included.
         student_starts_there: Whether the student starts from the teacher's weights.
     """
-    if student.lora is None or (teacher.dtype, teacher.attention) != (student.dtype, student.attention):
+    dtypes = {backbone.dtype or "float32" for backbone in (teacher, student)}
+    if student.lora is None or len(dtypes) > 1 or teacher.attention != student.attention:
         return False
     if student_starts_there:
-        return True
+        # merged in half precision, adapters are rounded as they are not apart
+        return dtypes == {"float32"} or adapted_base(teacher) is None
     base = adapted_base(teacher)
     if base is None or not same_weights(base, student):
         return False
@@ -62,21 +104,24 @@ def can_share(
     return holds(tokenizer, load_tokenizer(teacher.tokenizer_name, False, teacher.revision))
 
 
-def share_teacher(teacher: Backbone, lm: PreTrainedModel, template: Template, layers: LayerSelection) -> FrozenTeacher:
+def share_teacher(
+    teacher: Backbone, lm: PreTrainedModel, template: Template, layers: LayerSelection, student_starts_there: bool
+) -> FrozenTeacher:
     """Takes the base model of a student's adapters for the teacher, instead of a second copy.
 
     Args:
-        teacher: The teacher; adapters of its own are added to the model.
+        teacher: The teacher; adapters of its own are added to the model, unless it is merged into it.
         lm: The student's model.
         template: How problems become text.
         layers: The layers that make the teacher's trajectory.
+        student_starts_there: Whether the student started from the teacher's weights, adapters merged.
 
     Raises:
         LoriError: As `load_teacher`.
     """
     folder = Path(teacher.name or "")
     check_teacher(folder, template)
-    base = adapted_base(teacher)
+    base = None if student_starts_there else adapted_base(teacher)
     if base is None:
         return SharedTeacher(lm, layers)
     assert base.lora is not None
@@ -96,10 +141,21 @@ def same_weights(one: Backbone, other: Backbone) -> bool:
     return place(one) == place(other)
 
 
-def shape_of(backbone: Backbone, selection: LayerSelection) -> TrajectoryShape:
-    """Layers and hidden size of the trajectories of a model that is not loaded."""
-    config = load_config(adapted_base(backbone) or backbone).get_text_config()
-    return TrajectoryShape(len(selection.resolve(config.num_hidden_layers)), config.hidden_size)
+def shape_of(backbone: Backbone, selection: LayerSelection, place: str, layers: str) -> TrajectoryShape:
+    """Layers and hidden size of the trajectories of a model that is not loaded.
+
+    Args:
+        backbone: The model.
+        selection: The layers that make its trajectory.
+        place: The option that describes the model, for messages.
+        layers: The option that holds the selection, for messages.
+
+    Raises:
+        LoriError: If nothing is found under its name, or a layer is none of its layers.
+    """
+    base = adapted_base(backbone)
+    config = load_config(base or backbone, place=f"the base of {place}" if base else place).get_text_config()
+    return TrajectoryShape(len(selection.resolve(config.num_hidden_layers, layers)), config.hidden_size)
 
 
 def check_config(wanted: Mapping[str, Any], start: Backbone) -> None:
@@ -114,7 +170,7 @@ def check_config(wanted: Mapping[str, Any], start: Backbone) -> None:
     """
     if not wanted:
         return
-    config = load_config(start)
+    config = load_config(start, place="model.teacher")
     for key, value in wanted.items():
         if (theirs := getattr(config, key, value)) != value:
             raise LoriError(

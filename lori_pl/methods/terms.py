@@ -26,7 +26,7 @@ def weighs(term: Any, weights: Mapping[str, float]) -> bool:
 
 
 def weighted_terms(terms: list[Term], weights: dict[str, float]) -> list[Term]:
-    """Applies weights by loss name and drops terms that weigh nothing.
+    """Applies weights by loss name and drops terms that weigh nothing, unless one that does rests on them.
 
     Raises:
         LoriError: If a term needs nothing, or what there is not; if two terms give losses of one name; or if a weight
@@ -46,7 +46,8 @@ def weighted_terms(terms: list[Term], weights: dict[str, float]) -> list[Term]:
         raise LoriError(f"model.weights names {unknown}, but the terms give {sorted(owners)}")
     for name, weight in weights.items():
         owners[name].weights[name] = float(weight)
-    return [term for term in terms if any(weight != 0 for weight in term.weights.values())]
+    weighing = [term for term in terms if term.weighs]
+    return [term for term in terms if term.weighs or any(other.rests_on(term) for other in weighing)]
 
 
 def named_terms(terms: Iterable[Term]) -> dict[str, Term]:

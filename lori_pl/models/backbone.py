@@ -31,7 +31,7 @@ from transformers.utils import logging as hub_logging
 from lori_pl.errors import LoriError, one_line
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.compiling import compile_layers
-from lori_pl.models.embeddings import grow_embeddings, head_logits, start_markers
+from lori_pl.models.embeddings import grow_embeddings, head_logits, hold_tokens
 from lori_pl.models.hidden import base_model
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -65,9 +65,9 @@ class Backbone:
         config: Keys of a transformers config (``model_type`` and sizes). With ``name`` they override its config.
         tokenizer: Tokenizer's hub id or folder, or ``synthetic``; ``None`` takes ``name``'s.
         revision: Revision of a hub repository; pin it for results.
-        dtype: Type of the weights.
+        dtype: Type of the weights; ``None`` for a teacher takes the student's, else ``float32``.
         attention: Attention implementation by transformers' name: ``sdpa``, ``eager``, ``flash_attention_2``, ...;
-            ``None`` for ``sdpa`` where the model has it, else ``eager``.
+            ``None`` for a teacher takes the student's, else ``sdpa`` where the model has it, or ``eager``.
         gradient_checkpointing: Recompute each layer in the backward pass; right with a KV cache.
         compile: Compile the decoder layers for training (torch.compile): worth its minute of compilation where starting
             kernels costs more than they do, as with latents on a GPU.
@@ -80,7 +80,7 @@ class Backbone:
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     revision: str | None = None
-    dtype: DType = "float32"
+    dtype: DType | None = None
     attention: str | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -135,40 +135,39 @@ def hollow_stays() -> Iterator[None]:
         yield
 
 
-def _source(name: str) -> tuple[str, dict[str, Any]]:
+def _source(name: str, place: str) -> tuple[str, dict[str, Any]]:
     if name.endswith(".gguf"):
         path = Path(name)
         if not path.is_file():
-            raise LoriError(f"backbone.name '{name}': no such GGUF file; give its full path")
+            raise LoriError(f"{place}.name '{name}': no such GGUF file; give its full path")
         return str(path.parent), {"gguf_file": path.name}
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         if (Path(name) / "adapter_config.json").is_file():
             raise LoriError(
-                f"backbone.name '{name}' holds LoRA adapters apart from their base model; export it merged, or use "
+                f"{place}.name '{name}' holds LoRA adapters apart from their base model; export it merged, or use "
                 "LatentReasoner.from_pretrained"
             )
-        raise LoriError(
-            f"backbone.name '{name}' is a folder without config.json, no model; give a saved model's folder"
-        )
+        raise LoriError(f"{place}.name '{name}' is a folder without config.json, no model; give a saved model's folder")
     return name, {}
 
 
-def load_config(backbone: Backbone, vocabulary: int | None = None) -> PretrainedConfig:
+def load_config(backbone: Backbone, vocabulary: int | None = None, place: str = "backbone") -> PretrainedConfig:
     """Makes the transformers config of a backbone.
 
     Args:
         backbone: What to load.
         vocabulary: Size of the tokenizer's vocabulary, for a model from a config alone.
+        place: The option that describes it, for messages.
 
     Raises:
         LoriError: If nothing is found under the name, the config lacks ``model_type``, or a key or value of
-            ``backbone.config`` is none of that model type.
+            ``config`` is none of that model type.
     """
     changes = dict(backbone.config)
     if backbone.name is None:
-        config = _new_config(changes, vocabulary)
+        config = _new_config(changes, vocabulary, place)
     else:
-        folder, keywords = _source(backbone.name)
+        folder, keywords = _source(backbone.name, place)
         try:
             config = AutoConfig.from_pretrained(
                 folder,
@@ -178,53 +177,54 @@ def load_config(backbone: Backbone, vocabulary: int | None = None) -> Pretrained
                 **changes,
             )
         except Exception as error:  # transformers raises anything from OSError to KeyError here
-            remedy = _remedy(error, backbone) or (
+            remedy = _remedy(error, backbone, place) or (
                 "no model found; give a local folder, a hub id that is downloaded or reachable, or a GGUF file"
             )
-            raise LoriError(f"backbone.name '{backbone.name}': {remedy} ({one_line(error)})") from error
+            raise LoriError(f"{place}.name '{backbone.name}': {remedy} ({one_line(error)})") from error
         # transformers drops keys that it does not know without a word
         if unknown := [key for key in changes if not hasattr(config, key)]:
-            raise LoriError(f"backbone.config: {unknown} are no keys of {type(config).__name__}; see `config.json`")
+            raise LoriError(f"{place}.config: {unknown} are no keys of {type(config).__name__}; see `config.json`")
     if backbone.dropout is not None:
         for key in [k for k in config.to_dict() if k.endswith(("dropout", "pdrop", "dropout_prob"))]:
             setattr(config, key, backbone.dropout)
     return config
 
 
-def _remedy(error: Exception, backbone: Backbone) -> str:
+def _remedy(error: Exception, backbone: Backbone, place: str) -> str:
     if "trust_remote_code" in str(error):
-        return "it comes with code of its own; set backbone.trust_remote_code if you trust that"
+        return f"it comes with code of its own; set {place}.trust_remote_code if you trust that"
     if re.search(r"attention implementation|attn_implementation|FlashAttention|flash_attn", str(error)):
-        return f"backbone.attention '{backbone.attention}' does not serve it, try eager"
+        return f"{place}.attention '{backbone.attention}' does not serve it, try eager"
     return ""
 
 
-def _new_config(changes: dict[str, Any], vocabulary: int | None) -> PretrainedConfig:
+def _new_config(changes: dict[str, Any], vocabulary: int | None, place: str) -> PretrainedConfig:
     if "model_type" not in changes:
-        raise LoriError("backbone has neither name nor config.model_type: say which model, e.g. model_type: llama")
+        raise LoriError(f"{place} has neither name nor config.model_type: say which model, e.g. model_type: llama")
     kind = changes.pop("model_type")
     given = list(changes)
     if kind not in CONFIG_MAPPING:
-        raise LoriError(f"backbone.config.model_type '{kind}' is unknown to transformers; give one such as llama")
+        raise LoriError(f"{place}.config.model_type '{kind}' is unknown to transformers; give one such as llama")
     if vocabulary is not None:
         # the architecture's own ids may lie beyond this vocabulary
         changes = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None, **changes}
     try:
         config, plain = AutoConfig.for_model(kind, **changes), AutoConfig.for_model(kind)
     except Exception as error:  # validation errors of transformers have types of their own
-        raise LoriError(f"backbone.config is no config of '{kind}': {one_line(error)}") from error
+        raise LoriError(f"{place}.config is no config of '{kind}': {one_line(error)}") from error
     # a key that nobody consumes stays as an attribute
     if unknown := [key for key in given if hasattr(config, key) and not hasattr(plain, key)]:
-        raise LoriError(f"backbone.config: {unknown} are no keys of {type(config).__name__}; mind the spelling")
+        raise LoriError(f"{place}.config: {unknown} are no keys of {type(config).__name__}; mind the spelling")
     return config
 
 
-def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, place: str = "backbone") -> PreTrainedModel:
     """Loads or builds a causal language model whose embeddings hold every id of the tokenizer.
 
     Args:
         backbone: What to load.
         tokenizer: Its tokenizer, markers added.
+        place: The option that describes it, for messages.
 
     Returns:
         The model in train mode, LoRA not yet applied.
@@ -232,8 +232,8 @@ def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Pr
     Raises:
         LoriError: If nothing loadable is found, or weights are missing, damaged, or of another shape.
     """
-    config = load_config(backbone, len(tokenizer))
-    dtype = backbone.dtype if backbone.dtype == "auto" else getattr(torch, backbone.dtype)
+    config = load_config(backbone, len(tokenizer), place)
+    dtype = "auto" if backbone.dtype == "auto" else getattr(torch, backbone.dtype or "float32")
     try:
         if backbone.name is None or torch.get_default_device().type == "meta":  # sizes alone
             own = getattr(config, "dtype", None) if dtype == "auto" else dtype
@@ -244,24 +244,21 @@ def load_causal_lm(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Pr
                 settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
             model.generation_config.pad_token_id = tokenizer.pad_token_id
         else:
-            model = _load_weights(backbone, config, dtype)
+            model = _load_weights(backbone, config, dtype, place)
     except LoriError:
         raise
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ValueError, ImportError, ...
-        place = "config" if backbone.name is None else f"name '{backbone.name}'"
-        remedy = _remedy(error, backbone) or "the model cannot be built"
-        raise LoriError(f"backbone.{place}: {remedy} ({one_line(error)})") from error
-    if model.get_input_embeddings().num_embeddings < len(tokenizer):
-        grow_embeddings(model, len(tokenizer))
-    elif backbone.name is not None:
-        start_markers(model, tokenizer, backbone.name, backbone.revision)
+        field = "config" if backbone.name is None else f"name '{backbone.name}'"
+        remedy = _remedy(error, backbone, place) or "the model cannot be built"
+        raise LoriError(f"{place}.{field}: {remedy} ({one_line(error)})") from error
+    hold_tokens(model, tokenizer, backbone.name, backbone.revision)
     vars(model)[SOURCE] = backbone
     # from_pretrained leaves eval mode, in which a student would train without its dropout
     return model.train()
 
 
-def _load_weights(backbone: Backbone, config: PretrainedConfig, dtype: Any) -> PreTrainedModel:
-    folder, keywords = _source(str(backbone.name))
+def _load_weights(backbone: Backbone, config: PretrainedConfig, dtype: Any, place: str) -> PreTrainedModel:
+    folder, keywords = _source(str(backbone.name), place)
     if keywords and (packed := getattr(transformers, "GgufConfig", None)) is not None:
         # blocks that stay packed neither train nor save
         keywords["quantization_config"] = packed(dequantize=True)
@@ -282,8 +279,8 @@ def _load_weights(backbone: Backbone, config: PretrainedConfig, dtype: Any) -> P
     for kind, names in wrong.items():
         if names:
             raise LoriError(
-                f"backbone.name '{backbone.name}': {len(names)} weights are {kind}, e.g. {names[0]}; the model is "
-                "incomplete, or backbone.config does not fit it"
+                f"{place}.name '{backbone.name}': {len(names)} weights are {kind}, e.g. {names[0]}; the model is "
+                f"incomplete, or {place}.config does not fit it"
             )
     has_quantizer = getattr(model, "hf_quantizer", None) is not None
     return _without_quantizer(model, backbone.attention) if keywords and has_quantizer else model

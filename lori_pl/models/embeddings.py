@@ -18,6 +18,23 @@ def grow_embeddings(model: PreTrainedModel, size: int) -> None:
     _average_rows(model, list(range(old, size)), old)
 
 
+def hold_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None, revision: str | None = None
+) -> None:
+    """Makes sure that the embeddings have a row for every id of a tokenizer, and that markers start from the mean.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer, markers added.
+        name: Hub id, folder or GGUF file that the model was loaded from; ``None`` for random weights.
+        revision: Revision of a hub repository.
+    """
+    if model.get_input_embeddings().num_embeddings < len(tokenizer):
+        grow_embeddings(model, len(tokenizer))
+    elif name is not None:
+        start_markers(model, tokenizer, name, revision)
+
+
 def start_markers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None = None
 ) -> None:

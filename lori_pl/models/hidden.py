@@ -29,14 +29,18 @@ class LayerSelection:
     final_norm: bool = True
     embedding_layer: bool = False
 
-    def resolve(self, depth: int) -> list[int]:
+    def resolve(self, depth: int, place: str = "layers") -> list[int]:
         """Gives the layer numbers for a model of ``depth`` layers, in order.
+
+        Args:
+            depth: Number of layers.
+            place: The option that holds this selection, for messages.
 
         Raises:
             LoriError: If no layer is named, or one is out of range or named twice.
         """
         if isinstance(self.layers, str) and self.layers != "all":
-            raise LoriError(f"layers.layers '{self.layers}': give 'all' or a list of layer numbers")
+            raise LoriError(f"{place}.layers '{self.layers}': give 'all' or a list of layer numbers")
         numbers = list(range(1, depth + 1)) if self.layers == "all" else [int(layer) for layer in self.layers]
         resolved = [layer + depth + 1 if layer < 0 else layer for layer in numbers]
         wrong = [layer for layer, number in zip(numbers, resolved, strict=True) if not 1 <= number <= depth]
@@ -44,8 +48,8 @@ class LayerSelection:
         if wrong or twice or not resolved:
             reason = f"{wrong} are out of range" if wrong else f"{twice} are named twice" if twice else "none is named"
             raise LoriError(
-                f"layers.layers {self.layers}: {reason}; the model has layers 1 to {depth} (or -1 to -{depth})"
-                + ("; layers.embedding_layer adds layer 0" if 0 in wrong else "")
+                f"{place}.layers {self.layers}: {reason}; the model has layers 1 to {depth} (or -1 to -{depth})"
+                + (f"; {place}.embedding_layer adds layer 0" if 0 in wrong else "")
             )
         return ([0] if self.embedding_layer else []) + sorted(resolved)
 

@@ -85,7 +85,7 @@ def teacher_identity(
         "weights": weights_digest(backbone),
         "config": backbone.config,
         "tokenizer": tokenizer_digest(tokenizer),
-        "dtype": backbone.dtype,
+        "dtype": backbone.dtype or "float32",
         "precision": precision,
         "selection": asdict(selection),
     }

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lori_pl import __version__
 from lori_pl.data.template import Template
@@ -33,19 +33,27 @@ from lori_pl.models.backbone import (
     prepare_training,
     quiet_progress,
 )
+from lori_pl.models.embeddings import hold_tokens
 from lori_pl.models.reasoner import LatentReasoner
-from lori_pl.models.thought import ThoughtSettings
+from lori_pl.models.thought import Reasoning, ThoughtSettings
 
 OWN_ADAPTERS = "default"
 """PEFT's name for the adapters that train."""
 SETTINGS = "reasoner.json"
 THOUGHT = "thought.safetensors"
 ADAPTER = "adapter_model.safetensors"
+_KINDS: dict[Reasoning, str] = {
+    "words": "a model that reasons in words",
+    "none": "a model that answers at once",
+    "pause": "a student that answers behind pause tokens",
+    "latent": "a student that reasons in latents, one after the other",
+    "parallel": "a student that reasons in latents, updated together",
+}
 CARD = """---
 library_name: lori_pl
 tags: [latent-reasoning, chain-of-thought]
 ---
-# A {reasoning} reasoner
+# {name}: {kind}
 
 Made with lori_pl {version}. Base architecture: {architecture}, {parameters:,} parameters; latents: {latents}.
 
@@ -68,11 +76,14 @@ def merged_state(lm: PreTrainedModel) -> dict[str, Tensor]:
         owner, _, leaf = key.partition(".base_layer.")
         # a layer may have adapters of a teacher's alone
         if leaf == "weight" and owner in adapted and OWN_ADAPTERS in adapted[owner].lora_A:
-            # in fp32: a small update would be lost in the rounding of half precision
-            deltas = [adapted[owner].get_delta_weight(OWN_ADAPTERS).float()]
-            value = torch.stack([value.float(), *deltas]).sum(0).to(value.dtype)
+            value = _with_adapters(adapted[owner], value)
         state[f"{owner}.{leaf}" if leaf else key] = value
     return state
+
+
+def _with_adapters(layer: Any, weight: Tensor) -> Tensor:
+    # in fp32: a small update would be lost in the rounding of half precision
+    return (weight.float() + layer.get_delta_weight(OWN_ADAPTERS).float()).to(weight.dtype)
 
 
 def adapter_state(lm: PreTrainedModel) -> dict[str, Tensor]:
@@ -155,7 +166,7 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, ba
 
 def _card(reasoner: LatentReasoner, name: str) -> str:
     return CARD.format(
-        reasoning=reasoner.reasoning,
+        kind=_KINDS[reasoner.reasoning],
         version=__version__,
         architecture=type(reasoner.lm).__name__,
         parameters=sum(p.numel() for name, p in reasoner.named_parameters() if ".lora_" not in name),
@@ -201,9 +212,35 @@ def load_adapted(folder: Path, base: Backbone) -> PreTrainedModel:
     Raises:
         LoriError: If the base does not load, or the adapters are damaged or do not fit.
     """
-    lm = prepare_training(load_causal_lm(base, read_tokenizer(str(folder))), base)
+    lm = prepare_training(load_causal_lm(base, read_tokenizer(str(folder)), f"the base of {folder}: backbone"), base)
     _read_adapters(lm, folder, OWN_ADAPTERS)
     return lm
+
+
+def load_merged(folder: Path, base: Backbone, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Loads a base model with a folder's adapters merged into its weights, in train mode; all of it trains.
+
+    Args:
+        folder: What keeps the adapters.
+        base: Their base model, with its LoRA, as `adapted_base` gives it.
+        tokenizer: Whose ids the embeddings have to hold.
+
+    Raises:
+        LoriError: As `load_adapted`.
+    """
+    with torch.random.fork_rng(devices=[]):  # what the adapters would start from is drawn in vain
+        lm = load_adapted(folder, base)
+    for name, layer in list(lm.named_modules()):
+        if isinstance(layer, LoraLayer):
+            plain = layer.get_base_layer()
+            with torch.no_grad():
+                plain.weight.copy_(_with_adapters(layer, plain.weight))
+            lm.set_submodule(name, plain)
+    del lm.peft_config
+    hold_tokens(lm, tokenizer, str(folder))
+    # a model of no other name: adapters that a student puts on it have no base to be kept apart from
+    vars(lm)[SOURCE] = replace(base, name=None, lora=None)
+    return lm.requires_grad_(True).train()
 
 
 def add_adapters(lm: PreTrainedModel, folder: Path, lora: LoRA, name: str) -> None:

@@ -47,6 +47,13 @@ def test_by_hand():
     assert term.needs == {"anchor"}
 
 
+def test_only_the_low_rank_anchor_rests_on_a_projection():
+    low_rank = LowRankAlignment(rank_hidden=4)
+    assert AnchorAlignment(anchor_space="low_rank").rests_on(low_rank)
+    assert not AnchorAlignment().rests_on(low_rank)
+    assert not low_rank.rests_on(AnchorAlignment(anchor_space="low_rank"))
+
+
 @pytest.mark.parametrize("anchor_space", ["full", "low_rank"])
 def test_zero_for_equal_anchors_and_no_gradient_to_the_teacher(anchor_space):
     low_rank, anchor = LowRankAlignment(rank_hidden=4), AnchorAlignment(anchor_space=anchor_space)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import LORI_TERMS, World, assert_same, checkpoint
-from failing import fails
+from failing import fails, message
 
 import lori_pl
 from lori_pl import LatentReasoner
@@ -131,6 +131,18 @@ def test_another_student_gets_a_copy(world, started, side, change):
     assert not isinstance(started[0].teacher, SharedTeacher)
 
 
+@pytest.mark.parametrize("init", ["base", "teacher"])
+def test_a_teacher_that_does_not_say_its_type_and_attention_has_the_students(world, started, init):
+    """As in every config of a real model: else a second copy of the base model would be loaded."""
+    found = arguments(world, student_init=init)
+    found["backbone"] |= {"dtype": "bfloat16", "attention": "sdpa"}
+    if init == "teacher":
+        found |= {"backbone": {**found["backbone"], "name": None}, "teacher": {"name": BASE_MODEL}}
+    assert world.fit("LoRi", f"unsaid-{init}", *FLAGS, **found) == 0
+    assert isinstance(started[0].teacher, SharedTeacher)
+    assert started[0].teacher.lm.dtype == torch.bfloat16
+
+
 def test_a_cache_is_made_of_it(world):
     folder, found = world.folder / "cache", arguments(world)
     assert world.run("cache", f"--folder={folder}", method="LoRi", **found) == 0
@@ -145,9 +157,35 @@ def test_damaged_adapters_are_one_line(world, capsys, tmp_path):
     fails(world, capsys, str(teacher), "damaged weights", "export", method="LoRi", root="damaged", **found)
 
 
-def test_a_student_does_not_start_from_adapters(world, capsys):
+def test_a_student_starts_from_the_adapters_merged(world, started, capsys):
+    """As from the same teacher's folder in which they are; with and without a second copy for the teacher."""
+    run = world.folder / "words"
+    merged = world.folder / "merged"
+    command = ["export", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    assert main([*command, "--folder", str(merged)]) == 0
     found = arguments(world, student_init="teacher", backbone={"lora": STUDENT_LORA})
-    fails(world, capsys, "apart from their base model", "merged", method="LoRi", root="start", **found)
+    cases = {"apart": found, "whole": found | {"teacher": {"name": str(merged)}}, "copy": found | {"share_base": False}}
+    for name, each in cases.items():
+        assert world.fit("LoRi", f"start-{name}", *FLAGS, **each) == 0
+    assert [isinstance(method.teacher, SharedTeacher) for method in started] == [True, True, False]
+    apart, whole, copy = (checkpoint(world.folder / f"start-{name}")["state_dict"] for name in cases)
+    assert_same(apart, whole)
+    for key, value in apart.items():
+        torch.testing.assert_close(copy[key], value, atol=1e-3, rtol=1e-3)
+    # in half precision merging rounds, and the teacher stays what it is
+    half = found | {"backbone": {"lora": STUDENT_LORA, "dtype": "bfloat16"}}
+    assert world.fit("LoRi", "start-half", *FLAGS, **half) == 0
+    assert not isinstance(started[-1].teacher, SharedTeacher)
+    # all of it may train, with a dropout of its own
+    assert world.fit("LoRi", "start-full", *FLAGS, **(found | {"backbone": {"dropout": 0.25}})) == 0
+    assert started[-1].student.lm.config.attention_dropout == 0.25
+    assert all(parameter.requires_grad for parameter in started[-1].student.lm.parameters())
+    # they lie on no model that has a name
+    command = ["export", f"--config={world.folder / 'start-apart' / 'config.yaml'}", "--apart"]
+    command.append(f"--ckpt_path={world.folder / 'start-apart' / 'checkpoints' / 'last.ckpt'}")
+    capsys.readouterr()
+    assert main([*command, f"--folder={world.folder / 'no'}"]) == 2
+    assert "merge them" in message(capsys)
 
 
 def test_the_folder_says_what_it_lies_on(world):

@@ -12,12 +12,29 @@ from failing import fails
 
 from lori_pl import LatentReasoner
 from lori_pl.callbacks.finite_loss import FiniteLoss
+from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods import ExplicitCoT
 
 
-def test_a_folder_that_is_no_model(world, capsys):
-    fails(world, capsys, "no model|no tokenizer", backbone={"name": str(world.folder)})
+def test_a_folder_that_is_no_model(world, capsys, lori_args):
+    folder = world.folder / "empty"
+    folder.mkdir()
+    words = (
+        f"folder '{folder}' holds no model and no tokenizer",
+        "give the folder of a saved model",
+        "model.backbone.name",
+    )
+    fails(world, capsys, *words, backbone={"name": str(folder)})
+    fails(world, capsys, *words, method="LoRi", **(lori_args | {"teacher": {"name": str(folder)}}))
+    # one that has a tokenizer alone: the option is named that names it
+    synthetic_tokenizer().save_pretrained(folder)
+    words = ("name '.*' is a folder without config.json, no model", "give a saved model's folder")
+    fails(world, capsys, f"model.backbone.{words[0]}", words[1], backbone={"name": str(folder)})
+    teacher = lori_args | {"teacher": {"name": str(folder)}}
+    fails(world, capsys, f"model.teacher.{words[0]}", words[1], method="LoRi", **teacher)
+    teacher |= {"student_init": "base", "backbone": BACKBONE}
+    fails(world, capsys, f"model.teacher.{words[0]}", words[1], method="LoRi", **teacher)
 
 
 def test_an_output_folder_that_holds_another_run(world, capsys):
@@ -29,6 +46,22 @@ def test_an_output_folder_that_holds_another_run(world, capsys):
     assert world.run("test", *student, method="ExplicitCoT", root="run", backbone=BACKBONE) == 0
     assert (world.folder / "run" / "test" / "summary.json").is_file()
     fails(world, capsys, "run/test holds another run", command="test", flags=student, backbone=BACKBONE)
+
+
+def test_a_checkpoint_of_one_run_does_not_open_the_folder_of_another(world, capsys):
+    for root in ("one", "other"):
+        assert world.fit("ExplicitCoT", root, "--test_after_fit=false", backbone=BACKBONE) == 0
+    kept = {path: path.read_bytes() for path in (world.folder / "other").rglob("*") if path.is_file()}
+    flags = ["--ckpt_path", str(world.folder / "one" / "checkpoints" / "last.ckpt"), "--trainer.max_steps=6"]
+    fails(world, capsys, "other holds another run", "default_root_dir", flags=flags, root="other", backbone=BACKBONE)
+    assert {path: path.read_bytes() for path in kept} == kept
+    flags.append("--test_after_fit=false")
+    assert world.fit("ExplicitCoT", "third", *flags, backbone=BACKBONE) == 0
+    # anywhere in its own folder
+    file = world.folder / "one" / "mine.ckpt"
+    (world.folder / "one" / "checkpoints" / "last.ckpt").rename(file)
+    own = ["--ckpt_path", str(file), *flags[2:]]
+    assert world.fit("ExplicitCoT", "one", *own, backbone=BACKBONE) == 0
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])
@@ -77,9 +110,14 @@ def test_a_folder_without_a_student(world, capsys):
 def test_a_checkpoint_of_another_method_or_model(world, capsys, lori_args):
     assert world.fit("ExplicitCoT", "cot", backbone=BACKBONE) == 0
     ckpt = ["--ckpt_path", str(world.folder / "cot" / "checkpoints" / "last.ckpt")]
-    fails(world, capsys, "made by explicit_cot, not by lori", method="LoRi", flags=ckpt, **lori_args)
+    words = (
+        "checkpoint .*cot/checkpoints/last.ckpt was made by explicit_cot, not by lori",
+        "give the config of its own",
+    )
+    fails(world, capsys, *words, method="LoRi", flags=ckpt, **lori_args)
     other = {"tokenizer": "synthetic", "config": {**BACKBONE["config"], "hidden_size": 16}}
-    fails(world, capsys, "another model", flags=ckpt, root="other", backbone=other)
+    words = ("checkpoint .*cot/checkpoints/last.ckpt is of another model", "resume with its own config")
+    fails(world, capsys, *words, flags=ckpt, root="other", backbone=other)
     folder = ["--ckpt_path", str(world.folder / "cot" / "student")]
     fails(world, capsys, "'words'", "'latent'", method="LoRi", command="test", flags=folder, root="folder", **lori_args)
 
@@ -116,8 +154,8 @@ def test_a_checkpoint_of_another_student(world, capsys, lori_args):
     made = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]
     capsys.readouterr()
     for flags, words in (
-        (["--model.latents", "2"], ("model.latents 3", "this run has 2")),
-        (["--data.template.answer_prompt", "="], ("another data.template", "answer_prompt")),
+        (["--model.latents", "2"], ("last.ckpt was made with model.latents 3", "this run has 2")),
+        (["--data.template.answer_prompt", "="], ("last.ckpt was trained with another data.template", "answer_prompt")),
     ):
         fails(world, capsys, *words, method="LoRi", command="test", flags=[*made, *flags], root="t", **lori_args)
 

@@ -18,6 +18,7 @@ from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.methods.teachers import check_config
+from lori_pl.models import backbone as backbone_module
 from lori_pl.models.backbone import Backbone
 
 
@@ -65,6 +66,22 @@ def test_no_rationale_where_training_needs_one(world, capsys):
     fails(world, capsys, "no rationale", r"train\.jsonl", flags=flags, backbone=BACKBONE)
 
 
+def test_a_tokenizer_without_an_end(world, capsys):
+    tokenizer = synthetic_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(world.folder / "endless")
+    backbone = BACKBONE | {"tokenizer": str(world.folder / "endless")}
+    fails(world, capsys, "endless' .*tokenizer.* has no end token", "set its eos_token", backbone=backbone)
+
+
+def test_a_solution_without_an_answer(world, capsys):
+    for name in ("train", "test"):
+        (world.folder / f"{name}.jsonl").write_text('{"question": "a", "answer": "x"}\n')
+    source = {"class_path": "lori_pl.data.sources.GSM8K", "init_args": {"path": str(world.folder)}}
+    flags = ["--config", world.config("d", {"data": {"source": source}})]
+    fails(world, capsys, r"train\.jsonl", "line 1", "answer", "####", "skip", flags=flags, backbone=BACKBONE)
+
+
 def test_empty_split(world, capsys):
     fails(world, capsys, "validation split is empty", flags=["--data.source.validation", "0"], backbone=BACKBONE)
 
@@ -96,11 +113,15 @@ def test_fewer_problems_than_a_batch(world, capsys):
 
 def test_rank_above_dimension(world, capsys, lori_args):
     flags = ["--model.alignment.rank_hidden", "33"]
-    fails(world, capsys, "rank_hidden", "33", "32", method="LoRi", flags=flags, **lori_args)
+    fails(world, capsys, "rank_hidden=33", "choose a rank between 1 and 32", method="LoRi", flags=flags, **lori_args)
 
 
-def test_layers_out_of_range(world, capsys, lori_args):
-    fails(world, capsys, "layers 1 to 2", method="LoRi", flags=["--model.layers.layers", "[1, 3]"], **lori_args)
+def test_layers_out_of_range(world, capsys, lori_args, monkeypatch):
+    monkeypatch.setattr(backbone_module, "_load_weights", lambda *_: pytest.fail("weights were read first"))
+    words = r"\.layers \[1, 3\]: \[3\] are out of range; the model has layers 1 to 2 \(or -1 to -2\)"
+    for option in ("layers", "student_layers"):
+        flags = [f"--model.{option}.layers", "[1, 3]"]
+        fails(world, capsys, f"model.{option}{words}", method="LoRi", flags=flags, **lori_args)
 
 
 def test_other_shapes_under_shared(world, capsys, lori_args):
@@ -117,7 +138,9 @@ def test_a_student_of_another_shape_than_the_teacher_that_it_starts_from(world, 
 
 
 def test_negative_latents(world, capsys, lori_args):
-    fails(world, capsys, "latents is -1", method="LoRi", **(lori_args | {"latents": -1}))
+    words = ("model.latents is -1", "give 0 or more")
+    fails(world, capsys, *words, method="LoRi", **(lori_args | {"latents": -1}))
+    fails(world, capsys, *words, method="Pause", latents=-1, backbone=BACKBONE)
 
 
 def test_no_latents_is_bot_and_eot_alone(world, lori_args):

@@ -61,6 +61,14 @@ def record_losses(monkeypatch):
     return seen
 
 
+def test_the_covariance_floor_is_logged_from_the_cache(world, lori_args):
+    assert build(world, lori_args) == 0
+    flags = ["--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir"]
+    assert world.fit("LoRi", "run", *flags, str(world.folder / "csv"), **cached(world, lori_args)) == 0
+    (metrics,) = (world.folder / "csv").rglob("metrics.csv")
+    assert "alignment/covariance_floor" in metrics.read_text().splitlines()[0].split(",")
+
+
 @pytest.mark.parametrize("kind", [pytest.param("shared", marks=pytest.mark.slow), "learned"])
 def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, lori_args, kind, monkeypatch):
     arguments = lori_args | (LEARNED if kind == "learned" else {})

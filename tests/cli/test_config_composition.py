@@ -87,6 +87,20 @@ def test_sweep_reads_and_its_cells_parse(parse: Parse, monkeypatch: pytest.Monke
     parse_cell(parse, expand(load_specification(name))[-1])
 
 
+def test_the_sweep_on_its_page_could_run(parse: Parse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (tmp_path / "rank.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    cells = expand(load_specification(tmp_path / "rank.yaml"))
+    assert len(cells) == 12
+    arguments = [a for a in cells[0].command(tmp_path) if a.startswith("--")]
+    config = parse(
+        *(a if not a.startswith("--config=configs/") else a.removeprefix("--config=configs/") for a in arguments)
+    )
+    lightning_commands.method_class(config.model).check(config.model.init_args)
+    assert config.model.init_args.alignment.init_args.rank_hidden == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_cell_parses(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: str):

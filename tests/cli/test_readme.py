@@ -31,7 +31,12 @@ from lori_pl.models.hidden import LayerSelection
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/methods").glob("*.md")),
+]
 # the page of examples runs in tests/cli/test_extend.py
 COMMAND_PAGES = [page for page in PAGES if page.name != "extend.md"]
 

@@ -7,6 +7,7 @@ import torch
 import yaml
 from conftest import BACKBONE, assert_same, checkpoint
 
+from lori_pl import LatentReasoner
 from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi
 
@@ -28,6 +29,24 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
     whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
     assert whole["global_step"] == parts["global_step"] == 11
     assert_same(whole["state_dict"], parts["state_dict"])
+
+
+def test_a_run_whose_folder_was_moved_keeps_its_best_checkpoint(world, monkeypatch):
+    """Also where what comes is worse, and where nothing comes."""
+    right = [True]
+    monkeypatch.setattr(ExplicitCoT, "judge", lambda self, answers, *_: torch.full((len(answers),), right[0]))
+    assert world.fit("ExplicitCoT", "before", "--test_after_fit=false", backbone=BACKBONE) == 0
+    best = checkpoint(world.folder / "before", "best.ckpt")
+    (world.folder / "before").rename(world.folder / "after")
+    flags = ["--ckpt_path=last", "--test_after_fit=false"]
+    assert world.fit("ExplicitCoT", "after", *flags, backbone=BACKBONE) == 0  # at its end already
+    right[0] = False
+    assert world.fit("ExplicitCoT", "after", *flags, "--trainer.max_steps=8", backbone=BACKBONE) == 0
+    kept, last = (checkpoint(world.folder / "after", name) for name in ("best.ckpt", "last.ckpt"))
+    assert last["global_step"] == 8
+    assert kept["global_step"] == best["global_step"] <= 4
+    student = LatentReasoner.from_pretrained(world.folder / "after" / "student").lm.state_dict()
+    assert torch.equal(student["lm_head.weight"], best["state_dict"]["reasoner.lm.lm_head.weight"])
 
 
 def test_a_flag_wins_over_the_checkpoint_on_resume(world, lori_args, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -13,16 +14,25 @@ import pytest
 import torch
 import yaml
 from config_files import CONFIGS
-from conftest import BACKBONE, BASE, assert_same, checkpoint
+from conftest import BACKBONE, BASE, SOURCE, assert_same, checkpoint
+from failing import fails
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lori_pl import LatentReasoner
 from lori_pl.alignment import AnchorAlignment
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.cli import main
+from lori_pl.data.sources import Synthetic
+from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi, Method, NoCoT, Pause
+from lori_pl.models.backbone import Backbone
 from lori_pl.models.teacher import FrozenTeacher
 from lori_pl.sweep.child import PROGRESS
+
+LOW_RANK_ANCHOR = {
+    "anchor": {"class_path": "lori_pl.alignment.AnchorAlignment", "init_args": {"anchor_space": "low_rank"}}
+}
 
 
 def weights_after(hook: str, method: type[Method], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
@@ -50,7 +60,9 @@ def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, l
         bits = outcomes["lori/0"]
     assert bits.mean() == pytest.approx(values["accuracy"])
     assert (run / "spectrum.png").stat().st_size > 1000
-    assert any((run / "tensorboard").iterdir())
+    events = EventAccumulator(str(run / "tensorboard")).Reload().Tags()
+    assert "alignment/spectrum" in events["images"]
+    assert {"train/loss", "val/accuracy", "alignment/covariance_floor"} <= set(events["scalars"])
     assert 'from_pretrained("student")' in (run / "student" / "README.md").read_text()
     answers = LatentReasoner.from_pretrained(run / "student").answer(["Ann has 4 apples . She finds 3 ."])
     assert answers[0].latents == 3
@@ -65,6 +77,7 @@ def test_every_part_of_the_loss_and_the_diagnostics_are_logged(world, lori_args)
     wanted = {"train/task", "train/mean", "train/covariance", "train/anchor", "val/accuracy", "val/accuracy_steps_1"}
     wanted |= {"speed/problems_per_second", "speed/tokens_per_second"}
     alignment = ("orthonormality_error", "student_energy_share", "energy_layers", "energy_hidden", "energy_core")
+    alignment += ("covariance_floor",)
     wanted |= {f"alignment/{name}" for name in alignment}
     assert wanted <= set(header), wanted - set(header)
     assert any(name.startswith("gradient_norm/thought") for name in header)
@@ -263,11 +276,24 @@ def test_export_makes_the_folder_that_fit_made(world, lori_args):
         ({"alignment": None}, "anchor_only"),
         ({"anchor": None}, "rationale_only"),
         ({"weights": {"mean": 0.0, "covariance": 0.0}}, "anchor_only"),
+        # the projection is measured, and weighs nothing
+        ({"weights": {"mean": 0.0, "covariance": 0.0}, **LOW_RANK_ANCHOR}, "anchor_only"),
     ],
 )
-def test_by_terms_or_weights_alone_lori_is_its_ablations(world, lori_args, terms, label):
+def test_by_terms_or_weights_alone_lori_is_its_ablations(world, lori_args, terms, label, monkeypatch):
+    seen = []
+    original = LoRi.losses
+
+    def look(self, batch):
+        total, parts = original(self, batch)
+        seen.append(set(parts))
+        return total, parts
+
+    monkeypatch.setattr(LoRi, "losses", look)
     assert world.fit("LoRi", "run", "--trainer.max_steps", "2", **(lori_args | terms)) == 0
     assert set(json.loads((world.folder / "run" / "summary.json").read_text())["methods"]) == {label}
+    own = {"latent_only": set(), "anchor_only": {"anchor"}, "rationale_only": {"mean", "covariance"}}
+    assert seen[0] == {"task"} | own[label]
 
 
 @pytest.mark.parametrize("method", [NoCoT, Pause])
@@ -328,11 +354,60 @@ def test_validate_reports(world, capsys):
     assert "val/loss" in shown
 
 
+def test_one_test_reports_each_of_several_sets(world, capsys):
+    sizes = {"short": 6, "long": 9}
+    sources = {name: {**SOURCE, "init_args": {**SOURCE["init_args"], "test": n}} for name, n in sizes.items()}
+    sources["long"]["init_args"] |= {"min_steps": 3, "max_steps": 3}
+    sets = world.config("sets", {"data": {"test_sources": sources}})
+    assert world.fit("NoCoT", "run", f"--config={sets}", backbone=BACKBONE) == 0
+    shown = capsys.readouterr().out
+    summary = json.loads((world.folder / "run" / "summary.json").read_text())
+    for name, n in sizes.items():
+        assert f"no_cot on {name}" in shown
+        values = summary["test_sets"][name]
+        file = "correct.npz" if name == next(iter(summary["test_sets"])) else f"correct_{name}.npz"
+        outcomes = read_outcomes(world.folder / "run" / file)
+        assert values["n"] == len(outcomes.ids) == n
+        assert set(outcomes.steps.tolist()) == ({3} if name == "long" else {1, 2})
+
+
+def test_a_run_that_is_not_tested_needs_no_test_problems(world, capsys):
+    source = {**SOURCE, "init_args": {**SOURCE["init_args"], "test": 0}}
+    flags = ["--config", world.config("untested", {"data": {"source": source}})]
+    fails(world, capsys, "test split is empty", flags=flags, backbone=BACKBONE)
+    assert world.fit("ExplicitCoT", "run", *flags, "--test_after_fit=false", backbone=BACKBONE) == 0
+
+
+def test_a_trainer_may_have_a_single_callback(world):
+    callback = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    flags = ["--config", world.config("callback", {"trainer": {"callbacks": callback}})]
+    assert world.fit("ExplicitCoT", "run", *flags, "--test_after_fit=false", backbone=BACKBONE) == 0
+    assert any("EarlyStopping" in name for name in checkpoint(world.folder / "run")["callbacks"])
+
+
+def test_a_method_of_ones_own_keeps_what_it_trains_whatever_its_name(world):
+    method = ExplicitCoT(Backbone(**BACKBONE))
+    method.val_head = torch.nn.Linear(2, 2)
+    method.configure_model()
+    method.val_accuracy.persistent(True)
+    assert any(key.startswith("val_accuracy") for key in torch.nn.Module.state_dict(method))
+    assert {"val_head.weight", "val_head.bias"} <= set(method.state_dict())
+    assert not [key for key in method.state_dict() if key.startswith(("val_accuracy", "val_loss"))]
+
+
 def test_preview_shows_a_pair_lengths_and_counts(world, lori_args, capsys):
     assert world.run("preview", "--row", "2", method="LoRi", **lori_args) == 0
     shown = capsys.readouterr().out
     for part in ("ANCHOR", "z3", "train: 64 problems", "left out: nothing", "<bot>"):
         assert part in shown
+    problem = Synthetic(**SOURCE["init_args"]).load("train").problems[2]
+    tokens = synthetic_tokenizer().tokenize(" ".join(problem.steps))
+    # the rationale in brackets, what is predicted behind the anchor in angles, for both sides
+    flat = " ".join(shown.split())
+    assert " ".join(f"[{token}]" for token in tokens) in flat
+    assert len(re.findall(rf"ANCHOR:\S+ <{problem.answer}> <<eos>>", flat)) == 2
+    bars = re.findall(r"\d+ to \d+ \S? ?(\d+) ", flat.split("train: 64 problems")[1].split("tokens on average")[0])
+    assert sum(map(int, bars)) == 64
 
 
 @pytest.mark.parametrize(("reasoning", "tokens"), [("words", 12), ("latent", 2 * (3 + 2))])

@@ -164,6 +164,16 @@ def test_too_long_problems_are_counted_or_an_error():
         data(max_length=limit, on_too_long="error")
 
 
+def test_what_stands_behind_the_last_problem_that_is_taken_does_not_count():
+    limit, following = data().splits["train"].student.lengths()[:2].tolist()
+    assert following > limit
+    for policy in ("drop", "error"):
+        assert data(max_length=limit, train_problems=1, on_too_long=policy).splits["train"].counts["too long"] == 0
+    assert data(max_length=limit, train_problems=2).splits["train"].counts["too long"] > 0
+    with pytest.raises(LoriError, match="on_too_long to drop"):
+        data(max_length=limit, train_problems=2, on_too_long="error")
+
+
 def test_a_limit_is_filled_where_most_problems_are_too_long():
     lengths = data().splits["train"].student.lengths()
     limit = int(np.quantile(lengths, 0.2))

@@ -38,8 +38,9 @@ def sweep(tmp_path) -> Sweep:
 def record(sweep: Sweep, cell: str, method: str, seed: int, right: int) -> None:
     sweep.table.append(
         {"cell": cell, "method": method, "seed": seed, "accuracy": right / 100, "n": 100, "passes": 9}
-        | {"milliseconds": 1.5, "commit": "abc", "command": "x", "status": "ok"}
+        | {"milliseconds": 4.0 - 2.5 * seed, "commit": "abc", "command": "x", "status": "ok"}
         | {"accuracy_steps_3": 0.9, "accuracy_steps_4": 0.7}
+        | {"machine": f"{1 + seed} threads"}
     )
     ids, bits = [str(i) for i in range(100)], [i < right for i in range(100)]
     write_outcomes(sweep.specification.results / "correct.npz", ids, bits, method, seed)
@@ -55,6 +56,7 @@ def test_table_differences_and_picture(sweep, tmp_path, monkeypatch, capsys):
     # mean 85, sd 7.07, t of one degree of freedom 12.706; no share is above 100
     assert "| LoRi | 85.0 (21.5 to 100.0) | 80.0 90.0 | 90.0 | 70.0 | 9.00 | 1.50 |" in shown
     assert "lori - anchor_only: +20.0 points" in shown
+    assert "Milliseconds a question: 2 threads" in shown
     assert (tmp_path / "picture.png").stat().st_size > 5000
 
 

@@ -211,11 +211,14 @@ def test_unknown_override_and_lost_weights_are_one_line(tmp_path, capfd):
 
 
 def test_tokenizer_errors_are_one_line(tmp_path):
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text("{}")
     for name, message in (
         ("nobody/nothing", "no tokenizer found at hub id or folder 'nobody/nothing'"),
         ("runs/teacher/student", "no file or folder 'runs/teacher/student', .* model.teacher.name.* train"),
         ("models/nothing.gguf", "no file or folder 'models/nothing.gguf'"),
-        (str(tmp_path), "no tokenizer found at folder"),
+        (str(tmp_path), "folder '.*' holds no model and no tokenizer; give the folder of a saved model"),
+        (str(tmp_path / "half"), "no tokenizer found at folder"),
     ):
         with pytest.raises(LoriError, match=message) as error:
             load_tokenizer(name, True)

@@ -11,7 +11,7 @@ from tiny_models import backbone, encode, pairs, read_pair, tiny_lm, tiny_reason
 from torch.nn import functional as F
 
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
-from lori_pl.models.backbone import prepare_training
+from lori_pl.models.backbone import LoRA, prepare_training
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.hidden import LayerSelection, decoder_layers
 
@@ -59,6 +59,24 @@ def test_equal_loss_and_gradients_through_latent_steps(kind):
     losses = [latent_loss(reasoner) for reasoner in (plain, checkpointed)]
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
     expected, got = (gradients(r, loss) for r, loss in zip((plain, checkpointed), losses, strict=True))
+    assert expected.keys() == got.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_equal_loss_and_gradients_of_adapters_with_dropout():
+    """As the configs of 3B and more have it."""
+    plain = tiny_reasoner(lora=LoRA(rank=2, alpha=4.0, dropout=0.3)).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpoint_layers(checkpointed.lm)
+    found = []
+    for reasoner in (plain, checkpointed):
+        torch.manual_seed(3)
+        loss = latent_loss(reasoner)
+        found.append((loss.detach(), gradients(reasoner, loss)))
+    (one, expected), (other, got) = found
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    assert any(".lora_" in name for name in expected)
     assert expected.keys() == got.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(got[name], gradient, atol=1e-6, rtol=1e-5, msg=name)

@@ -152,24 +152,26 @@ class RowSource(Source):
                 f"{self.name} is for evaluation only and has no {split} split; use it as a test source, "
                 f"and take {split} problems from another source"
             )
-        expected = " or ".join(names)
-        if self.absent(split) is not None:
-            expected += " (the command prepare fetches it)"
-        if self.path.is_file():
-            if self.lone_file_split != split:
-                raise LoriError(
-                    f"{self.name}: {self.path} is a file; "
-                    f"set path to the folder that holds the {split} file ({expected})"
-                )
+        if self.path.is_file() and self.lone_file_split == split:
             return [self.path]
-        if not self.path.is_dir():
-            takes_file = self.one_file_makes_all or self.lone_file_split is not None
-            kind, file = ("file or folder", "the file, or to ") if takes_file else ("folder", "")
-            raise LoriError(f"{self.name}: no {kind} {self.path}; set path to {file}the folder that holds {expected}")
         for name in names:
             if (self.path / name).is_file():
                 return [self.path / name]
-        raise LoriError(f"{self.name}: no {split} file in {self.path}; expected {expected}")
+        raise self._not_found(split, names)
+
+    def _not_found(self, split: Split, names: Sequence[str]) -> LoriError:
+        expected = " or ".join(names)
+        if self.path.is_file():
+            return LoriError(
+                f"{self.name}: {self.path} is a file; set path to the folder that holds the {split} file ({expected})"
+            )
+        if self.absent(split) is not None:
+            expected += " (the command prepare fetches it)"
+        if self.path.is_dir():
+            return LoriError(f"{self.name}: no {split} file in {self.path}; expected {expected}")
+        takes_file = self.one_file_makes_all or self.lone_file_split is not None
+        kind, file = ("file or folder", "the file, or to ") if takes_file else ("folder", "")
+        return LoriError(f"{self.name}: no {kind} {self.path}; set path to {file}the folder that holds {expected}")
 
     def absent(self, split: Split) -> PublishedFile | None:
         """Returns the published file of a split that the folder does not hold.

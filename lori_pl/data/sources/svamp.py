@@ -43,10 +43,10 @@ class SVAMP(RowSource):
         Raises:
             LoriError: There is no such split, folder or file, or `SVAMP.json` stands beside a `train.json`.
         """
-        own = {name: self.path / f"{name}.json" for name in ("train", "validation", "test")}
-        if split in own and own[split].is_file():
+        own = self._own_splits()
+        if split in own:
             return [own[split]]
-        if split == "test" and own["train"].is_file():
+        if split == "test" and "train" in own:
             raise LoriError(
                 f"svamp: {self.path} has a train.json but no test.json, and SVAMP.json would repeat training problems; "
                 "add the test.json of that split"
@@ -55,8 +55,11 @@ class SVAMP(RowSource):
 
     def absent(self, split: Split) -> PublishedFile | None:
         """Returns the published file if the folder does not hold it; None beside a split of its own."""
-        own = any((self.path / f"{name}.json").is_file() for name in ("train", "validation", "test"))
-        return None if own else super().absent(split)
+        return None if self._own_splits() else super().absent(split)
+
+    def _own_splits(self) -> dict[str, Path]:
+        files = {split: self.path / f"{split}.json" for split in ("train", "validation", "test")}
+        return {split: file for split, file in files.items() if file.is_file()}
 
     def parse(self, value: Any, problem_id: str) -> Problem:
         """Makes a problem of one row.

@@ -1,0 +1,65 @@
+"""What is recorded in experiments/ and said of it: the bars of the full recipe, and the README's numbers."""
+
+from __future__ import annotations
+
+import csv
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lori_pl.evaluation.records import read_outcomes
+
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "experiments" / "embedded"
+METHODS = ["explicit_cot", "no_cot", "pause", "latent_only", "anchor_only", "rationale_only", "lori"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    with (EMBEDDED / "results.csv").open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["status"] == "ok"]
+
+
+def test_every_method_has_as_many_problems_and_the_same_seeds(rows):
+    assert {row["method"] for row in rows} == set(METHODS)
+    for method in METHODS:
+        assert sorted(int(row["seed"]) for row in rows if row["method"] == method) == [0, 1, 2]
+    assert {row["n"] for row in rows} == {"4096"}
+
+
+def test_accuracies_are_those_of_the_recorded_outcomes(rows):
+    outcomes = read_outcomes(EMBEDDED / "correct.npz")
+    assert len(outcomes.ids) == 4096
+    for row in rows:
+        assert outcomes.bits[row["method"], int(row["seed"])].mean() == pytest.approx(float(row["accuracy"]))
+
+
+def test_the_full_recipe_meets_its_bars(rows):
+    mean = {m: 100 * np.mean([float(row["accuracy"]) for row in rows if row["method"] == m]) for m in METHODS}
+    assert mean["explicit_cot"] >= 97
+    assert mean["no_cot"] <= mean["explicit_cot"] - 30
+    assert mean["pause"] <= mean["explicit_cot"] - 30
+    assert mean["lori"] - mean["no_cot"] >= 0.7 * (mean["explicit_cot"] - mean["no_cot"])
+    assert mean["lori"] >= mean["latent_only"] + 10
+    world, latents = (
+        yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
+        for name in ("data/synthetic.yaml", "experiment/embedded/latents.yaml")
+    )
+    assert latents["model"]["init_args"]["latents"] <= world["data"]["source"]["init_args"]["max_steps"]
+
+
+def test_the_readme_has_the_rows_that_the_results_give(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    script = ROOT / "experiments" / "figures" / "results.py"
+    arguments = [str(script), str(EMBEDDED / "full.yaml"), str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(script), run_name="__main__")
+    made = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- results:full -->")[1]
+    written = re.findall(r"^\| .*\|$", readme.split("![")[0], re.MULTILINE)
+    assert written == made
