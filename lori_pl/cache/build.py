@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -21,7 +20,18 @@ from torch.utils.data import DataLoader
 
 from lori_pl.alignment import Signals, Term
 from lori_pl.cache.manifest import PLAN, Manifest, ShardEntry
-from lori_pl.cache.shards import checksum, file_checksum, is_sound, map_shard, shard_path, write_file, write_shard
+from lori_pl.cache.shards import (
+    checksum,
+    file_checksum,
+    is_sound,
+    map_shard,
+    packed_with,
+    seal,
+    sealed_paths,
+    shard_name,
+    write_file,
+    write_sealed,
+)
 from lori_pl.cache.store import KEY, of_term
 from lori_pl.data.pairing import EncodedProblems, ExplicitBatch, explicit_batch
 from lori_pl.errors import LoriError
@@ -30,7 +40,7 @@ from lori_pl.sharding import most_anywhere, shard
 
 log = logging.getLogger(__name__)
 
-STATE = "terms.safetensors"
+STATE = "terms"
 
 
 @dataclass
@@ -175,6 +185,7 @@ class StoreStatistics(TeacherPass):
 
     Args:
         folder: The cache's folder.
+        state: The file of the terms' state: a shard that was packed with another is made anew.
         shard_problems: Rows a shard.
         dtype: Type of the stored numbers.
         keys: (n, 16) uint8, the rows' keys.
@@ -188,6 +199,7 @@ class StoreStatistics(TeacherPass):
         self,
         *others: Any,
         folder: Path,
+        state: Path,
         shard_problems: int,
         dtype: torch.dtype,
         keys: np.ndarray,
@@ -195,6 +207,7 @@ class StoreStatistics(TeacherPass):
     ) -> None:
         super().__init__(*others)
         self.folder = folder
+        self.state = seal(state)
         self.shard_problems = shard_problems
         self.store_dtype = dtype
         self.keys = keys
@@ -220,15 +233,18 @@ class StoreStatistics(TeacherPass):
         return row_loader(self.as_many(batches), self.encoded, self.workers)
 
     def is_there(self, shard: int) -> bool:
-        """Whether a sound file of the shard is there; an unsound one is removed."""
-        path = shard_path(self.folder, shard)
-        if path is None:
-            return False
-        if is_sound(path):
-            return True
-        log.warning("%s was altered or cut off; it is made anew", path)
-        path.unlink()
-        return False
+        """Whether a sound file of the shard, packed with these terms, is there; any other is removed."""
+        found = False
+        for path in sealed_paths(self.folder, shard_name(shard)):
+            if not is_sound(path):
+                log.warning("%s was altered or cut off; it is made anew", path)
+            elif packed_with(path) != self.state:
+                log.warning("%s was packed with other factors; it is made anew", path)
+            else:
+                found = True
+                continue
+            path.unlink()
+        return found
 
     def predict_step(self, batch: RowBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
         """Adds a batch to the shard at work, and writes that once it is full."""
@@ -243,7 +259,8 @@ class StoreStatistics(TeacherPass):
                 self._put(f"{name}/{key}", value, rows, members)
         self.filled += len(rows)
         if self.filled == len(members):
-            path = write_shard(self.folder, number, {KEY: torch.from_numpy(self.keys[members]), **self.buffer})
+            tensors = {KEY: torch.from_numpy(self.keys[members]), **self.buffer}
+            path = write_sealed(self.folder, shard_name(number), tensors, self.state)
             self.written += path.stat().st_size
             self.buffer, self.filled = {}, 0
         return len(rows)
@@ -281,20 +298,32 @@ def packed_bytes(terms: Mapping[str, Term], layers: int, hidden: int, dtype: tor
 
 
 def save_state(folder: Path, terms: Mapping[str, Term]) -> None:
-    """Writes the teacher's side of the terms."""
+    """Writes the teacher's side of the terms, in place of any other."""
     state = {f"{name}/{key}": value for name, term in terms.items() for key, value in term.teacher_state().items()}
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_file(folder / STATE, safetensors.torch.save(tensors))
+    written = write_sealed(folder, STATE, tensors)
+    for path in sealed_paths(folder, STATE):
+        if path != written:
+            path.unlink()
 
 
-def load_state(folder: Path, terms: Mapping[str, Term]) -> None:
+def state_file(folder: Path) -> Path | None:
+    """The file of the terms' state, if there is a sound one."""
+    for path in sealed_paths(folder, STATE):
+        if is_sound(path):
+            return path
+        log.warning("%s was altered or cut off; it is measured anew", path)
+    return None
+
+
+def load_state(path: Path, terms: Mapping[str, Term]) -> None:
     """Takes the teacher's side of the terms from an earlier, interrupted build."""
-    tensors = map_shard(folder / STATE)
+    tensors = map_shard(path)
     for name, term in terms.items():
         term.load_teacher_state(of_term(tensors, name))
 
 
-def entries(folder: Path, manifest: Manifest) -> tuple[ShardEntry, list[ShardEntry]]:
+def entries(folder: Path, state: Path, manifest: Manifest) -> tuple[ShardEntry, list[ShardEntry]]:
     """What the manifest says of the files: the terms' state, and every shard.
 
     Raises:
@@ -306,12 +335,13 @@ def entries(folder: Path, manifest: Manifest) -> tuple[ShardEntry, list[ShardEnt
 
     shards = []
     for number in range(-(-manifest.problems // manifest.shard_problems)):
-        path = shard_path(folder, number)
-        if path is None:
+        paths = sealed_paths(folder, shard_name(number))
+        if not paths:
             raise LoriError(f"{folder}: shard {number} is missing; start `cache` again")
+        path = paths[0]
         first = number * manifest.shard_problems
         shards.append(entry(path, min(manifest.shard_problems, manifest.problems - first)))
-    return entry(folder / STATE, 0), shards
+    return entry(state, 0), shards
 
 
 def write_plan(folder: Path, manifest: Manifest) -> None:

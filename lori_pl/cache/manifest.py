@@ -121,6 +121,8 @@ def _check(manifest: Manifest) -> None:
     for name, number in numbers.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise ValueError(f"{name} is no count")
+    if sum(entry.problems for entry in manifest.shards) != manifest.problems:
+        raise ValueError("shards: they have not as many problems as the cache")
     identity = manifest.identity
     if not isinstance(identity, dict) or not isinstance(identity.get("terms"), dict):
         raise ValueError("identity: terms are wanted")

@@ -1,4 +1,4 @@
-"""Shards: safetensors files that appear whole or not at all, carry their checksum in their name, and are mapped."""
+"""Sealed files: safetensors that appear whole or not at all, carry their checksum in their name, and are mapped."""
 
 from __future__ import annotations
 
@@ -34,34 +34,52 @@ def file_checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def shard_path(folder: Path, number: int) -> Path | None:
-    """The file of shard ``number``, whatever its checksum; ``None`` where there is none."""
-    return next(iter(sorted(folder.glob(f"shard-{number:05d}-*.safetensors"))), None)
+def sealed_paths(folder: Path, name: str) -> list[Path]:
+    """The files of a name, whatever their checksums."""
+    return sorted(folder.glob(f"{name}-*.safetensors"))
+
+
+def shard_name(number: int) -> str:
+    """What a shard is called, its checksum apart."""
+    return f"shard-{number:05d}"
+
+
+def seal(path: Path) -> str:
+    """The checksum that a file's name gives."""
+    return path.stem.rpartition("-")[2]
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a shard's content has the checksum that its name gives."""
-    return file_checksum(path) == path.stem.rpartition("-")[2]
+    """Whether a file's content has the checksum that its name gives."""
+    return file_checksum(path) == seal(path)
 
 
-def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> Path:
-    """Writes a shard beside its place, reads it back, and only then moves it there.
+def write_sealed(folder: Path, name: str, tensors: Mapping[str, Tensor], terms: str = "") -> Path:
+    """Writes a file beside its place, reads it back, and only then moves it there.
 
     Args:
         folder: The cache's folder.
-        number: The shard's number.
+        name: What it is called.
         tensors: Its tensors, on the CPU.
+        terms: Seal of the terms' state that a shard was packed with.
 
     Returns:
-        The file: ``shard-NUMBER-CHECKSUM.safetensors``.
+        The file: ``NAME-CHECKSUM.safetensors``.
 
     Raises:
         LoriError: If the disk is full or cannot be written, or holds something else than was written.
     """
-    content = safetensors.torch.save(dict(tensors))
-    path = folder / f"shard-{number:05d}-{checksum(content)}.safetensors"
+    content = safetensors.torch.save(dict(tensors), {"terms": terms} if terms else None)
+    path = folder / f"{name}-{checksum(content)}.safetensors"
     write_file(path, content)
     return path
+
+
+def packed_with(path: Path) -> str:
+    """Seal of the terms' state that a sound shard was packed with."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return str(header.get("__metadata__", {}).get("terms", ""))
 
 
 def write_file(path: Path, content: bytes) -> None:

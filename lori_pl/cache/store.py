@@ -110,8 +110,10 @@ class TeacherCache:
         Returns:
             Tensors (B, ...) by ``TERM/NAME``.
         """
-        shards, rows = np.divmod(places, self.manifest.shard_problems)
         mapped = self._mapped()
+        ends = np.cumsum([len(shard[KEY]) for shard in mapped])
+        shards = np.searchsorted(ends, places, side="right")
+        rows = places - np.concatenate([[0], ends])[shards]
         result: dict[str, Tensor] = {}
         for name, like in mapped[0].items():
             if name != KEY:

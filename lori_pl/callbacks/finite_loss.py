@@ -71,6 +71,9 @@ class FiniteLoss(pl.Callback):
     ) -> None:
         """Looks at the gradient before it reaches the weights; that of float16 is its scaler's business."""
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            bad, self._loss_is_bad = self._loss_is_bad, None
+            if bad is not None and self._anywhere(bad):
+                self._skip(trainer)  # the scaler leaves the step out
             return
         norms = [
             torch.linalg.vector_norm(own_part(p.grad))

@@ -129,7 +129,8 @@ def load_student(path: Path, device: str, dtype: Any) -> LatentReasoner:
     config = next((folder / CONFIG for folder in path.resolve().parents[:2] if (folder / CONFIG).is_file()), None)
     if config is None:
         raise LoriError(f"{path}: no {CONFIG} of its run beside it or above; give the student's folder")
-    return load_trained(["--config", str(config)], str(path)).student.eval().to(device)
+    arguments = ["--config", str(config), "--model.backbone.dtype", dtype]
+    return load_trained(arguments, str(path)).student.eval().to(device)
 
 
 def test_problems(rest: list[str], limit: int) -> dict[str, list[Problem]]:

@@ -15,7 +15,6 @@ import transformers
 
 from lori_pl import __version__
 from lori_pl.cache.build import (
-    STATE,
     MeasureTeacher,
     StoreStatistics,
     entries,
@@ -23,17 +22,18 @@ from lori_pl.cache.build import (
     packed_bytes,
     rows_digest,
     save_state,
+    state_file,
     write_plan,
 )
 from lori_pl.cache.manifest import MANIFEST, PLAN, Manifest, first_difference, read_plan
 from lori_pl.cache.shards import write_file
 from lori_pl.cache.store import TeacherCache
 from lori_pl.callbacks.build_progress import BuildProgress
-from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse
+from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse, taking_processes_along
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import git_commit
-from lori_pl.files import lock_folder
+from lori_pl.files import has_locks, lock_folder
 from lori_pl.methods.distillation import Distillation
 from lori_pl.sharding import FSDP1Strategy, loading
 
@@ -69,9 +69,12 @@ def main(arguments: list[str]) -> int:
     builder = Builder(method, data, trainer, folder, options.dtype, options.shard_problems)
     if trainer.global_rank:
         builder.run()
-    else:
-        with lock_folder(folder, "another process builds a cache here"):
-            builder.run()
+        return 0
+    with lock_folder(folder, "another process builds a cache here"), taking_processes_along(trainer):
+        if has_locks(folder):  # else another process may be at work here
+            for part in folder.glob(".*.part"):
+                part.unlink(missing_ok=True)
+        builder.run()
     return 0
 
 
@@ -129,25 +132,36 @@ class Builder:
         with loading(self.trainer.strategy):
             teacher = self.method.load_teacher()
         common = (teacher, terms, encoded, self.data.eval_batch_size, self.data.num_workers)
-        if (self.folder / STATE).is_file():
-            load_state(self.folder, terms)
+        state = state_file(self.folder)
+        self.trainer.strategy.barrier()  # all have looked before one writes
+        if state is not None:
+            load_state(state, terms)
         else:
             rows = np.arange(min(self.method.statistics_problems or len(keys), len(keys)))
             self.predict(MeasureTeacher(*common, rows=rows))
             if self.trainer.is_global_zero:
                 save_state(self.folder, terms)
+            self.trainer.strategy.barrier()
+            state = state_file(self.folder)
+            assert state is not None
         dtype = DTYPES[self.dtype]
         each = packed_bytes(terms, shape.layers, shape.hidden, dtype)
         manifest.shard_problems = self.shard_problems or max(1, min(_SHARD_BYTES // each, len(keys)))
         log.info("%d problems, %d bytes each: %.2f GB", len(keys), each, each * len(keys) / 1e9)
         ids = [problem.id for problem in split.problems]
         store = StoreStatistics(
-            *common, folder=self.folder, shard_problems=manifest.shard_problems, dtype=dtype, keys=keys, ids=ids
+            *common,
+            folder=self.folder,
+            state=state,
+            shard_problems=manifest.shard_problems,
+            dtype=dtype,
+            keys=keys,
+            ids=ids,
         )
         self.predict(store)
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
-            manifest.state, manifest.shards = entries(self.folder, manifest)
+            manifest.state, manifest.shards = entries(self.folder, state, manifest)
             manifest.versions = {
                 "lori_pl": f"{__version__} ({git_commit()})",
                 "torch": torch.__version__,
@@ -172,7 +186,11 @@ class Builder:
         """
         if not (self.folder / MANIFEST).is_file():
             return False
-        cache = TeacherCache(self.folder)
+        try:
+            cache = TeacherCache(self.folder)
+        except LoriError as error:
+            log.warning("%s", error)  # made anew of what is there
+            return False
         wanted = manifest.plan
         if self.shard_problems is None:
             wanted["shard_problems"] = cache.manifest.shard_problems
@@ -196,7 +214,7 @@ class Builder:
         """
         if (self.folder / PLAN).is_file():
             self._compare(read_plan(self.folder), manifest.plan)
-        elif self.folder.is_dir() and any(path.name != ".lock" for path in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise LoriError(f"{self.folder} is not empty and holds no cache; give another --folder")
 
     def _compare(self, found: dict[str, Any], plan: dict[str, Any]) -> None:

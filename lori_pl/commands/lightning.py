@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
 from lori_pl.callbacks.best_checkpoint import BestCheckpoint
 from lori_pl.callbacks.finite_loss import FiniteLoss
+from lori_pl.callbacks.job_timer import JobTimer
 from lori_pl.callbacks.last_validation import LastValidation
 from lori_pl.callbacks.predictions import PredictionWriter
 from lori_pl.callbacks.progress import ProgressFile
@@ -177,6 +179,9 @@ class LoriCLI(LightningCLI):
             extra += [SameStart(), RunConfig(self.root / CONFIG, config), Throughput()]
             extra += [AlignmentMonitor(), LastValidation()]
             extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
+            if duration := trainer.get("max_time"):
+                extra.append(JobTimer(duration))
+                self.config_init[self.subcommand]["trainer"]["max_time"] = None
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))
             if kwargs.get("logger", logger):
@@ -212,17 +217,10 @@ class LoriCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; a training holds its folder, and takes the processes that it started with it when it fails."""
         trains = subcommand == "fit" and not self.trainer.fast_dev_run and self.trainer.is_global_zero
-        try:
-            folder = self.root / CHECKPOINTS
-            explains = explained(lambda: subcommand == "fit" and any(folder.glob("[!.]*.ckpt")))
-            with explains, held(self.root) if trains else nullcontext():
-                super()._run_subcommand(subcommand)
-        except Exception:
-            launcher = self.trainer.strategy.launcher
-            if isinstance(launcher, _SubprocessScriptLauncher):
-                # they may wait for this one in vain
-                launcher.kill(signal.SIGKILL)
-            raise
+        folder = self.root / CHECKPOINTS
+        explains = explained(lambda: subcommand == "fit" and any(folder.glob("[!.]*.ckpt")))
+        with taking_processes_along(self.trainer), explains, held(self.root) if trains else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         """Exports the student of the best checkpoint, tests it and shows the table."""
@@ -276,6 +274,18 @@ class LoriCLI(LightningCLI):
     def after_test(self) -> None:
         """Shows the table and writes the summary."""
         write_report(self.root, self.model, {"seed": int(self.options["seed_everything"])})
+
+
+@contextmanager
+def taking_processes_along(trainer: pl.Trainer) -> Iterator[None]:
+    """Within the block an error ends the processes that this one has started, which may wait for it in vain."""
+    try:
+        yield
+    except Exception:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+        raise
 
 
 def _as_list(given: Any) -> list[Any]:

@@ -323,7 +323,9 @@ class Distillation(Method):
             label = f"measuring the rationales, pass {sweep + 1}"
             for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
                 last = self.trainer.strategy.batch_to_device(batch)
-                yield self.observed(last, wants_student)
+                with self.trainer.precision_plugin.forward_context():  # what a step sees
+                    seen = self.observed(last, wants_student)
+                yield seen
             for _ in range(more):
                 self.observed(last, wants_student)
                 with setting():

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment, TrajectoryShape
-from lori_pl.cache.build import packed_bytes
+from lori_pl.cache.build import StoreStatistics, packed_bytes
 from lori_pl.cache.manifest import Manifest, ShardEntry, first_difference, read_manifest
-from lori_pl.cache.shards import checksum, file_checksum, is_sound, map_shard, shard_path, write_file, write_shard
+from lori_pl.cache.shards import (
+    checksum,
+    file_checksum,
+    is_sound,
+    map_shard,
+    packed_with,
+    sealed_paths,
+    write_file,
+    write_sealed,
+)
 from lori_pl.cache.store import CachedRows, TeacherCache, of_term
 from lori_pl.errors import LoriError
 from lori_pl.methods.terms import named_terms
@@ -24,10 +34,11 @@ LLAMA_1B = TrajectoryShape(16, 2048)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_shard_is_mapped_as_it_was_written(tmp_path, dtype):
     tensors = {"T/mean": torch.randn(5, 2, 3).to(dtype), "key": torch.arange(80, dtype=torch.uint8).view(5, 16)}
-    path = write_shard(tmp_path, 3, tensors)
-    assert shard_path(tmp_path, 3) == path
-    assert shard_path(tmp_path, 2) is None
+    path = write_sealed(tmp_path, "shard-00003", tensors, "abc")
+    assert sealed_paths(tmp_path, "shard-00003") == [path]
+    assert sealed_paths(tmp_path, "shard-00002") == []
     assert is_sound(path)
+    assert packed_with(path) == "abc"
     mapped = map_shard(path)
     assert mapped.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -47,7 +58,7 @@ def test_a_file_that_the_disk_gives_back_otherwise_is_not_taken(tmp_path, monkey
 
 @pytest.mark.parametrize("length", [0, 4, 12, 60, -1])
 def test_a_cut_file_is_no_shard(tmp_path, length):
-    path = write_shard(tmp_path, 0, {"key": torch.zeros(4, 16, dtype=torch.uint8)})
+    path = write_sealed(tmp_path, "shard-00000", {"key": torch.zeros(4, 16, dtype=torch.uint8)})
     content = path.read_bytes()
     path.write_bytes(content[:length])
     assert not is_sound(path)
@@ -62,7 +73,8 @@ def stored(folder, rows=7, each=3):
         mine = torch.arange(first, min(first + each, rows))
         keys = torch.zeros(len(mine), 16, dtype=torch.uint8)
         keys[:, 0] = mine.to(torch.uint8)
-        path = write_shard(folder, number, {"key": keys, "T/mean": mine.float()[:, None].expand(-1, 2).contiguous()})
+        tensors = {"key": keys, "T/mean": mine.float()[:, None].expand(-1, 2).contiguous()}
+        path = write_sealed(folder, f"shard-{number:05d}", tensors)
         entries.append(ShardEntry(path.name, len(mine), path.stat().st_size, file_checksum(path)))
     write_file(folder / "terms.safetensors", b"state")
     state = ShardEntry("terms.safetensors", 0, 5, checksum(b"state"))
@@ -87,6 +99,27 @@ def test_rows_are_found_in_any_order_and_number(tmp_path):
     assert of_term(read, "U") == {}
     with pytest.raises(LoriError, match=r"lacks problem b \(1 of 2"):
         cache.locate(keys_of(1, 9), ["a", "b"])
+
+
+def test_where_a_row_is_the_shards_say_and_not_the_manifest(tmp_path):
+    stored(tmp_path)
+    file = tmp_path / "manifest.json"
+    text = file.read_text()
+    file.write_text(text.replace('"shard_problems": 3', '"shard_problems": 2'))
+    assert TeacherCache(tmp_path).read(np.array([6, 2, 3]))["T/mean"][:, 0].tolist() == [6, 2, 3]
+    file.write_text(text.replace('"problems": 7', '"problems": 8'))
+    with pytest.raises(LoriError, match=r"damaged .*they have not as many problems as the cache"):
+        TeacherCache(tmp_path)
+
+
+def test_a_shard_of_other_factors_is_made_anew(tmp_path, caplog):
+    one = write_sealed(tmp_path, "shard-00000", {"key": torch.zeros(2, 16, dtype=torch.uint8)}, "these")
+    other = write_sealed(tmp_path, "shard-00001", {"key": torch.ones(2, 16, dtype=torch.uint8)}, "others")
+    store = SimpleNamespace(folder=tmp_path, state="these")
+    assert [StoreStatistics.is_there(store, number) for number in range(3)] == [True, False, False]
+    assert one.exists()
+    assert not other.exists()
+    assert "packed with other factors" in caplog.text
 
 
 def test_a_worker_maps_the_files_itself(tmp_path):

@@ -180,9 +180,34 @@ def test_a_flipped_byte_and_a_cut_are_found_and_mended(world, lori_args, capsys)
     (folder / "manifest.json").write_text("{")
     assert world.fit("LoRi", "damaged", **cached(world, lori_args)) == 2
     assert "manifest.json is damaged" in message(capsys)
+    assert build(world, lori_args) == 0
+    assert files(world) == names
+    assert world.fit("LoRi", "mended again", **cached(world, lori_args)) == 0
     (folder / "manifest.json").unlink()
     assert world.fit("LoRi", "missing", **cached(world, lori_args)) == 2
     assert "no manifest.json" in message(capsys)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_factors_that_were_altered_are_measured_anew(world, lori_args, caplog, finished):
+    """And the shards, which were packed with what had been measured, are kept where it comes out the same."""
+    assert build(world, lori_args) == 0
+    folder = world.folder / "cache"
+    (terms,) = folder.glob("terms-*")
+    whole = terms.read_bytes()
+    terms.write_bytes(whole[:-3] + bytes([whole[-3] ^ 64]) + whole[-2:])
+    if finished:
+        assert world.fit("LoRi", "altered", **cached(world, lori_args)) == 2
+    else:
+        (folder / "manifest.json").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+    (folder / ".shard-00009.safetensors.1.part").write_text("left by one that was killed")
+    assert build(world, lori_args) == 0
+    assert "was altered or cut off" in caplog.text
+    assert terms.read_bytes() == whole
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")} == stamps
+    assert list(folder.glob(".*.part")) == []
+    assert world.fit("LoRi", "run", **cached(world, lori_args)) == 0
 
 
 @pytest.mark.parametrize(
@@ -268,7 +293,8 @@ def test_an_overflow_names_the_problem(world, lori_args, capsys, monkeypatch):
 
     assert build(world, lori_args, folder="fine") == 0
     (world.folder / "cache").mkdir()
-    for name in ("plan.json", "terms.safetensors"):
+    (terms,) = (path.name for path in (world.folder / "fine").glob("terms-*"))
+    for name in ("plan.json", terms):
         (world.folder / "cache" / name).write_bytes((world.folder / "fine" / name).read_bytes())
     plan = json.loads((world.folder / "cache" / "plan.json").read_text())
     (world.folder / "cache" / "plan.json").write_text(json.dumps(plan | {"dtype": "float16"}))

@@ -201,7 +201,12 @@ def test_auto_begins_and_goes_on(world, monkeypatch, capsys):
 def test_max_time_ends_in_a_checkpoint(world):
     flags = ["--trainer.max_steps=-1", "--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01"]
     assert world.fit("ExplicitCoT", "run", *FLAGS, *flags, "--trainer.val_check_interval=1000", backbone=BACKBONE) == 0
-    assert checkpoint(world.folder / "run")["global_step"] > 1
+    first = checkpoint(world.folder / "run")["global_step"]
+    assert first > 1
+    # the next job has the same time again
+    flags += ["--ckpt_path=auto", "--trainer.val_check_interval=1000"]
+    assert world.fit("ExplicitCoT", "run", *FLAGS, *flags, backbone=BACKBONE) == 0
+    assert checkpoint(world.folder / "run")["global_step"] > first + 1
 
 
 def test_slurm_runs_the_job_once_more(world, monkeypatch):

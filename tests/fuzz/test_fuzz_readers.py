@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from lori_pl.cache.manifest import FORMAT, Manifest, read_manifest, read_plan
-from lori_pl.cache.shards import map_shard, write_shard
+from lori_pl.cache.shards import map_shard, write_sealed
 from lori_pl.checkpoint_files import CheckpointFiles, newest_sound, read_checkpoint
 from lori_pl.data import extract_answer, load_problems, same_answer
 from lori_pl.data.answers import parse_number
@@ -292,7 +292,9 @@ def test_checkpoints(count, tmp_path):
 
 @pytest.mark.parametrize("count", [200, MANY])
 def test_shards(count, tmp_path):
-    whole = write_shard(tmp_path, 0, {"key": torch.zeros(2, 16, dtype=torch.uint8), "mean/m": torch.ones(2, 3)})
+    whole = write_sealed(
+        tmp_path, "shard-00000", {"key": torch.zeros(2, 16, dtype=torch.uint8), "mean/m": torch.ones(2, 3)}
+    )
     content, path = whole.read_bytes(), tmp_path / "shard"
 
     def check(changed: bytes) -> None:
