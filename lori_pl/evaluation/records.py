@@ -8,6 +8,7 @@ moment: a row is on the disk when `ResultTable.append` returns, and a file to be
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import subprocess
@@ -230,6 +231,15 @@ def git_commit(paths: Sequence[str | Path] = (_PACKAGE, _PACKAGE.parent / "confi
     if not commit:
         return "unknown"
     return commit + ("+dirty" if _git(folder, "status", "--porcelain", "--", *where) else "")
+
+
+def code_digest() -> str:
+    """Digest of the running package's sources and of the configs beside it, committed or not."""
+    digest = hashlib.blake2b(digest_size=16)
+    for folder, pattern in ((_PACKAGE, "*.py"), (_PACKAGE.parent / "configs", "*.yaml")):
+        for path in sorted(folder.rglob(pattern)):
+            digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str:

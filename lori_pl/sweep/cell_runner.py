@@ -24,6 +24,7 @@ from lori_pl.evaluation.records import (
     RESULT_COLUMNS,
     Outcomes,
     ResultTable,
+    code_digest,
     git_commit,
     read_outcomes,
     write_outcomes,
@@ -39,8 +40,9 @@ from lori_pl.sweep.summary import read_summary
 Runner = Callable[..., ChildResult]
 """Runs a command with its output in a file, and descriptors that it inherits; `run_child` is the real one."""
 
-INTERRUPTED = "interrupted.json"
-"""In a cell's folder: the commit, and the seconds so far, of a run that was stopped with its sweep."""
+BEGUN = "begun.json"
+"""In the folder of a cell without a row: of what code its run is, the seconds so far, and since when it runs."""
+CHECKPOINTS = "checkpoints"
 
 PAUSE = 0.2
 """Seconds after which a busy cell is tried once more: who only looks holds it for a moment."""
@@ -153,20 +155,21 @@ class CellRunner:
     def _run(self, cell: Cell, runner: Callable[[Sequence[str], Path], ChildResult]) -> dict[str, Any]:
         folder, commit = self.folder(cell), git_commit()
         # a test has no checkpoint to go on from
-        before = None if cell.test is not None else _interrupted(folder, commit)
+        code = code_digest()
+        before = None if cell.test is not None else _begun(folder, code)
         if before is None:
             # What a failed run, or one of other code, left there would be taken for this one's.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         command = cell.command(folder)
         log, start = folder / "log.txt", time.monotonic()
+        # a run that is killed with its sweep goes on, too
+        _note_begun(folder, code, before or 0.0, time.time())
         try:
             with progress_line(self._console, self._title(cell), progress_file(log)):
                 result = runner([*command, *([] if before is None else ["--ckpt_path=auto"])], log)
         except KeyboardInterrupt:
-            seconds = (before or 0.0) + time.monotonic() - start
-            text = json.dumps({"commit": commit, "seconds": seconds})
-            replace_file(folder / INTERRUPTED, lambda file: file.write(text.encode()))
+            _note_begun(folder, code, (before or 0.0) + time.monotonic() - start, None)
             raise
         row: dict[str, Any] = {
             "seed": cell.seed,
@@ -195,6 +198,8 @@ class CellRunner:
             row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
         with self._results_held():
             self.table.append(row)
+        if row["status"] == "ok":
+            (folder / BEGUN).unlink(missing_ok=True)
 
     def _keep_outcomes(self, path: Path, label: str, seed: int) -> None:
         if not path.exists():
@@ -264,16 +269,23 @@ def rows_of(cell: Cell, table: ResultTable) -> list[dict[str, str]]:
     return [row for row in table.rows() if row.get("cell") == cell.id]
 
 
-def _interrupted(folder: Path, commit: str) -> float | None:
-    """Seconds that a cell's run had taken when its sweep was stopped, if the same code may go on with it."""
-    path = folder / INTERRUPTED
+def _note_begun(folder: Path, code: str, seconds: float, since: float | None) -> None:
+    text = json.dumps({"code": code, "seconds": seconds, "since": since})
+    replace_file(folder / BEGUN, lambda file: file.write(text.encode()))
+
+
+def _begun(folder: Path, code: str) -> float | None:
+    """Seconds that a cell's run had taken before it was broken off; ``None`` where this code cannot go on with it."""
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        seconds = float(noted["seconds"])
+        noted = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
+        seconds, since = float(noted["seconds"]), noted["since"]
+        checkpoints = [path.stat().st_mtime for path in (folder / CHECKPOINTS).glob("[!.]*")]
+        if noted["code"] != code or not checkpoints:
+            return None
+        # of a run that was killed, what it did up to its last checkpoint
+        return seconds + (0.0 if since is None else max(0.0, max(checkpoints) - float(since)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    path.unlink()
-    return seconds if noted["commit"] == commit and commit.isalnum() and commit != "unknown" else None
 
 
 @contextmanager

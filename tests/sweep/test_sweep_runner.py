@@ -230,7 +230,8 @@ def interrupt_third(bench):
     def interrupt(folder):
         if len(bench.ran) == 3:
             (folder / "summary.json").write_text('{"methods": {"lori": {"accuracy": 0.99}}}')
-            (folder / "checkpoint").touch()
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints" / "last.ckpt").touch()
             raise KeyboardInterrupt
 
     bench.before = interrupt
@@ -241,14 +242,13 @@ def interrupt_third(bench):
     return bench.ran[2]
 
 
-@pytest.mark.parametrize(("before", "now"), [("abc123", "def456"), ("abc123+dirty", "abc123+dirty"), ("unknown",) * 2])
-def test_an_interrupted_sweep_goes_on_from_a_clean_folder_under_other_code(bench, monkeypatch, before, now):
-    monkeypatch.setattr(cell_runner, "git_commit", lambda: before)
+def test_an_interrupted_sweep_goes_on_from_a_clean_folder_under_other_code(bench, monkeypatch):
+    monkeypatch.setattr(cell_runner, "code_digest", lambda: "before")
     interrupted = interrupt_third(bench)
-    monkeypatch.setattr(cell_runner, "git_commit", lambda: now)
+    monkeypatch.setattr(cell_runner, "code_digest", lambda: "now")
 
     def is_clean(folder):
-        assert list(folder.iterdir()) == []
+        assert [path.name for path in folder.iterdir()] == ["begun.json"]
 
     bench.before = is_clean
     assert bench.run() == 0
@@ -257,17 +257,24 @@ def test_an_interrupted_sweep_goes_on_from_a_clean_folder_under_other_code(bench
     assert [row["accuracy"] for row in bench.rows()] == ["0.04", "0.08", "0.04", "0.08"]
 
 
-def test_an_interrupted_run_goes_on_under_the_same_code(bench, monkeypatch):
-    monkeypatch.setattr(cell_runner, "git_commit", lambda: "abc123")
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_interrupted_run_goes_on_under_the_same_code(bench, monkeypatch, killed):
+    """Whatever git says of it: a tree with changes of one's own, or no checkout at all."""
+    monkeypatch.setattr(cell_runner, "git_commit", lambda: "unknown")
     interrupted = interrupt_third(bench)
-    noted = Path(f"out/cells/{interrupted}/interrupted.json")
-    noted.write_text(noted.read_text().replace('"seconds": ', '"seconds": 100'))
+    noted = Path(f"out/cells/{interrupted}/begun.json")
+    content = json.loads(noted.read_text())
+    assert content["since"] is None
+    # one that is killed leaves what stood there when it began
+    last = Path(f"out/cells/{interrupted}/checkpoints/last.ckpt").stat().st_mtime
+    content |= {"seconds": 50, "since": last - 60} if killed else {"seconds": 100 + content["seconds"]}
+    noted.write_text(json.dumps(content))
     lines = []
     real = bench.run_fake
 
     def look(line, log, keep_open=()):
         lines.append(line)
-        assert (log.parent / "checkpoint").exists() == (log.parent.name == interrupted)
+        assert (log.parent / "checkpoints").exists() == (log.parent.name == interrupted)
         return real(line, log)
 
     bench.before = lambda folder: None
