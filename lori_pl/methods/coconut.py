@@ -74,6 +74,16 @@ class Coconut(StagedMethod, LatentMethod):
         """The one behind the last that brings latents."""
         return self.latent_stages + 1 - self.first_stage
 
+    def idle_stages(self, split: PreparedSplit) -> str:
+        """Those beyond the longest rationale's steps."""
+        longest = int(split.steps.max())
+        if self.latent_stages <= longest:
+            return ""
+        return (
+            f"model.latent_stages is {self.latent_stages}, but the longest rationale has {longest} steps: "
+            f"{self.latent_stages - longest} stages take nothing away; set it to {longest}"
+        )
+
     @property
     def removed(self) -> int:
         """Steps that latents stand for in this stage."""

@@ -66,6 +66,16 @@ class ICoTSI(StagedMethod):
         """The first in which every rationale is gone, whatever its offset."""
         return self.remove_all + 1
 
+    def idle_stages(self, split: PreparedSplit) -> str:
+        """Those beyond the longest rationale's tokens."""
+        longest = int(split.student.rationales.lengths.max())
+        if self.remove_all <= longest:
+            return ""
+        return (
+            f"model.remove_all is {self.remove_all}, but the longest rationale has {longest} tokens: "
+            f"{self.remove_all - longest} stages take nothing away; set it to {longest}"
+        )
+
     def enter(self, stage: int) -> None:
         """Also lets the student answer at once in the last stage, and write before it."""
         super().enter(stage)

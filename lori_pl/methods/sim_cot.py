@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ from lori_pl.models.embeddings import head_logits
 from lori_pl.models.hidden import base_model
 from lori_pl.models.masks import attention_mask
 from lori_pl.regions import region
+
+log = logging.getLogger(__name__)
 
 
 class StepDecoder(nn.Module):
@@ -93,6 +96,21 @@ class StepSupervision(LatentMethod):
     def places(self) -> tuple[int, bool]:
         """How many steps latents stand for now, and whether the last stands for all that follow."""
         return self.latents, True
+
+    def on_train_start(self) -> None:
+        """Says of how many problems the last place has several steps."""
+        super().on_train_start()
+        steps, most = self.data.splits["train"].steps, self.most_places
+        if more := int((steps > most).sum()):
+            log.info(
+                "%d of %d training problems have more than %d steps: their last latents stand for the rest",
+                *(more, len(steps), most),
+            )
+
+    @property
+    def most_places(self) -> int:
+        """How many steps latents stand for at the end of the training."""
+        return self.latents
 
     def configure_model(self) -> None:
         """Builds the student and, for training, the decoder."""
@@ -185,7 +203,8 @@ class SIMCoTCoconut(StepSupervision, Coconut):
 
     Args:
         backbone: The student's language model.
-        peer_compat: As the published code: CE_steps is the sum over all tokens, over the number of problems.
+        peer_compat: As the published code: CE_steps is of each place the sum over its tokens, over the problems that
+            have it, and the mean over places.
         settings: As in `StepSupervision`, `Coconut` and `Distillation`.
     """
 
@@ -201,10 +220,20 @@ class SIMCoTCoconut(StepSupervision, Coconut):
         return [*super().over_batch, *(["peer_compat sums CE_steps over the batch"] if self.peer_compat else [])]
 
     @property
+    def most_places(self) -> int:
+        """One a stage that brings latents."""
+        return self.latent_stages
+
+    @property
     def places(self) -> tuple[int, bool]:
         """The steps that this stage has taken away; all of them in the last."""
         return self.removed, self.is_final
 
     def weigh(self, losses: Tensor, steps: StepBatch) -> Tensor:
-        """Also the published sum."""
-        return losses.sum() / (steps.row.max() + 1) if self.peer_compat else super().weigh(losses, steps)
+        """Also as published: of each place the sum over its tokens, over the problems that have it; their mean."""
+        if not self.peer_compat:
+            return super().weigh(losses, steps)
+        places, _ = self.places
+        having = losses.new_zeros(places).index_add(0, steps.number, torch.ones_like(steps.number, dtype=losses.dtype))
+        step = steps.target_index // steps.ids.shape[1]
+        return (losses / having[steps.number[step]]).sum() / places

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
@@ -88,6 +89,10 @@ class StagedMethod(Method):
         """Whether the last stage has been reached."""
         return self.stage >= self.final_stage
 
+    def idle_stages(self, split: PreparedSplit) -> str:
+        """What is wrong where stages take nothing away, since no rationale is so long; nothing where all do."""
+        return ""
+
     def enter(self, stage: int) -> None:
         """Begins a stage, or goes on with it."""
         self.stage = min(stage, self.final_stage)
@@ -109,8 +114,10 @@ class StagedMethod(Method):
         return min(self.stages.stage(step, self.steps_an_epoch), self.final_stage)
 
     def on_train_start(self) -> None:
-        """Takes up the stage of a resumed run, and warns of one that ends too early."""
+        """Takes up the stage of a resumed run, and warns of one that ends too early and of stages for nothing."""
         super().on_train_start()
+        if idle := self.idle_stages(self.data.splits["train"]):
+            log.warning("%s", idle)
         self.enter(self.stage_at(self.trainer.global_step))
         total = self.trainer.estimated_stepping_batches
         if np.isfinite(total) and self.stage_at(int(total) - 1) < self.final_stage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 from conftest import BACKBONE, LORI_TERMS, assert_same, checkpoint
@@ -112,6 +113,21 @@ def test_a_run_that_ends_before_its_last_stage_is_warned_of(world, teacher, capl
     flags = ["--trainer.max_steps", "4", "--test_after_fit", "false"]
     assert world.fit("Coconut", "run", *flags, **arguments("Coconut", teacher)) == 0
     assert "training ends after 4 steps, before the last stage, which begins at step 4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("Coconut", {"latent_stages": 5}, "model.latent_stages is 5, but the longest rationale has 2 steps: 3 stages"),
+        ("ICoTSI", {"remove_all": 400}, r"remove_all is 400, but the longest rationale has \d+ tokens: \d+ stages"),
+        ("SIMCoT", {"latents": 1}, r"\d+ of 64 training problems have more than 1 steps: their last latents stand"),
+    ],
+)
+def test_stages_for_nothing_and_steps_without_a_place_are_told_of(world, teacher, caplog, name, changes, words):
+    caplog.set_level("INFO", logger="lori_pl")
+    flags = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--test_after_fit", "false"]
+    assert world.fit(name, "run", *flags, **(arguments(name, teacher) | changes)) == 0
+    assert re.search(words, caplog.text)
 
 
 def test_another_student_of_the_same_weights_is_refused(world, teacher, capsys):

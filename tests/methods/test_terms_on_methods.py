@@ -1,0 +1,62 @@
+"""Terms of a frozen teacher on every latent method: what they see of the student, and what they add to the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plain import TINY, batch_of, build, states, student
+from torch.testing import assert_close
+
+from lori_pl.alignment import AnchorAlignment, LowRankAlignment
+from lori_pl.methods import CODI, Coconut, KaVa, LoRi, PCCoT, SIMCoT
+from lori_pl.methods.stages import Stages
+from lori_pl.models.backbone import Backbone
+from lori_pl.models.hidden import LayerSelection
+
+METHODS = {
+    LoRi: {"latents": 3},
+    CODI: {"latents": 3},
+    PCCoT: {"latents": 4, "passes": 2},
+    KaVa: {"latents": 4, "passes": 2},
+    SIMCoT: {"latents": 3},
+    Coconut: {"latents_a_step": 1, "latent_stages": 3, "stages": Stages(steps=2), "projector": True},
+}
+
+
+def with_terms(kind, layers):
+    teacher = Backbone(tokenizer="synthetic", config=TINY)
+    terms = [LowRankAlignment(rank_hidden=4, w_mean=0.7), AnchorAlignment(w_anchor=0.2)]
+    method = build(kind, teacher=teacher, terms=terms, layers=LayerSelection(layers), **METHODS[kind])
+    if kind is Coconut:
+        method.enter(method.final_stage)
+        method.latents = method.student.thought.latents
+    return method, batch_of(method, [0, 1, 2], pieces=method.reads_pieces)
+
+
+@pytest.mark.parametrize("layers", ["all", [2]])
+@pytest.mark.parametrize("kind", METHODS)
+def test_they_see_the_students_states_at_its_latents_and_its_anchor(kind, layers):
+    method, batch = with_terms(kind, layers)
+    _, _, signals = method.own_losses(batch)
+    numbers = [1, 2] if layers == "all" else layers
+    table = method.student.lm.get_input_embeddings().weight
+    for row in range(3):
+        _, anchors, latents = student(method, batch, row)
+        assert_close(signals.anchor[row], torch.stack([anchors[n] for n in numbers]), atol=1e-5, rtol=1e-4)
+        question = table[batch.question[row][batch.question_mask[row]]]
+        hidden = states(method.student.lm, torch.cat([question, latents]))
+        expected = torch.stack([hidden[n][len(question) :] for n in numbers])
+        assert_close(signals.trajectory[row], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_they_add_their_weighted_losses_to_the_methods_own(kind):
+    method, batch = with_terms(kind, "all")
+    for term in method.active_terms:
+        term.assume_fitted()
+    own, parts, _ = method.own_losses(batch)
+    total, found = method.losses(batch)
+    assert found.keys() == parts.keys() | {"mean", "covariance", "anchor"}
+    assert all(found[name] > 0 for name in ("mean", "covariance", "anchor"))
+    expected = own + 0.7 * found["mean"] + 0.3 * found["covariance"] + 0.2 * found["anchor"]
+    assert_close(total, expected, atol=1e-5, rtol=1e-5)
