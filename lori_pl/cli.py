@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, printable
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except LoriError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
 
 

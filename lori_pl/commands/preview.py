@@ -10,7 +10,7 @@ from rich.text import Text
 from lori_pl.commands.lightning import OwnOptions, parse
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch, paired_batch
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, printable
 from lori_pl.tables import print_whole
 
 BINS = 10
@@ -54,9 +54,9 @@ def show_pair(console: Console, data: PairedDataModule, split: PreparedSplit, ro
     """Prints problem ``row`` as the teacher and as the student see it."""
     problem = split.problems[row]
     batch = paired_batch([row], split.steps, split.student, split.teacher)
-    console.rule(Text(f"problem {problem.id}"))
-    console.print(Text(problem.question))
-    console.print(Text(f"steps: {'  '.join(problem.steps)}\nanswer: {problem.answer}"))
+    console.rule(Text(printable(f"problem {problem.id}")))
+    console.print(Text(printable(problem.question)))
+    console.print(Text(printable(f"steps: {'  '.join(problem.steps)}\nanswer: {problem.answer}")))
     teacher_encoder = (split.teacher or split.student).encoder
     console.rule(Text("teacher: [rationale], ANCHOR, <predicted>"))
     console.print(_explicit_text(batch.teacher, teacher_encoder.tokenizer))
@@ -91,7 +91,7 @@ def _student_text(batch: PairedBatch, data: PairedDataModule, latents: int) -> T
 
 def _append(text: Text, token: str, thought: bool, predicted: bool, anchor: bool) -> None:
     style = "bold reverse" if anchor else "green" if predicted and not thought else "cyan" if thought else ""
-    text.append("ANCHOR:" + token if anchor else token, style=style)
+    text.append(printable("ANCHOR:" + token if anchor else token), style=style)
     text.append(" ")
 
 

@@ -1,14 +1,13 @@
 """Confidence intervals of an accuracy and of the difference of two accuracies on the same problems.
 
-Both need counts alone and no statistics library; the normal quantile is `statistics.NormalDist`'s. They describe the
-draw of *problems* for one trained model. The spread over training seeds is another question and needs several seeds.
+Both need counts alone. They describe the draw of *problems* for one trained model. The spread over training seeds is
+another question and needs several seeds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 
@@ -43,12 +42,13 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise LoriError(f"an interval of an accuracy needs at least one problem (n = {n}): evaluate on a larger set")
     if not 0 <= correct <= n:
         raise LoriError(f"{correct} correct out of {n} problems is impossible: give a count from 0 to {n}")
-    z = _quantile(level)
-    p = correct / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    if not 0 < level < 1:
+        raise LoriError(f"an interval's level must lie between 0 and 1, not {level}: 0.95 is the usual one")
+    from scipy.stats import binomtest  # a second that a command without intervals need not wait
+
+    low, high = binomtest(correct, n).proportion_ci(level, "wilson")
     # The bounds are 0 and 1 exactly at the ends; rounding would leave 1e-17.
-    return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
+    return (0.0 if correct == 0 else float(low)), (1.0 if correct == n else float(high))
 
 
 def paired_difference(
@@ -56,10 +56,11 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     r"""Difference of two accuracies on the same problems, with Newcombe's interval for paired proportions (method 10).
 
-    Let :math:`l_i, u_i` be the Wilson bounds of the accuracies :math:`p_1, p_2`, and :math:`\phi` the correlation of
-    the two outcomes from the table of (both right, only ``a``, only ``b``, none) :math:`= (e, f, g, h)`, continuity
-    corrected: :math:`\phi = q / \sqrt{(e + f)(g + h)(e + g)(f + h)}` with :math:`q = \max(eh - fg - n/2, 0)` where
-    :math:`eh > fg`, else :math:`q = eh - fg`; 0 where a margin is empty. Then
+    Written out here, for neither scipy nor statsmodels has it. Let :math:`l_i, u_i` be the Wilson bounds of the
+    accuracies :math:`p_1, p_2`, and :math:`\phi` the correlation of the two outcomes from the table of (both right,
+    only ``a``, only ``b``, none) :math:`= (e, f, g, h)`, continuity corrected: :math:`\phi = q / \sqrt{(e + f)(g +
+    h)(e + g)(f + h)}` with :math:`q = \max(eh - fg - n/2, 0)` where :math:`eh > fg`, else :math:`q = eh - fg`; 0
+    where a margin is empty. Then
 
     .. math::
         low &= p_1 - p_2 - \sqrt{(p_1 - l_1)^2 - 2 \phi (p_1 - l_1)(u_2 - p_2) + (u_2 - p_2)^2} \\
@@ -128,9 +129,3 @@ def as_bits(outcomes: Sequence[bool] | np.ndarray, name: str) -> np.ndarray:
 def _combine(first: float, second: float, phi: float) -> float:
     # Rounding may leave -1e-18 under the root where phi is 1 and both parts are equal.
     return math.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0.0))
-
-
-def _quantile(level: float) -> float:
-    if not 0 < level < 1:
-        raise LoriError(f"an interval's level must lie between 0 and 1, not {level}: 0.95 is the usual one")
-    return NormalDist().inv_cdf((1 + level) / 2)
