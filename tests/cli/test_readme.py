@@ -7,9 +7,11 @@ import importlib
 import inspect
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,13 @@ def test_make_targets_exist():
         named = [command[1] for command in commands(page) if command[0] == "make"]
         named += re.findall(r"`make ([a-z-]+)`", prose(page))
         assert set(named) <= targets, page.name
+
+
+def test_make_alone_lists_the_targets_and_the_console_script_is_the_module():
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "make quickstart" in shown
+    (script,) = (e for e in metadata.entry_points(group="console_scripts") if e.name == "lori_pl")
+    assert script.load() is main
 
 
 def slug(heading: str) -> str:

@@ -256,6 +256,30 @@ def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
     assert rows[1]["question"] == "Bob has 2 pens ."  # as training has it
 
 
+def test_a_chat_template_goes_all_the_way(world, lori_args, tmp_path):
+    """Teacher, student, its folder and its answers: the question stands in a user's turn in all of them."""
+    tokenizer = synthetic_tokenizer()
+    tokenizer.chat_template = "apples {{ messages[0]['content'] }} pens"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    chat = ["--data.template.chat=true", "--test_after_fit=false"]
+    backbone = BACKBONE | {"tokenizer": str(tmp_path / "tokenizer")}
+    assert world.fit("ExplicitCoT", "words", *chat, backbone=backbone) == 0
+    arguments = lori_args | {"teacher": {"name": str(world.folder / "words" / "student")}}
+    assert world.fit("LoRi", "run", *chat, **arguments) == 0
+    folder = world.folder / "run" / "student"
+    student = LatentReasoner.from_pretrained(folder)
+    words = student.tokenizer.convert_ids_to_tokens(student.encoder.questions(["Ann has 4 ."])[0])
+    assert words == ["apples", "Ann", "has", "4", ".", "pens"]
+    (tmp_path / "questions.txt").write_text("Ann has 4 .\n")
+    flags = [f"--ckpt_path={folder}", f"--data.predict_file={tmp_path / 'questions.txt'}"]
+    flags += [f"--predictions={tmp_path / 'out.jsonl'}", chat[0]]
+    assert world.run("predict", *flags, method="LoRi", **arguments) == 0
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert row["prediction"] == student.answer(["Ann has 4 ."], max_new_tokens=64)[0].text
+    # without it the teacher would read other text
+    assert world.fit("LoRi", "plain", "--test_after_fit=false", **arguments) == 2
+
+
 def test_export_makes_the_folder_that_fit_made(world, lori_args):
     assert world.fit("LoRi", "run", **lori_args) == 0
     run = world.folder / "run"

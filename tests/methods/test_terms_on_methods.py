@@ -7,7 +7,7 @@ import torch
 from plain import TINY, batch_of, build, states, student
 from torch.testing import assert_close
 
-from lori_pl.alignment import AnchorAlignment, LowRankAlignment
+from lori_pl.alignment import AnchorAlignment, LowRankAlignment, stiefel
 from lori_pl.methods import CODI, Coconut, KaVa, LoRi, PCCoT, SIMCoT
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone
@@ -60,3 +60,18 @@ def test_they_add_their_weighted_losses_to_the_methods_own(kind):
     assert all(found[name] > 0 for name in ("mean", "covariance", "anchor"))
     expected = own + 0.7 * found["mean"] + 0.3 * found["covariance"] + 0.2 * found["anchor"]
     assert_close(total, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_orthonormal_factors_are_made_once_a_step(monkeypatch):
+    """Though both terms read them."""
+    teacher = Backbone(tokenizer="synthetic", config=TINY)
+    terms = [LowRankAlignment(rank_hidden=4, student_factors="learned"), AnchorAlignment(anchor_space="low_rank")]
+    method = build(LoRi, teacher=teacher, terms=terms, latents=3)
+    for term in method.active_terms:
+        term.assume_fitted()
+    made = []
+    original = stiefel._Orthonormal.forward
+    monkeypatch.setattr(stiefel._Orthonormal, "forward", lambda self, raw: made.append(self) or original(self, raw))
+    total, _ = method.losses(batch_of(method, [0, 1, 2]))
+    total.backward()
+    assert len(made) == len(set(map(id, made))) > 0
