@@ -1,5 +1,9 @@
 """The one error that a user of lori_pl is meant to read."""
 
+from __future__ import annotations
+
+import unicodedata
+
 
 class LoriError(ValueError):
     """Bad input: one message that names the cause, the place (file, line, field) and the remedy.
@@ -9,8 +13,19 @@ class LoriError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Text from data or elsewhere as a terminal may have it: without control characters, lines and tabs apart."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Text from data or elsewhere as a terminal may have it: without what steers it, lines and tabs apart."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    """Whether a character is a control, half a pair, or turns the direction of writing."""
+    if character in "\n\t":
+        return False
+    return (
+        unicodedata.category(character) in ("Cc", "Cs")
+        or "\u202a" <= character <= "\u202e"
+        or ("\u2066" <= character <= "\u2069")
+    )
 
 
 def one_line(fault: BaseException | str, limit: int = 240) -> str:

@@ -335,7 +335,7 @@ def entries(folder: Path, state: Path, manifest: Manifest) -> tuple[ShardEntry, 
 
     shards = []
     for number in range(-(-manifest.problems // manifest.shard_problems)):
-        paths = sealed_paths(folder, shard_name(number))
+        paths = [path for path in sealed_paths(folder, shard_name(number)) if packed_with(path) == seal(state)]
         if not paths:
             raise LoriError(f"{folder}: shard {number} is missing; start `cache` again")
         path = paths[0]

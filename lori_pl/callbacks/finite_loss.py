@@ -73,7 +73,15 @@ class FiniteLoss(pl.Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             bad, self._loss_is_bad = self._loss_is_bad, None
             if bad is not None and self._anywhere(bad):
-                self._skip(trainer)  # the scaler leaves the step out
+                # a loss may be infinite with gradients that the scaler takes
+                if getattr(optimizer, "_step_supports_amp_scaling", False):  # it looks for itself, and needs some
+                    for group in optimizer.param_groups:
+                        for parameter in group["params"]:
+                            if parameter.grad is not None:
+                                parameter.grad.fill_(float("nan"))
+                else:
+                    optimizer.zero_grad(set_to_none=True)
+                self._skip(trainer)
             return
         norms = [
             torch.linalg.vector_norm(own_part(p.grad))

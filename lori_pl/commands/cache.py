@@ -133,7 +133,6 @@ class Builder:
             teacher = self.method.load_teacher()
         common = (teacher, terms, encoded, self.data.eval_batch_size, self.data.num_workers)
         state = state_file(self.folder)
-        self.trainer.strategy.barrier()  # all have looked before one writes
         if state is not None:
             load_state(state, terms)
         else:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
 from lightning.fabric.plugins.io import CheckpointIO
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
@@ -179,8 +179,9 @@ class LoriCLI(LightningCLI):
             extra += [SameStart(), RunConfig(self.root / CONFIG, config), Throughput()]
             extra += [AlignmentMonitor(), LastValidation()]
             extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
-            if duration := trainer.get("max_time"):
-                extra.append(JobTimer(duration))
+            if (duration := trainer.get("max_time")) and not any(issubclass(kind, Timer) for kind in given):
+                with trainer_errors(trainer):
+                    extra.append(JobTimer(duration))
                 self.config_init[self.subcommand]["trainer"]["max_time"] = None
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))

@@ -276,16 +276,21 @@ def _note_begun(folder: Path, code: str, seconds: float, since: float | None) ->
 
 def _begun(folder: Path, code: str) -> float | None:
     """Seconds that a cell's run had taken before it was broken off; ``None`` where this code cannot go on with it."""
+    from lori_pl.checkpoint_files import newest_sound  # torch, for which a look at a sweep need not wait
+
     try:
         noted = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
         seconds, since = float(noted["seconds"]), noted["since"]
-        checkpoints = [path.stat().st_mtime for path in (folder / CHECKPOINTS).glob("[!.]*")]
-        if noted["code"] != code or not checkpoints:
-            return None
-        # of a run that was killed, what it did up to its last checkpoint
-        return seconds + (0.0 if since is None else max(0.0, max(checkpoints) - float(since)))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    try:
+        newest = newest_sound(folder / CHECKPOINTS) if noted["code"] == code else None
+    except LoriError:  # all are damaged
+        return None
+    if newest is None:
+        return None
+    # of a run that was killed, what it did up to its last checkpoint
+    return seconds + (0.0 if since is None else max(0.0, newest.stat().st_mtime - float(since)))
 
 
 @contextmanager

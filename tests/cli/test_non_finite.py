@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import BACKBONE, assert_same, checkpoint
 from failing import fails
 
+from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.methods import ExplicitCoT
 
 SKIP = ["--non_finite.policy", "skip"]
@@ -38,6 +40,29 @@ def poison(monkeypatch, calls: set[int], gradient_alone: bool = False) -> list[l
 
     monkeypatch.setattr(ExplicitCoT, "task_loss", poisoned)
     return seen
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("bad", [False, True])
+def test_under_a_gradient_scaler_a_loss_without_a_number_is_left_out_too(monkeypatch, fused, bad):
+    """Where its gradients are finite, the scaler would let it through."""
+    callback, seen = FiniteLoss("skip"), []
+    monkeypatch.setattr(callback, "_skip", lambda trainer: seen.append(trainer))
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=torch.amp.GradScaler("cpu")))
+    module = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    optimizer._step_supports_amp_scaling = fused
+    module(torch.ones(2)).sum().backward()
+    callback.on_before_backward(trainer, module, torch.tensor(float("inf") if bad else 1.0))
+    callback.on_before_optimizer_step(trainer, module, optimizer)
+    assert len(seen) == bad
+    gradients = [parameter.grad for parameter in module.parameters()]
+    if not bad:
+        assert all(gradient.isfinite().all() for gradient in gradients)
+    elif fused:
+        assert all(gradient.isnan().all() for gradient in gradients)
+    else:
+        assert gradients == [None, None]
 
 
 def records(world, root: str) -> list[dict]:

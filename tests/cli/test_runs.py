@@ -256,7 +256,7 @@ def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
     assert rows[1]["question"] == "Bob has 2 pens ."  # as training has it
 
 
-def test_a_chat_template_goes_all_the_way(world, lori_args, tmp_path):
+def test_a_chat_template_goes_all_the_way(world, lori_args, tmp_path, capsys):
     """Teacher, student, its folder and its answers: the question stands in a user's turn in all of them."""
     tokenizer = synthetic_tokenizer()
     tokenizer.chat_template = "apples {{ messages[0]['content'] }} pens"
@@ -275,9 +275,10 @@ def test_a_chat_template_goes_all_the_way(world, lori_args, tmp_path):
     flags += [f"--predictions={tmp_path / 'out.jsonl'}", chat[0]]
     assert world.run("predict", *flags, method="LoRi", **arguments) == 0
     (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    capsys.readouterr()
     assert row["prediction"] == student.answer(["Ann has 4 ."], max_new_tokens=64)[0].text
     # without it the teacher would read other text
-    assert world.fit("LoRi", "plain", "--test_after_fit=false", **arguments) == 2
+    fails(world, capsys, "another data.template", "chat", method="LoRi", root="plain", **arguments)
 
 
 def test_export_makes_the_folder_that_fit_made(world, lori_args):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import BACKBONE, BASE, assert_same, checkpoint
+from failing import fails
 
 from lori_pl.callbacks import stop_signals
 from lori_pl.callbacks.stop_signals import StopSignals
@@ -207,6 +208,10 @@ def test_max_time_ends_in_a_checkpoint(world):
     flags += ["--ckpt_path=auto", "--trainer.val_check_interval=1000"]
     assert world.fit("ExplicitCoT", "run", *FLAGS, *flags, backbone=BACKBONE) == 0
     assert checkpoint(world.folder / "run")["global_step"] > first + 1
+
+
+def test_a_time_that_is_none_is_one_line(world, capsys):
+    fails(world, capsys, "max_time|duration", flags=["--trainer.max_time=1:00:00"], backbone=BACKBONE)
 
 
 def test_slurm_runs_the_job_once_more(world, monkeypatch):

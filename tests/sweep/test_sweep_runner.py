@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sweep_bench import FAKE_RUN, SWEEP
 
 from lori_pl.errors import LoriError
@@ -231,7 +232,7 @@ def interrupt_third(bench):
         if len(bench.ran) == 3:
             (folder / "summary.json").write_text('{"methods": {"lori": {"accuracy": 0.99}}}')
             (folder / "checkpoints").mkdir(exist_ok=True)
-            (folder / "checkpoints" / "last.ckpt").touch()
+            torch.save({"global_step": 3}, folder / "checkpoints" / "last.ckpt")
             raise KeyboardInterrupt
 
     bench.before = interrupt
@@ -287,6 +288,18 @@ def test_an_interrupted_run_goes_on_under_the_same_code(bench, monkeypatch, kill
     assert float(rows[2]["seconds"]) > 100 > float(rows[3]["seconds"])
     assert "--ckpt_path" not in rows[2]["command"]
     assert not noted.exists()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(bench, monkeypatch):
+    interrupted = interrupt_third(bench)
+    Path(f"out/cells/{interrupted}/checkpoints/last.ckpt").write_bytes(b"cut off")
+
+    def is_clean(folder):
+        assert [path.name for path in folder.iterdir()] == ["begun.json"]
+
+    bench.before = is_clean
+    assert bench.run() == 0
+    assert bench.ran[0] == interrupted
 
 
 def test_a_row_cut_by_a_crash_is_run_again(bench):
