@@ -85,7 +85,7 @@ class AnchorAlignment(Term):
                 f"student {student}; use anchor_space=low_rank"
             )
         if self.anchor_space == "low_rank":
-            self._projection = tuple(o for o in others if isinstance(o, LowRankAlignment))
+            self._projection = tuple(term for term in others if isinstance(term, LowRankAlignment))
             if len(self._projection) != 1:
                 raise LoriError(
                     f"AnchorAlignment: anchor_space=low_rank needs exactly one LowRankAlignment among the terms, found "

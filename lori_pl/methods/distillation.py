@@ -128,6 +128,11 @@ class Distillation(Method):
         return self.backbone if named or self.teacher_backbone is None else self.teacher_backbone
 
     @property
+    def starts_from_teacher(self) -> bool:
+        """Whether the student's weights are the teacher's at the start."""
+        return self.student_init == "teacher"
+
+    @property
     def active_terms(self) -> list[Term]:
         """The terms: those that weigh something, and those on which these rest."""
         return [term for term in self.terms if isinstance(term, Term)]
@@ -161,7 +166,7 @@ class Distillation(Method):
 
     def load_backbone(self, tokenizer: Any) -> Any:
         """Loads the student's model: the teacher's weights, or its own."""
-        if self.student_init == "base":
+        if not self.starts_from_teacher:
             return super().load_backbone(tokenizer)
         assert self.teacher_backbone is not None
         return load_start(self.teacher_backbone, self.backbone, tokenizer)
@@ -178,16 +183,17 @@ class Distillation(Method):
         if self.folder is None:
             fields = {"teacher": teacher, "student_init": self.student_init, "terms": self.active_terms}
             self.check({**fields, "cache": self.cache})
-            if self.needs:  # before weights are read
-                self.student_shape(), self.teacher_shape()
+        aligned = self.needs and self.folder is None
+        if aligned:  # looked at before weights are read
+            shape = self.student_shape()
+            self.teacher_shape()
         super().configure_model()
-        if not self.needs or self.folder is not None:
+        if not aligned:
             return
         if self.trains and self.cache is None:
             with self.loading():
                 self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
-        layers = len(self.student_layers.resolve(self.student.depth, self.student_layers_at))
-        self.prepare_terms(TrajectoryShape(layers, self.student.hidden_size))
+        self.prepare_terms(shape)
 
     def load_teacher(self) -> FrozenTeacher:
         """Loads the teacher.
@@ -205,16 +211,16 @@ class Distillation(Method):
             LoriError: As `load_teacher`.
         """
         assert self.teacher_backbone is not None
-        starts_there = self.student_init == "teacher"
-        return share_teacher(self.teacher_backbone, self.student.lm, self.template, self.layers, starts_there)
+        return share_teacher(
+            self.teacher_backbone, self.student.lm, self.template, self.layers, self.starts_from_teacher
+        )
 
     @property
     def shares_base(self) -> bool:
         """Whether the teacher is, or has adapters on, the very model that the student's adapters lie on."""
         if not self.share_base or self.teacher_backbone is None:
             return False
-        starts_there = self.student_init == "teacher"
-        return can_share(self.teacher_backbone, self.backbone, self.student.tokenizer, starts_there)
+        return can_share(self.teacher_backbone, self.backbone, self.student.tokenizer, self.starts_from_teacher)
 
     def teacher_shape(self) -> TrajectoryShape:
         """Layers and hidden size of the teacher's trajectories, from its config or else from the cache."""
@@ -224,12 +230,11 @@ class Distillation(Method):
 
     def student_shape(self) -> TrajectoryShape:
         """Layers and hidden size of the student's, from the config that it will be loaded with."""
-        starts_there = self.student_init == "teacher"
-        starts = self.teacher_backbone if starts_there else self.backbone
-        assert starts is not None
-        return shape_of(
-            starts, self.student_layers, "model.teacher" if starts_there else "model.backbone", self.student_layers_at
-        )
+        starts, place = self.backbone, "model.backbone"
+        if self.starts_from_teacher:
+            assert self.teacher_backbone is not None
+            starts, place = self.teacher_backbone, "model.teacher"
+        return shape_of(starts, self.student_layers, place, self.student_layers_at)
 
     def prepare_terms(self, student: TrajectoryShape) -> None:
         """Gives the terms the shapes of both sides."""

@@ -154,8 +154,8 @@ class CellRunner:
 
     def _run(self, cell: Cell, runner: Callable[[Sequence[str], Path], ChildResult]) -> dict[str, Any]:
         folder, commit = self.folder(cell), git_commit()
-        # a test has no checkpoint to go on from
         code = code_digest()
+        # a test has no checkpoint to go on from
         before = None if cell.test is not None else _begun(folder, code)
         if before is None:
             # What a failed run, or one of other code, left there would be taken for this one's.
