@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
 from lori_pl.methods.positions import check_sequences
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
+from lori_pl.models.casting import weights_cast_once
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 from lori_pl.sharding import is_sharded, loading, most_anywhere, shard
@@ -264,7 +265,10 @@ class Method(AnsweringModule):
 
     def training_step(self, batch: PairedBatch, batch_idx: int) -> dict[str, Any]:
         """One step; every part of the loss is logged."""
-        loss, parts = self.losses(batch)
+        # what is recomputed, or put together for a layer at a time, is not to be kept
+        keeps = not self.backbone.gradient_checkpointing and not is_sharded(self)
+        with weights_cast_once(self.device) if keeps else nullcontext():
+            loss, parts = self.losses(batch)
         size = len(batch.index)
         detached = {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
         self.log_dict({f"train/{name}": value for name, value in detached.items()}, batch_size=size)

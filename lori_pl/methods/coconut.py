@@ -118,9 +118,8 @@ class Coconut(StagedMethod, LatentMethod):
         ids, mask = (tensor.to(batch.question.device) for tensor in pad(rows, encoder.pad, left=False))
         columns = torch.tensor(before, device=ids.device)[:, None]
         found = self.student.read_pair(batch.question, batch.question_mask, ids, mask, 0, *self.wanted, columns)
-        losses = F.cross_entropy(
-            self.student.logits(found.hidden).float().transpose(1, 2), ids[:, 1:], reduction="none"
-        )
+        target, logits = ids[:, 1:], self.student.logits(found.hidden).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
         task = mean_across_ranks((losses * mask[:, 1:]).sum(), mask[:, 1:].sum())
         # without latents the projector is not used
         total = task if removed else task + unused(self.student.thought)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -126,4 +125,4 @@ class ICoTSI(StagedMethod):
             return super().task_losses(batch)
         assert batch.pieces is not None
         left = join_parts(self.shortened(batch.pieces, self.offsets(batch.pieces)), self.student.encoder)
-        return explicit_cross_entropy(self.student, move_data_to_device(left, batch.question.device))
+        return explicit_cross_entropy(self.student, left.to(batch.question.device))

@@ -39,7 +39,7 @@ def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: Paired
     target = batch.answer[:, batch.anchor + 1 :]
     with region("answer"):
         logits = reasoner.logits(hidden).float()
-        loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
     return token_mean(loss, batch.target_mask[:, batch.anchor + 1 :])
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -165,7 +164,7 @@ class StepSupervision(LatentMethod):
         if not places:  # before the first latents come, the decoder waits
             return total + unused(self.decoder), parts, student
         steps = step_batch(batch.pieces, self.student.encoder, places, takes_rest)
-        steps = move_data_to_device(steps, batch.question.device)
+        steps = steps.to(batch.question.device)
         grouped = torch.cat(latents, dim=1).unflatten(1, (places, -1))
         with region("steps"):
             parts["steps"] = self.weigh(self.decoder(grouped[steps.row, steps.number], steps), steps)

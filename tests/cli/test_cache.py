@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import yaml
 from conftest import BACKBONE, BASE, checkpoint
 from failing import message
 
+import lori_pl.cache.measuring as measuring
 import lori_pl.cache.shards as shards
 from lori_pl.cache.store import TeacherCache
 from lori_pl.cli import main
@@ -143,6 +145,77 @@ def test_an_interrupted_build_goes_on_where_it_was(world, lori_args, monkeypatch
     assert world.run("cache", *where, method="LoRi", **lori_args) == 0
     assert world.run("cache", *where, "--shard_problems", "0", method="LoRi", **lori_args) == 2
     assert "--shard_problems is 0" in message(capsys)
+
+
+SHARE = {"class_path": "lori_pl.alignment.LowRankAlignment", "init_args": {"rank_hidden": 0.9}}
+
+
+@pytest.mark.parametrize("changes", [{}, {"anchor": LEARNED["anchor"], "alignment": SHARE}], ids=["default", "share"])
+def test_an_interrupted_measuring_goes_on_where_it_was(world, lori_args, monkeypatch, capsys, changes):
+    arguments, batches = lori_args | changes | {"statistics_problems": 64}, "--data.eval_batch_size=8"
+    assert build(world, arguments, batches, folder="whole") == 0
+    monkeypatch.setattr(measuring, "SAVE_EVERY", 0.0)
+    original, seen, folder = measuring.MeasureTeacher.predict_step, [], world.folder / "cache"
+
+    def step(self, batch, batch_idx, dataloader_idx=0):
+        found = original(self, batch, batch_idx, dataloader_idx)
+        seen.append(self.sweep)
+        if len(seen) in (3, 12, 21):  # in the midst of each sweep of 8 batches
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(measuring.MeasureTeacher, "predict_step", step)
+    for _ in range(3):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            build(world, arguments, batches)
+        assert len(list(folder.glob("sweep*"))) == 1
+        assert not list(folder.glob("terms-*"))
+    assert build(world, arguments, batches) == 0
+    assert seen == [0] * 8 + [1] * 8 + [2] * 8
+    assert not list(folder.glob("sweep*"))
+    assert files(world) == files(world, "whole")  # their names hold their checksums
+
+
+def test_processes_go_on_from_the_last_sweep_that_all_of_them_have_kept(tmp_path):
+    def measured(process):
+        module = measuring.MeasureTeacher(None, {}, EncodedRows(), 4, 0, rows=np.arange(9), folder=tmp_path)
+        module._trainer = SimpleNamespace(world_size=2, global_rank=process, strategy=SimpleNamespace(barrier=list))
+        return module
+
+    def keep(process, sweep, rows):
+        module = measured(process)
+        module.sweep, module.done = sweep, rows
+        module.save()
+
+    def found(process):
+        module = measured(process)
+        module._look_back()
+        return module._first, module.done
+
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patched:
+        patched.setattr(measuring.MeasureTeacher, "sweeps", 3)
+        assert found(0) == (0, 0)
+        keep(0, 0, 3)
+        assert found(0) == found(1) == (0, 0)
+        keep(1, 0, 2)
+        keep(0, 0, 4)
+        keep(0, 1, 0)
+        assert (found(0), found(1)) == ((0, 4), (0, 2))
+        keep(1, 1, 1)
+        assert (found(0), found(1)) == ((1, 0), (1, 1))
+        (path,) = tmp_path.glob("sweep1-process1of2-*")
+        path.write_bytes(path.read_bytes()[:-1])
+        assert (found(0), found(1)) == ((0, 4), (0, 2))
+        measuring.drop_sums(tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+class EncodedRows:
+    """Nine rows of one token."""
+
+    def lengths(self):
+        return np.ones(9)
 
 
 def test_a_full_disk_leaves_nothing_half_written(world, lori_args, monkeypatch, capsys):
