@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
 
+from lori_pl.arithmetic import Arithmetic
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.methods.base import Method
 from lori_pl.models.hidden import decoder_layers
@@ -182,11 +182,11 @@ def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, prec
     fake = _to_fake(batch, mode)
     method.train()
     with mode:
-        with FlopCounterMode(display=False) as counter, _cast(precision):
+        with Arithmetic().counting() as counted, _cast(precision):
             loss, _ = method.losses(fake)
             loss.backward()
         method.zero_grad(set_to_none=True)
-    return int(counter.get_total_flops())
+    return counted.total
 
 
 def cost_of_step(
@@ -280,7 +280,7 @@ def cost_of_answer(method: Method, mode: FakeTensorMode, batch: PairedBatch, tok
     """
     student = method.student.eval()
     question, mask = (mode.from_tensor(part[:1]) for part in (batch.question, batch.question_mask))
-    with mode, FlopCounterMode(display=False) as counter:
+    with mode, Arithmetic().counting() as counted:
         state, _ = student.think(question, mask)
         given = question.new_zeros(1, len(student.given))
         if student.given:
@@ -291,7 +291,7 @@ def cost_of_answer(method: Method, mode: FakeTensorMode, batch: PairedBatch, tok
                 state = student.extend(state, student.embed(question[:, :1]))
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in state.cache.layers)
         length = state.mask.shape[1]
-    return AnswerCost(tokens, length, int(counter.get_total_flops()), held // length)
+    return AnswerCost(tokens, length, counted.total, held // length)
 
 
 def _to_fake(batch: PairedBatch, mode: FakeTensorMode) -> PairedBatch:
