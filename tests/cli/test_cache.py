@@ -97,6 +97,30 @@ def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, 
 
 
 @pytest.mark.slow
+def test_from_the_cache_under_autocast_training_is_close(world, lori_args, monkeypatch):
+    """To rounding in bfloat16: the teacher's batches were others."""
+    losses, precision = record_losses(monkeypatch), "--trainer.precision=bf16-mixed"
+    assert world.fit("LoRi", "live", "--trainer.max_steps=4", precision, **lori_args) == 0
+    assert build(world, lori_args, precision) == 0
+    assert world.fit("LoRi", "cached", "--trainer.max_steps=4", precision, **cached(world, lori_args)) == 0
+    live, from_cache = losses[:4], losses[4:]
+    for one, other in zip(live, from_cache, strict=True):
+        for name, value in one.items():
+            assert other[name] == pytest.approx(value, rel=0.03), name
+
+
+@pytest.mark.slow
+def test_workers_collate_what_the_process_itself_would(world, lori_args, monkeypatch):
+    losses, workers = record_losses(monkeypatch), "--data.num_workers=2"
+    assert build(world, lori_args) == 0
+    assert build(world, lori_args, workers, folder="by_workers") == 0
+    assert files(world) == files(world, "by_workers")
+    for root, flags in (("alone", []), ("workers", [workers])):
+        assert world.fit("LoRi", root, "--trainer.max_steps=4", *flags, **cached(world, lori_args)) == 0
+    assert losses[:4] == losses[4:]
+
+
+@pytest.mark.slow
 def test_half_precision_is_stored_and_close(world, lori_args, monkeypatch):
     losses = record_losses(monkeypatch)
     for dtype in ("float32", "float16", "bfloat16"):
