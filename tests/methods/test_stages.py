@@ -92,7 +92,7 @@ def test_icot_si_is_explicit_cot_on_what_is_left(stage, side, peer_compat):
 
 def test_with_nothing_removed_icot_si_is_explicit_cot_and_with_all_no_cot():
     method = build(ICoTSI, stages=STAGES, remove_all=4, smoothing=None)
-    batch = batch_of(method, [0, 1, 2], pieces=True)
+    batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
     method.enter(0)
     assert_close(method.task_losses(batch), build(ExplicitCoT).task_losses(batch))
     method.enter(4)
