@@ -50,10 +50,10 @@ LORA = LoRA(rank=2, alpha=4, targets=["q_proj", "up_proj"])
 def build(kind, stage=None, lora=None, **changes):
     torch.manual_seed(0)
     backbone = Backbone(tokenizer="synthetic", config=TINY, lora=lora)
-    settings = METHODS[kind] | changes
+    settings = {"template": Template()} | METHODS[kind] | changes
     if issubclass(kind, Distillation):
         settings["student_init"] = "base"
-    method = kind(backbone, template=Template(), **settings)
+    method = kind(backbone, **settings)
     method.configure_model()
     if issubclass(kind, StagedMethod):
         method.enter(method.final_stage if stage is None else stage)
