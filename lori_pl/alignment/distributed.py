@@ -45,11 +45,11 @@ def mean_across_ranks(total: Tensor, count: Tensor) -> Tensor:
     """This rank's share of `sum_rank total / sum_rank count`, times the ranks: its mean over them is that mean.
 
     Args:
-        total: This rank's sum, with gradients.
-        count: What it is a sum of, without.
+        total: This rank's sum or sums, with gradients.
+        count: Of how many each is the sum, of the same shape, without; a mean of nothing is 0.
     """
     ranks = dist.get_world_size() if is_distributed() else 1
-    return total * ranks / sum_across_ranks(count.to(total.dtype))
+    return total * ranks / sum_across_ranks(count.to(total.dtype)).clamp_min(1)
 
 
 @torch.no_grad()

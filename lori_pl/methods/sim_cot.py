@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lori_pl.alignment import Signals
+from lori_pl.alignment.distributed import mean_across_ranks, sum_across_ranks
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, StepBatch, step_batch
 from lori_pl.data.tokenizer import holds, load_tokenizer
@@ -191,10 +192,21 @@ class SIMCoT(StepSupervision, CODI):
 
     Args:
         backbone: The student's language model.
+        peer_compat: As the published code: what it is on `CODI`, and CE_steps is of each latent the mean over the
+            batch's tokens, and the mean over the latents that have a step.
         settings: As in `StepSupervision`, `CODI`, `LatentMethod` and `Distillation`.
     """
 
     name = "sim_cot_codi"
+
+    def __init__(self, backbone: Backbone, peer_compat: bool = False, **settings: Any) -> None:
+        super().__init__(backbone, peer_compat=peer_compat, **settings)
+
+    def weigh(self, losses: Tensor, steps: StepBatch) -> Tensor:
+        """Also as published: of each latent the mean over its tokens, and the mean over latents."""
+        if not self.peer_compat:
+            return super().weigh(losses, steps)
+        return mean_by_place(losses, steps, self.latents, steps.number[steps.target_index // steps.ids.shape[1]])
 
 
 class SIMCoTCoconut(StepSupervision, Coconut):
@@ -202,16 +214,15 @@ class SIMCoTCoconut(StepSupervision, Coconut):
 
     Args:
         backbone: The student's language model.
-        peer_compat: As the published code: CE_steps is of each place the sum over its tokens, over the problems that
-            have it, and the mean over places.
+        peer_compat: As the published code: what it is on `Coconut`, and CE_steps is of each place the sum over its
+            tokens, over the problems that have it, and the mean over places.
         settings: As in `StepSupervision`, `Coconut` and `Distillation`.
     """
 
     name = "sim_cot_coconut"
 
     def __init__(self, backbone: Backbone, peer_compat: bool = False, **settings: Any) -> None:
-        super().__init__(backbone, **settings)
-        self.peer_compat = peer_compat
+        super().__init__(backbone, peer_compat=peer_compat, **settings)
 
     @property
     def over_batch(self) -> list[str]:
@@ -232,7 +243,20 @@ class SIMCoTCoconut(StepSupervision, Coconut):
         """Also as published: of each place the sum over its tokens, over the problems that have it; their mean."""
         if not self.peer_compat:
             return super().weigh(losses, steps)
-        places, _ = self.places
-        having = losses.new_zeros(places).index_add(0, steps.number, torch.ones_like(steps.number, dtype=losses.dtype))
-        step = steps.target_index // steps.ids.shape[1]
-        return (losses / having[steps.number[step]]).sum() / places
+        return mean_by_place(losses, steps, self.removed, steps.number)
+
+
+def mean_by_place(losses: Tensor, steps: StepBatch, places: int, counted: Tensor) -> Tensor:
+    """Sums the cross-entropies of each place over a count, and takes the mean over the places that are counted.
+
+    Args:
+        losses: (M,) of all tokens.
+        steps: Where they stand.
+        places: How many places there are.
+        counted: (n,) the places of what counts, such as tokens; over all processes, as the sums are.
+    """
+    place = steps.number[steps.target_index // steps.ids.shape[1]]
+    sums, count = losses.new_zeros(2, places).unbind()
+    sums = sums.index_add(0, place, losses)
+    count = count.index_add(0, counted, torch.ones_like(counted, dtype=losses.dtype))
+    return mean_across_ranks(sums, count).sum() / (sum_across_ranks(count) > 0).sum()

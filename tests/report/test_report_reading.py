@@ -39,6 +39,7 @@ def test_claims_are_those_of_the_recorded_outcomes(tmp_path):
         assert each.effect.mean == pytest.approx(same.mean)
         assert each.effect.bounds == pytest.approx(same.bounds)
         assert each.adjusted >= each.p
+    assert "bootstrap" not in tables.claims(section).heads  # five seeds are no pair of models
 
 
 def test_claims_of_all_groups_are_corrected_together(tmp_path):
@@ -130,7 +131,10 @@ def test_runs_of_one_name_and_seed_stand_for_themselves(tmp_path):
     section = only(material)
     assert list(section.group.methods) == ["lori (a)", "lori (b)"]
     assert "share name and seed (lori)" in notes(material)
-    assert section.claims[0].one_pair is not None
+    found = section.claims[0]
+    assert found.one_pair is not None
+    table = tables.claims(section)
+    assert table.rows[0][table.heads.index("bootstrap")] == tables.span(found.one_pair.bootstrap)
 
 
 def test_runs_on_other_problems_are_apart(tmp_path):
