@@ -214,7 +214,7 @@ class CellRunner:
         place = self.results_folder / "correct.npz"
         try:
             with self._results_held():
-                write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps)
+                write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps, outcomes.problems)
         except LoriError as error:
             # A sweep over data has other problems in each cell; the run is none the worse for it.
             self._say(f"the outcomes stay in {path}: {error}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
-from lori_pl.evaluation.records import Outcomes, ResultTable, read_outcomes
+from lori_pl.evaluation.records import ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
@@ -260,15 +261,21 @@ class Sweep:
         if not self.specification.compare or not path.exists():
             return []
         outcomes = read_outcomes(path)
-        # the file may hold those of cells that the sweep no longer has
-        done = {(row["method"], int(row["seed"])) for row in self.results().values() if row["status"] == "ok"}
-        outcomes = Outcomes(outcomes.ids, {key: bits for key, bits in outcomes.bits.items() if key in done})
+        rows = [row for row in self.results().values() if row["status"] == "ok"]
+        # the file may hold those of cells that the sweep no longer has, also under a name that it has;
+        # rows and files of earlier versions do not say which problems they are of
+        alike = [row for row in rows if not outcomes.problems or row.get("problems", "") in ("", outcomes.problems)]
+        done = {(row["method"], int(row["seed"])) for row in alike}
+        outcomes = replace(outcomes, bits={key: bits for key, bits in outcomes.bits.items() if key in done})
+        apart = {row["method"] for row in rows} - {method for method, _ in outcomes.bits}
         lines = []
-        for first, second in self.specification.compare:
+        for pair in self.specification.compare:
             try:
-                lines.append(str(compare(outcomes, first, second)))
+                if others := apart.intersection(pair):
+                    raise LoriError(f"{path} has no outcomes of '{min(others)}', whose test problems are others")
+                lines.append(str(compare(outcomes, *pair)))
             except LoriError as error:
-                lines.append(f"{first} - {second}: {error}")
+                lines.append(f"{pair[0]} - {pair[1]}: {error}")
         return lines
 
     def say(self, line: str) -> None:

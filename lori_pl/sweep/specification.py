@@ -64,7 +64,7 @@ CONFIG_AXIS = "config"
 VARIANT_AXIS = "variant"
 """The key whose values are names of ``variants``."""
 
-SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "machine")
+SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "machine", "problems")
 """What a sweep's table has besides `RESULT_COLUMNS`."""
 
 SAMPLERS = ("tpe", "random", "gp", "qmc")

@@ -9,7 +9,7 @@ from typing import Any
 
 from lori_pl.errors import LoriError
 
-MEASURES = ("accuracy", "low", "high", "n", "passes", "milliseconds")
+MEASURES = ("accuracy", "low", "high", "n", "passes", "milliseconds", "problems")
 
 
 def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -341,6 +341,41 @@ def test_a_failure_elsewhere_is_not_counted_here(bench):
     assert [row["status"] for row in bench.rows()] == ["failed", "ok"]
 
 
+COMPARED = SWEEP.replace("seeds: [0, 1]", "seeds: [0]\nlabel: 'lori_{model.rank}'\ncompare: [[lori_8, lori_4]]")
+
+
+def test_runs_of_another_world_are_neither_merged_nor_compared(bench):
+    """Their ids and numbers of steps are alike: the problems' digest tells them apart."""
+    world = {}
+
+    def leave(folder):
+        problems = world.get(len(bench.ran), "easy")
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, True], "lori", 0, [4, 4], problems)
+
+    bench.before = leave
+    bench.run(COMPARED)
+    assert read_outcomes("out/correct.npz").problems == "easy"
+    assert "lori_8 - lori_4: +0.0 points" in bench.printed
+    world[2] = "hard"
+    bench.run(COMPARED, "output=more")
+    assert "the outcomes stay in more/cells/" in bench.printed
+    assert "other questions or answers" in bench.printed
+    assert list(read_outcomes("more/correct.npz").bits) == [("lori_4", 0)]
+    assert "lori_8 - lori_4: more/correct.npz has no outcomes of 'lori_8', whose test problems are" in bench.printed
+
+
+def test_outcomes_of_a_cell_that_had_other_problems_are_not_compared(bench):
+    """The file still has them under the name of a cell that now has other problems."""
+    bench.run(COMPARED)
+    for method in ("lori_4", "lori_8"):
+        write_outcomes("out/correct.npz", ["p", "q"], [True, False], method, 0, problems="easy")
+    table = ResultTable("out/results.csv")
+    for row in bench.rows():
+        table.append({**row, "problems": "hard" if row["method"] == "lori_8" else "easy"})
+    (line,) = bench.sweep(COMPARED).comparisons()
+    assert line.startswith("lori_8 - lori_4: out/correct.npz has no outcomes of 'lori_8'")
+
+
 def test_outcomes_of_the_runs_are_collected(bench):
     ids = {"ids": ["a", "b"]}
 
@@ -384,11 +419,11 @@ def test_a_summary_that_is_none_is_refused(tmp_path, content, message):
 
 
 def test_a_metric_of_the_method_goes_before_the_runs(tmp_path):
-    entry = {"accuracy": 1, "loss": 2, "other": 3, "zero": 0}
+    entry = {"accuracy": 1, "loss": 2, "other": 3, "zero": 0, "problems": "ab12"}
     whole = {"methods": {"a": entry}, "loss": 4, "rate": 5, "zero": 6, "sets": {"svamp": {"accuracy": 0.5}}}
     (tmp_path / "summary.json").write_text(json.dumps(whole))
     names = ["loss", "rate", "zero", "none", "sets.svamp.accuracy", "rate.none"]
     assert read_summary(tmp_path / "summary.json", names) == (
         "a",
-        {"accuracy": 1, "loss": 2, "rate": 5, "zero": 0, "sets.svamp.accuracy": 0.5},
+        {"accuracy": 1, "loss": 2, "rate": 5, "zero": 0, "problems": "ab12", "sets.svamp.accuracy": 0.5},
     )
