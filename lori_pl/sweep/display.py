@@ -61,6 +61,7 @@ def best_of(study: Study) -> str:
     if best := study.best():
         found = f"{study.search.metric} {best.value:.4g} with {_values(best.point)}"
         line += f"; best {found} (trial {best.number + 1})"
+        line += ", chosen on the test set: its result there is no test of it" if study.search.on_test else ""
     return line
 
 

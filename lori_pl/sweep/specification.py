@@ -25,7 +25,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
     search:                             # instead of random: Optuna proposes the points, one after the other, for
       trials: 20                        # each combination of the grid; a trial is run with every seed
       hours: 8                          # starts none after so long, for each combination; null (the default): no limit
-      metric: validation                # one of the metrics below, or accuracy (the test's); the mean over seeds
+      metric: validation                # one of the metrics below; the mean over seeds
+      on_test: false                    # true lets it be the test set's, which then no longer tests what it chose
       direction: maximize               # or minimize
       sampler: tpe                      # or random, gp, qmc: Optuna's
       seed: 0
@@ -106,6 +107,7 @@ class Search:
     trials: int
     hours: float | None
     metric: str
+    on_test: bool
     direction: Literal["maximize", "minimize"]
     sampler: str
     seed: int
@@ -316,6 +318,7 @@ class _Reader:
             "trials": None,
             "hours": None,
             "metric": None,
+            "on_test": False,
             "direction": "maximize",
             "sampler": "tpe",
             "seed": 0,
@@ -334,6 +337,14 @@ class _Reader:
         for field, allowed in choices.items():
             if values[field] not in allowed:
                 self.fail(f"search.{field}", f"expected one of {', '.join(allowed)}, got {values[field]!r}")
+        if not isinstance(values["on_test"], bool):
+            self.fail("search.on_test", f"expected true or false, got {values['on_test']!r}")
+        if _is_of_the_test(values["metric"]) and not values["on_test"]:
+            self.fail(
+                "search.metric",
+                f"'{values['metric']}' is the test set's, which would no longer test what was chosen by it; choose by "
+                "'validation', listed under 'metrics', or set search.on_test to true",
+            )
         if not _is_count(values["seed"]):
             self.fail("search.seed", f"expected a whole number, got {values['seed']!r}")
         if values["storage"] is not None and "://" not in str(values["storage"]):
@@ -376,6 +387,10 @@ class _Reader:
         if len(set(seeds)) != len(seeds):
             self.fail("seeds", f"a seed occurs twice in {seeds!r}")
         return tuple(seeds)
+
+
+def _is_of_the_test(metric: str) -> bool:
+    return metric in ("accuracy", "low", "high") or metric.startswith(("accuracy_steps_", "test_sets.", "methods."))
 
 
 def _are_texts(value: Any) -> bool:
