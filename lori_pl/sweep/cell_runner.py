@@ -33,8 +33,9 @@ from lori_pl.files import FolderBusy, lock_folder, replace_file
 from lori_pl.sweep.cells import Cell
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
 from lori_pl.sweep.display import shown
+from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.progress import progress_line
-from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
+from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.sweep.summary import read_summary
 
 Runner = Callable[..., ChildResult]

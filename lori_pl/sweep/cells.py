@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from lori_pl.errors import LoriError
+from lori_pl.sweep.fields import CONFIG_AXIS, VARIANT_AXIS, Interval
 from lori_pl.sweep.reading import reading
-from lori_pl.sweep.specification import CONFIG_AXIS, VARIANT_AXIS, Interval, RandomSearch, SweepSpecification
+from lori_pl.sweep.specification import RandomSearch, SweepSpecification
 
 _AXES = (CONFIG_AXIS, VARIANT_AXIS)
 """Axes that are no flags themselves."""
@@ -140,12 +141,12 @@ class CellMaker:
             LoriError: A config file is missing or no YAML.
         """
         sweep = self.sweep
-        configs = sweep.configs + tuple(_files(point.get(CONFIG_AXIS, [])))
+        variant = sweep.variants.get(point.get(VARIANT_AXIS, ""), {})
+        configs = (*sweep.configs, *_files(point.get(CONFIG_AXIS, [])), *_files(variant.get(CONFIG_AXIS, [])))
         for config in configs:
             if config not in self._contents:
                 with reading(Path(config), f"config of {sweep.file}"):
                     self._contents[config] = yaml.safe_load(Path(config).read_bytes())
-        variant = sweep.variants.get(point.get(VARIANT_AXIS, ""), {})
         flags = {key: value for key, value in (sweep.fixed | point | variant).items() if key not in _AXES}
         defined = [[self._contents[config] for config in configs], sorted(flags.items()), seed]
         return Cell(number, _id(defined), seed, configs, sweep.fixed, point, flags)

@@ -26,8 +26,9 @@ from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
 from lori_pl.sweep.child import run_child
 from lori_pl.sweep.display import best_of, duration, results_table
+from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.search import Proposal, Study
-from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
+from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.tables import print_whole
 
 

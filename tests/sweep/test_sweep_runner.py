@@ -13,8 +13,8 @@ from sweep_bench import FAKE_RUN, SWEEP
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep import cell_runner
+from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.looking import show_status
-from lori_pl.sweep.specification import SWEEP_COLUMNS
 from lori_pl.sweep.summary import read_summary
 
 

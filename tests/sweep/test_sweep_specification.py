@@ -1,7 +1,8 @@
 import pytest
 
 from lori_pl.errors import LoriError
-from lori_pl.sweep.specification import Interval, load_specification
+from lori_pl.sweep.fields import Interval
+from lori_pl.sweep.specification import load_specification
 
 FULL = """
 name: rank
@@ -129,14 +130,15 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
         ),
         (
             "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, space: {config: {choices: [b]}}}",
-            "config files vary under 'grid' only",
+            "config files vary under 'grid' and 'variants'",
         ),
         (
             "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, space: {k: {choices: [1]}}}\n"
             "random: {samples: 1, space: {j: {choices: [1]}}}",
             "field 'search': given beside 'random'",
         ),
-        ("configs: [a]\nvariants: {x: {config: b}}", "field 'variants.x.config': no flag"),
+        ("configs: [a]\nvariants: {x: {config: 3}}", "field 'variants.x.config': expected a config file, or a list"),
+        ("variants: {x: {k: 3}}", "field 'configs': missing"),
         ("configs: [a]\nfixed: {variant: x}", "field 'fixed.variant': no flag"),
         ("configs: [a]\ngrid: {variant: [x]}", "field 'grid.variant': no flag"),
         ("configs: [a]\nsearch: {trials: 2, space: {k: {choices: [1]}}}", "field 'search.metric': expected one of"),
@@ -175,7 +177,7 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
         ),
         ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: true}}}", "needs a positive low, got 0"),
         ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: 1}}}", "expected true or false, got 1"),
-        ("configs: [a]\nrandom: {samples: 1, space: {config: {choices: [a]}}}", "config files vary under 'grid' only"),
+        ("configs: [a]\nrandom: {samples: 1, space: {config: {choices: [a]}}}", "config files vary under 'grid' and"),
         ("configs: [a\nname: b", r"file\.yaml, line 2: this sweep file is no YAML"),
         ("configs: [a]\nconfigs: [b]", r"file\.yaml, line 2: this sweep file is no YAML \(.*configs"),
         ("configs: [a]\nname: ${nothing}", r"file\.yaml: .*nothing.*: correct the interpolation"),
