@@ -123,7 +123,8 @@ class Sweep:
             How many runs failed in this call.
 
         Raises:
-            LoriError: There is no cell of that number.
+            LoriError: There is no cell of that number; or a test takes the student of another sweep's run, which is not
+                there.
             KeyboardInterrupt: Ctrl-C; the run is ended, and its cell has no row.
         """
         skipped = {"ok"} if retry_failed else {"ok", "failed"}
@@ -136,6 +137,7 @@ class Sweep:
         results = self.results()
         selected = self.selected(only)
         waiting = [cell for cell in selected if self.status(cell, results) not in skipped]
+        self.runner.check_students(waiting)
         self._announce(selected, waiting, results)
         failed, busy = 0, []
         for position, cell in enumerate(waiting):
@@ -189,7 +191,7 @@ class Sweep:
         self.cells += [cell for cell in cells if cell.id not in known]
         values: list[float] = []
         for cell in cells:
-            rows = rows_of(cell, self.table)
+            rows = rows_of(cell.id, self.table)
             if rows and rows[-1]["status"] in skipped:
                 settled = Settled(rows[-1], False)
             else:

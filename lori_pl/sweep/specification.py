@@ -39,7 +39,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
                                         # sweep's, {config} the varied files' stems, {KEY} any varied or fixed value
     metrics: [accuracy_steps_3]         # what else to copy from the run's summary.json: from the method's entry or
                                         # else from the whole, with dots inwards (test_sets.svamp.accuracy)
-    reuse: [experiments/embedded]       # folders of results whose rows are taken for cells that are the very same runs
+    reuse: [experiments/embedded]       # folders of results whose rows are taken for cells that are the very same runs;
+                                        # `tests` takes their students from where those runs lie
     compare:                            # pairs of labels whose difference in accuracy is printed at the end, with
       - [lori, anchor_only]             # its intervals over seeds and over problems
 

@@ -91,6 +91,18 @@ def test_a_dry_run_lists_cells_with_status_and_command_and_touches_nothing(bench
     assert Path("out/results.csv").read_bytes() == before
 
 
+def test_a_dry_run_tells_whose_rows_will_be_taken_over_and_whose_students_tested(bench):
+    bench.run(SWEEP, "grid.model.rank=[4]", "seeds=[0]")
+    sweep = bench.sweep(SWEEP, "output=more", "reuse=[out]", "seeds=[0]", "tests={latents: [3]}")
+    show_plan(sweep)
+    lines = bench.said().splitlines()
+    assert [line.split("  ")[1] for line in lines[::2]] == ["in out", "to run", "to run", "to run"]
+    students = [line.split("--ckpt_path=")[1].split()[0] for line in lines[3::4]]
+    first, second = (cell.id for cell in sweep.cells if cell.test is None)
+    assert students == [f"out/cells/{first}/student", f"more/cells/{second}/student"]
+    assert not Path("more").exists()
+
+
 def test_the_status_tells_what_is_done_at_work_left_and_best(bench):
     flags = [SWEEP, "grid.model.rank=[4, 13, 8, 9]", "seeds=[0]"]
     show_status(bench.sweep(*flags))

@@ -121,6 +121,58 @@ def test_the_student_of_a_run_is_tested_anew_in_rows_of_its_own(bench):
     assert "best: lori[rank=8], accuracy 0.08 over 1 seeds" in bench.said()
 
 
+REUSING = [*TESTS, "output=more", "reuse=[out]"]
+
+
+def tested(folder):
+    """What the recorded tests took, by the value that is tested."""
+    rows = ResultTable(f"{folder}/results.csv").rows()
+    return [(row["latents"], row["command"].split("--ckpt_path=")[1].split()[0]) for row in rows if row["latents"]]
+
+
+@pytest.mark.parametrize("taken_before", [False, True])
+def test_the_student_of_a_run_that_was_taken_over_is_tested_where_it_lies(bench, taken_before):
+    bench.run(SWEEP, "seeds=[0]")
+    students = [f"out/cells/{row['cell']}/student" for row in bench.rows()]
+    if taken_before:
+        bench.run(SWEEP, "seeds=[0]", "output=more", "reuse=[out]")
+        assert bench.ran == []
+    assert bench.run(SWEEP, *REUSING) == 0
+    assert len(bench.ran) == 4
+    taken = [("1", students[0]), ("2", students[0]), ("1", students[1]), ("2", students[1])]
+    assert sorted(tested("more")) == sorted(taken)
+    accuracies = {row["accuracy"] for row in ResultTable("more/results.csv").rows() if row["latents"]}
+    assert accuracies == {"0.05", "0.06", "0.09", "0.1"}
+
+
+@pytest.mark.parametrize("taken_before", [False, True])
+def test_a_reused_run_without_its_student_is_told_before_anything_runs(bench, taken_before):
+    bench.run(SWEEP, "seeds=[0]", "grid.model.rank=[8]")
+    if taken_before:
+        bench.run(SWEEP, "seeds=[0]", "output=more", "reuse=[out]", "grid.model.rank=[8]")
+    Path("out/cells").rename("elsewhere")
+    # 4 would be run, and before the test
+    with pytest.raises(
+        LoriError, match=r"field 'tests': cell 5 tests the student of run .* none in out/cells/.*/student"
+    ):
+        bench.run(SWEEP, *REUSING)
+    assert bench.ran == []
+    # what stays without tests, or has a test recorded, needs no student
+    assert bench.run(SWEEP, *REUSING, only=1) == 0
+    assert len(bench.ran) == 1
+    Path("elsewhere").rename("out/cells")
+    assert bench.run(SWEEP, *REUSING) == 0
+    assert len(bench.ran) == 4
+
+
+def test_a_folder_of_results_that_was_moved_with_its_runs_has_their_students(bench):
+    bench.run(SWEEP, "seeds=[0]", "grid.model.rank=[8]")
+    Path("out").rename("moved")
+    assert bench.run(SWEEP, *TESTS, "output=more", "reuse=[moved]", "grid.model.rank=[8]") == 0
+    (cell,) = [path.name for path in Path("moved/cells").iterdir()]
+    assert tested("more") == [("1", f"moved/cells/{cell}/student"), ("2", f"moved/cells/{cell}/student")]
+
+
 def test_a_student_that_is_not_there_yet_is_not_tested(bench):
     flags = [*TESTS, "grid.model.rank=[13, 8]"]
     assert bench.run(SWEEP, *flags, only=2) == 0
