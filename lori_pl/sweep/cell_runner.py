@@ -206,6 +206,8 @@ class CellRunner:
             folder.mkdir(parents=True)
         command = self.command(cell)
         log, start = folder / "log.txt", time.monotonic()
+        # a run that goes on writes behind what it said before
+        said = log.stat().st_size if log.exists() else 0
         # a run that is killed with its sweep goes on, too
         _note_begun(folder, code, before or 0.0, time.time())
         try:
@@ -224,14 +226,15 @@ class CellRunner:
             **cell.columns(),
         }
         with _signals_wait():  # a run that ended gets its row, whatever comes
-            self._note(cell, row, result, log)
+            reason = failure_reason(result.exit_code, log, said) if result.exit_code != 0 else ""
+            self._note(cell, row, reason)
         return row
 
-    def _note(self, cell: Cell, row: dict[str, Any], result: ChildResult, log: Path) -> None:
+    def _note(self, cell: Cell, row: dict[str, Any], reason: str) -> None:
         sweep, folder = self.specification, self.folder(cell)
         try:
-            if result.exit_code != 0:
-                raise LoriError(failure_reason(result.exit_code, log))
+            if reason:
+                raise LoriError(reason)
             method, measured = read_summary(folder / "summary.json", sweep.metrics)
             label = cell.label(sweep.label, sweep.name, method)
             self._keep_outcomes(folder / "correct.npz", label, cell.seed)

@@ -84,12 +84,13 @@ def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) 
     return ChildResult(process.returncode, time.monotonic() - start, usage.ru_maxrss * unit / 2**20)
 
 
-def failure_reason(exit_code: int, log: Path) -> str:
+def failure_reason(exit_code: int, log: Path, start: int = 0) -> str:
     """Why a run failed, in one line: the signal that ended it, and the log's last error or else its last line.
 
     Args:
         exit_code: The process's exit status, negative for a signal.
         log: The file that holds its output.
+        start: Where in the file its output begins, in bytes: behind that of earlier attempts.
     """
     killed = ""
     if exit_code < 0:
@@ -98,7 +99,7 @@ def failure_reason(exit_code: int, log: Path) -> str:
     lines: list[str] = []
     if log.exists():
         with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - _LOG_TAIL, 0))
+            file.seek(max(log.stat().st_size - _LOG_TAIL, start))
             text = _ESCAPE.sub("", file.read().decode("utf-8", errors="replace"))
         lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     # A message may go on for some lines after the one that names the error.

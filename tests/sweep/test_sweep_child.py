@@ -137,6 +137,17 @@ def test_the_reason_is_one_line_from_the_log(tmp_path, exit_code, log, reason):
     assert failure_reason(exit_code, tmp_path / "log.txt") == reason
 
 
+def test_the_reason_is_this_attempts_and_not_an_earlier_ones(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("ValueError: earlier\n")
+    start = log.stat().st_size
+    assert failure_reason(-9, log, start) == "ended by signal 9 (Killed, perhaps out of memory)"
+    with log.open("a") as file:
+        file.write("going on\n")
+    assert failure_reason(1, log, start) == "going on"
+    assert failure_reason(1, log) == "ValueError: earlier going on"
+
+
 def test_the_reason_is_found_at_the_end_of_a_long_log(tmp_path):
     (tmp_path / "log.txt").write_text("ValueError: old\n" + "é" * 200_000 + "\nTypeError: new\n")
     assert failure_reason(1, tmp_path / "log.txt") == "TypeError: new"

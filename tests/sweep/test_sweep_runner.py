@@ -124,7 +124,7 @@ def test_the_student_of_a_run_is_tested_anew_in_rows_of_its_own(bench):
 REUSING = [*TESTS, "output=more", "reuse=[out]"]
 
 
-def tested(folder):
+def students_tested(folder):
     """What the recorded tests took, by the value that is tested."""
     rows = ResultTable(f"{folder}/results.csv").rows()
     return [(row["latents"], row["command"].split("--ckpt_path=")[1].split()[0]) for row in rows if row["latents"]]
@@ -140,7 +140,7 @@ def test_the_student_of_a_run_that_was_taken_over_is_tested_where_it_lies(bench,
     assert bench.run(SWEEP, *REUSING) == 0
     assert len(bench.ran) == 4
     taken = [("1", students[0]), ("2", students[0]), ("1", students[1]), ("2", students[1])]
-    assert sorted(tested("more")) == sorted(taken)
+    assert sorted(students_tested("more")) == sorted(taken)
     accuracies = {row["accuracy"] for row in ResultTable("more/results.csv").rows() if row["latents"]}
     assert accuracies == {"0.05", "0.06", "0.09", "0.1"}
 
@@ -170,7 +170,7 @@ def test_a_folder_of_results_that_was_moved_with_its_runs_has_their_students(ben
     Path("out").rename("moved")
     assert bench.run(SWEEP, *TESTS, "output=more", "reuse=[moved]", "grid.model.rank=[8]") == 0
     (cell,) = [path.name for path in Path("moved/cells").iterdir()]
-    assert tested("more") == [("1", f"moved/cells/{cell}/student"), ("2", f"moved/cells/{cell}/student")]
+    assert students_tested("more") == [("1", f"moved/cells/{cell}/student"), ("2", f"moved/cells/{cell}/student")]
 
 
 def test_a_student_that_is_not_there_yet_is_not_tested(bench):
@@ -263,6 +263,22 @@ def test_failed_cells_keep_a_row_with_the_reason_and_are_retried_only_on_demand(
     assert [row["status"] for row in bench.rows()] == ["failed"] * 3 + ["ok", "ok"] + ["failed"] * 2
     assert bench.run(text) == 0
     assert bench.ran == []
+
+
+def test_a_retry_that_goes_on_and_is_killed_is_not_blamed_on_the_first_error(bench):
+    def leave(folder):
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        torch.save({"global_step": 3}, folder / "checkpoints" / "last.ckpt")
+
+    bench.before = leave
+    flags = (SWEEP, "grid.model.rank=[13]", "seeds=[0]")
+    bench.run(*flags)
+    Path("fake_run.py").write_text(FAKE_RUN.replace("rank == 99", "rank == 13").replace("raise", "pass  # raise"))
+    bench.run(*flags, retry_failed=True)
+    first, second = (row["reason"] for row in bench.rows())
+    assert first == "ValueError: rank 13 brings no luck"
+    assert second.startswith("ended by signal 9 (Killed, perhaps out of memory): training with")
+    assert "no luck" in Path(f"out/cells/{bench.ran[0]}/log.txt").read_text()  # it went on in the same folder
 
 
 def test_each_row_lands_before_the_next_run_starts(bench):
