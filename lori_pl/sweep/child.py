@@ -19,6 +19,9 @@ GRACE = 120.0
 PROGRESS = "LORI_PL_PROGRESS"
 """Environment variable that tells a run the file in which to say how far it is."""
 
+CELL = "LORI_PL_CELL"
+"""Environment variable that tells a run that it is a cell: what time it may take is that of all its attempts."""
+
 _LOG_TAIL = 65536
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # As Python's tracebacks and the argument parsers print it: "module.SomeError: cause", "lori_pl: error: cause".
@@ -64,7 +67,7 @@ def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", PROGRESS: str(progress_file(log))},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", PROGRESS: str(progress_file(log)), CELL: "1"},
             start_new_session=True,
             pass_fds=keep_open,
         )

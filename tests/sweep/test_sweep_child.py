@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lori_pl.sweep import child
-from lori_pl.sweep.child import PROGRESS, failure_reason, progress_file, run_child
+from lori_pl.sweep.child import CELL, PROGRESS, failure_reason, progress_file, run_child
 
 
 def _python(code):
@@ -27,7 +27,8 @@ def test_a_run_is_timed_and_its_output_kept(tmp_path):
 def test_a_run_is_told_where_to_say_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = Path("log.txt")
-    run_child(_python(f"import os; os.chdir('/'); open(os.environ[{PROGRESS!r}], 'w').write('1/2')"), log)
+    write = f"open(os.environ[{PROGRESS!r}], 'w').write('1/2' if {CELL!r} in os.environ else 'no cell')"
+    run_child(_python(f"import os; os.chdir('/'); {write}"), log)
     assert progress_file(log).read_text() == "1/2"
     assert progress_file(log).parent == tmp_path
 
