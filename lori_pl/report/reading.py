@@ -23,8 +23,8 @@ SUMMARY, CONFIG, OUTCOMES, LOGS = "summary.json", "config.yaml", "correct.npz", 
 OTHER_SET = "test_sets."
 _NAME, _TEXT, _CONFIG = 300, 4000, 60_000
 _KNOWN = {
-    *(*RESULT_COLUMNS, "low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "problems"),
-    "validation",
+    *(*RESULT_COLUMNS, "low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib"),
+    *("peak_gpu_memory_mib", "problems", "validation"),
 }
 _OF_A_RUN = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
 

@@ -16,7 +16,10 @@ CONFIG_AXIS = "config"
 VARIANT_AXIS = "variant"
 """The key whose values are names of ``variants``."""
 
-SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "machine", "problems")
+SWEEP_COLUMNS = (
+    *("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "peak_gpu_memory_mib", "machine"),
+    "problems",
+)
 """What a sweep's table has besides `RESULT_COLUMNS`."""
 
 _OF_THE_SWEEP = {
