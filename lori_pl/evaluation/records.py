@@ -14,15 +14,15 @@ import os
 import subprocess
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.intervals import as_bits
-from lori_pl.files import replace_file
+from lori_pl.files import make_file, replace_file
 
 RESULT_COLUMNS = ("method", "seed", "accuracy", "n", "passes", "milliseconds", "commit", "command")
 """What every result table has: accuracies are fractions, passes and milliseconds means a question."""
@@ -64,6 +64,15 @@ class Outcomes:
         if self.problems is not None and other.problems is not None and self.problems != other.problems:
             raise OtherProblems("as many of the same ids, but with other questions or answers")
         return rows
+
+    def save(self, file: IO[bytes]) -> None:
+        """Writes the arrays of a file of outcomes."""
+        arrays: dict[str, Any] = {f"{method}/{seed}": bits for (method, seed), bits in self.bits.items()}
+        if self.steps is not None:
+            arrays["steps"] = self.steps
+        if self.problems is not None:
+            arrays["problems"] = np.asarray(self.problems, dtype=np.str_)
+        np.savez_compressed(file, ids=np.asarray(self.ids, dtype=np.str_), **arrays)
 
 
 class OtherProblems(LoriError):
@@ -107,26 +116,25 @@ def write_outcomes(
     counts = None if steps is None else np.asarray(steps, dtype=np.int64)
     if counts is not None and counts.shape != outcome.shape:
         raise LoriError(f"{path}: {len(ids)} ids but numbers of steps of shape {counts.shape}: give one a problem")
-    merged: dict[tuple[str, int], np.ndarray] = {}
-    if path.exists():
-        known = read_outcomes(path)
-        try:
-            rows = known.rows_of(Outcomes(ids, {}, counts, problems))
-        except OtherProblems as error:
-            raise LoriError(
-                f"{path}: holds the outcomes of {len(known.ids)} problems, but {method}/{seed} has {error}: evaluate "
-                "on the same problems or write to another file"
-            ) from None
-        outcome, counts = outcome[rows], None if counts is None else counts[rows]
-        ids, merged, counts = known.ids, dict(known.bits), counts if known.steps is None else known.steps
-        problems = known.problems or problems
-    merged[method, int(seed)] = outcome
-    arrays: dict[str, Any] = {f"{name}/{number}": array for (name, number), array in merged.items()}
-    if counts is not None:
-        arrays["steps"] = counts
-    if problems is not None:
-        arrays["problems"] = np.asarray(problems, dtype=np.str_)
-    replace_file(path, lambda file: np.savez_compressed(file, ids=np.asarray(ids, dtype=np.str_), **arrays))
+    given = Outcomes(ids, {(method, int(seed)): outcome}, counts, problems)
+    # another machine may have made it, which this one has not seen
+    if not path.exists() and make_file(path, given.save):
+        return
+    known = read_outcomes(path)
+    try:
+        rows = known.rows_of(given)
+    except OtherProblems as error:
+        raise LoriError(
+            f"{path}: holds the outcomes of {len(known.ids)} problems, but {method}/{seed} has {error}: evaluate on "
+            "the same problems or write to another file"
+        ) from None
+    merged = replace(
+        known,
+        bits={**known.bits, (method, int(seed)): outcome[rows]},
+        steps=counts[rows] if known.steps is None and counts is not None else known.steps,
+        problems=known.problems or problems,
+    )
+    replace_file(path, merged.save)
 
 
 def read_outcomes(path: str | Path) -> Outcomes:
@@ -200,6 +208,12 @@ class ResultTable:
             LoriError: As `rows`.
         """
         header, rows, sound = self._read()
+        if not header:
+            columns = list(dict.fromkeys((*self._initial, *row)))
+            first = _as_lines([columns, [_as_text(row.get(column)) for column in columns]])
+            if make_file(self.path, lambda file: file.write(first)):
+                return
+            header, rows, sound = self._read()  # another machine made it, which this one had not seen
         union = list(dict.fromkeys((*(header or self._initial), *row)))
         line = [_as_text(row.get(column)) for column in union]
         if union != header:

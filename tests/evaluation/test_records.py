@@ -209,6 +209,37 @@ def test_every_row_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
     assert len(files) == 3
 
 
+def unseen(monkeypatch, path):
+    """For this process the file is not there when it first looks, as for a client of NFS that looked before it was."""
+    looks = []
+    exists = type(path).exists
+
+    def looked(self, **options):
+        looks.append(self)
+        return exists(self, **options) and not (self == path and looks.count(path) == 1)
+
+    monkeypatch.setattr(type(path), "exists", looked)
+
+
+def test_the_first_row_of_another_machine_is_kept_though_this_one_does_not_see_it(tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    ResultTable(path, ["status"]).append(_row(status="ok"))
+    unseen(monkeypatch, path)
+    ResultTable(path, ["other"]).append(_row(seed=1, rank=8))
+    rows = ResultTable(path).rows()
+    assert [(row["seed"], row["status"], row["rank"]) for row in rows] == [("0", "ok", ""), ("1", "", "8")]
+    assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_the_first_outcomes_of_another_machine_are_kept_though_this_one_does_not_see_them(tmp_path, monkeypatch):
+    path = tmp_path / "correct.npz"
+    write_outcomes(path, ["a", "b"], [1, 0], "lori", 0)
+    unseen(monkeypatch, path)
+    write_outcomes(path, ["b", "a"], [1, 0], "lori", 1)
+    found = {key: bits.tolist() for key, bits in read_outcomes(path).bits.items()}
+    assert found == {("lori", 0): [True, False], ("lori", 1): [False, True]}
+
+
 def test_a_known_header_is_appended_to_without_a_rewrite(tmp_path):
     path = tmp_path / "results.csv"
     table = ResultTable(path, ["status"])
