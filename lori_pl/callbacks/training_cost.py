@@ -68,10 +68,10 @@ class TrainingCost(pl.Callback):
             processes: Number of processes, each of which has done as much.
 
         Returns:
-            ``problems`` seen, and where they were counted ``training_tflop`` and of these ``teacher_tflop``, those of
+            ``problems_seen``, and where they were counted ``training_tflop`` and of these ``teacher_tflop``, those of
             a frozen teacher, in 10^12 operations.
         """
-        found: dict[str, Any] = {"problems": self.problems * processes}
+        found: dict[str, Any] = {"problems_seen": self.problems * processes}
         if self.samples:
             scale = self.batches * processes / self.samples / 1e12
             found["training_tflop"] = _rounded(self.operations * scale)

@@ -64,7 +64,7 @@ from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.models.saving import save_reasoner
 from lori_pl.sharding import refuse_own_fsdp, shards
-from lori_pl.sweep.child import PROGRESS
+from lori_pl.sweep.child import CELL, PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class LoriCLI(LightningCLI):
             extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
             if (duration := trainer.get("max_time")) and not any(issubclass(kind, Timer) for kind in given):
                 with trainer_errors(trainer):
-                    extra.append(JobTimer(duration))
+                    extra.append(JobTimer(duration, of_run=CELL in os.environ))
                 self.config_init[self.subcommand]["trainer"]["max_time"] = None
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))

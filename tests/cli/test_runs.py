@@ -22,6 +22,7 @@ from lori_pl import LatentReasoner
 from lori_pl.alignment import AnchorAlignment
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.cli import main
+from lori_pl.data.problem import problems_digest
 from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.evaluation.records import read_outcomes
@@ -58,6 +59,7 @@ def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, l
     assert values["passes"] >= 1 + 3 + 1
     with np.load(run / "correct.npz", allow_pickle=False) as outcomes:
         bits = outcomes["lori/0"]
+        assert outcomes["problems"] == values["problems"]
     assert bits.mean() == pytest.approx(values["accuracy"])
     assert (run / "spectrum.png").stat().st_size > 1000
     events = EventAccumulator(str(run / "tensorboard")).Reload().Tags()
@@ -394,6 +396,7 @@ def test_one_test_reports_each_of_several_sets(world, capsys):
         outcomes = read_outcomes(world.folder / "run" / file)
         assert values["n"] == len(outcomes.ids) == n
         assert set(outcomes.steps.tolist()) == ({3} if name == "long" else {1, 2})
+        assert outcomes.problems == problems_digest(Synthetic(**sources[name]["init_args"]).load("test").problems)
 
 
 def test_a_run_that_is_not_tested_needs_no_test_problems(world, capsys):

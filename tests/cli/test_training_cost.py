@@ -25,7 +25,7 @@ def test_a_count_changes_nothing_and_a_few_say_what_all_do(world, lori_args, mon
             monkeypatch.setattr(training_cost, "SAMPLES", samples)
         assert world.fit("LoRi", root, *FLAGS, **lori_args) == 0
     every, some, none = (summary(world, root) for root in ("all", "some", "none"))
-    assert every["problems"] == some["problems"] == none["problems"] == 6 * 8
+    assert every["problems_seen"] == some["problems_seen"] == none["problems_seen"] == 6 * 8
     assert every["training_tflop"] > every["teacher_tflop"] > 0
     for name in ("training_tflop", "teacher_tflop"):
         assert some[name] == pytest.approx(every[name], rel=0.3)  # of batches of other lengths
@@ -42,7 +42,7 @@ def test_a_resumed_run_counts_on(world, teacher):
     resumed = ["--trainer.max_steps", "6", "--ckpt_path", "last"]
     assert world.fit("CODI", "parts", *flags, *resumed, **settings) == 0
     whole, parts = summary(world, "whole"), summary(world, "parts")
-    for name in ("problems", "training_tflop", "teacher_tflop"):
+    for name in ("problems_seen", "training_tflop", "teacher_tflop"):
         assert whole[name] == parts[name]
     assert whole["teacher_tflop"] == 0  # it is its own
     assert whole["training_tflop"] > 0

@@ -294,5 +294,5 @@ def test_outside_a_training_the_positions_are_those_of_what_is_read(stage, laten
     for row in range(4):
         seen.clear()
         method.task_losses(batch_of(method, [row], pieces=True))
-        assert max(seen) == lengths[row]
+        assert max(seen) == lengths[row] - 1  # but for the last token, behind which nobody asks
     assert latents is not None or (trained >= lengths).all()
