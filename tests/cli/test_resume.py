@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from conftest import BACKBONE, assert_same, checkpoint
+from test_stop_signals import tell
 
 from lori_pl import LatentReasoner
 from lori_pl.evaluation.records import read_outcomes
@@ -29,6 +30,34 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
     whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
     assert whole["global_step"] == parts["global_step"] == 11
     assert_same(whole["state_dict"], parts["state_dict"])
+
+
+@pytest.mark.parametrize(
+    "decay", ["late", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "cosine"))]
+)
+def test_resumed_in_mid_decay_equals_uninterrupted(world, monkeypatch, decay):
+    """Stopped where the rate falls: rate, moments and weights are, bit for bit, those of a run that nothing stopped."""
+    flags = [f"--model.schedule.decay={decay}", "--model.schedule.decay_share=0.8", "--model.schedule.warmup=0.1"]
+    flags += ["--trainer.max_steps=11", "--trainer.val_check_interval=11", "--test_after_fit=false"]
+    flags += ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.init_args.lr=0.01"]
+    assert world.fit("ExplicitCoT", "whole", *flags, backbone=BACKBONE) == 0
+    with monkeypatch.context() as patch:
+        tell(patch, "training_step", 6)
+        assert world.fit("ExplicitCoT", "parts", *flags, backbone=BACKBONE) == 143
+    stopped = checkpoint(world.folder / "parts")
+    assert stopped["global_step"] == 6
+    (rate,) = {group["lr"] for group in stopped["optimizer_states"][0]["param_groups"]}
+    assert 0.001 < rate < 0.009
+    assert world.fit("ExplicitCoT", "parts", *flags, "--ckpt_path=last", backbone=BACKBONE) == 0
+    whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
+    assert whole["global_step"] == parts["global_step"] == 11
+    assert_same(whole["state_dict"], parts["state_dict"])
+    assert whole["lr_schedulers"] == parts["lr_schedulers"]
+    one, two = (saved["optimizer_states"][0] for saved in (whole, parts))
+    assert one["param_groups"] == two["param_groups"]
+    assert one["state"].keys() == two["state"].keys()
+    for number, state in one["state"].items():
+        assert_same(state, two["state"][number])
 
 
 def test_a_run_whose_folder_was_moved_keeps_its_best_checkpoint(world, monkeypatch):
