@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import pytest
 import torch
 import yaml
 from conftest import BACKBONE, assert_same, checkpoint
+from safetensors.torch import load_file, save_file
 from test_stop_signals import tell
 
 from lori_pl import LatentReasoner
@@ -58,6 +62,32 @@ def test_resumed_in_mid_decay_equals_uninterrupted(world, monkeypatch, decay):
     assert one["state"].keys() == two["state"].keys()
     for number, state in one["state"].items():
         assert_same(state, two["state"][number])
+
+
+def test_another_teacher_is_refused(world, teacher, lori_args, capsys):
+    """By its weights: one that was only moved is the same."""
+    moved, other = world.folder / "moved", world.folder / "other"
+    for copy in (moved, other):
+        shutil.copytree(teacher, copy)
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] += 0.01
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--trainer.max_steps=2", "--test_after_fit=false"]
+    assert world.fit("LoRi", "run", *flags, **lori_args) == 0
+    flags += ["--ckpt_path=last", "--trainer.max_steps=3"]
+    capsys.readouterr()
+    assert world.fit("LoRi", "run", *flags, **{**lori_args, "teacher": {"name": str(other)}}) == 2
+    (said,) = capsys.readouterr().err.splitlines()[-1:]
+    assert re.search(rf"was trained with the teacher {teacher} \(digest \w+\), and this run has {other} \(", said)
+    assert world.fit("LoRi", "run", *flags, **{**lori_args, "teacher": {"name": str(moved)}}) == 0
+    # a checkpoint that notes no teacher
+    file = world.folder / "run" / "checkpoints" / "last.ckpt"
+    old = checkpoint(world.folder / "run")
+    assert old["lori_pl"].pop("teacher")["name"] == str(moved)
+    torch.save(old, file)
+    flags += ["--trainer.max_steps=4", f"--ckpt_path={file}"]
+    assert world.fit("LoRi", "run", *flags, **{**lori_args, "teacher": {"name": str(other)}}) == 0
+    assert checkpoint(world.folder / "run")["lori_pl"]["teacher"]["name"] == str(other)
 
 
 def test_a_run_whose_folder_was_moved_keeps_its_best_checkpoint(world, monkeypatch):
