@@ -5,10 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,9 +20,9 @@ from lori_pl.data.pairing import PairedBatch
 from lori_pl.methods.base import Method
 from lori_pl.models.hidden import decoder_layers
 
-Strategy = Literal["single", "ddp", "sharded"]
+Strategy = Literal["single", "ddp", "sharded", "fsdp1"]
 
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_MIXED = ("bf16-mixed", "16-mixed")
 
 
 class LiveBytes(TorchDispatchMode):
@@ -104,7 +105,7 @@ class StepCost:
     Args:
         student: The student's weights, terms included.
         teacher: A live teacher's.
-        layer: The largest decoder layer's.
+        layer: The largest decoder layer's, and the most that trains in one.
         apart: The weights that are in no decoder layer (embeddings, head, projector, terms).
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimiser's state.
@@ -113,6 +114,8 @@ class StepCost:
             pass makes and drops again.
         stepping: What the optimiser's step makes and drops again.
         flops: Floating-point operations of forward and backward, a multiplication and an addition as two.
+        flat_gradients: Bytes of the gradients under FSDP1: of all weights of a layer in which any trains.
+        of_one_type: Whether the weights of each layer, and those in none, are of one type, as FSDP1 asks.
     """
 
     student: Weights
@@ -125,23 +128,39 @@ class StepCost:
     moving: int
     stepping: int
     flops: int
+    flat_gradients: int
+    of_one_type: bool
 
-    def peak(self, processes: int = 1, strategy: Strategy = "single", reshard_after_forward: bool = True) -> int:
-        """Bytes at the peak on each process, its batch being that of the step.
+    def peak(
+        self,
+        processes: int = 1,
+        strategy: Strategy = "single",
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+    ) -> int:
+        """Bytes at the peak on each process's device, its batch being that of the step.
 
-        ``ddp`` adds the buffers in which gradients are summed. ``sharded`` holds a part of weights, gradients and
-        moments, and whole what is put together: the weights that are in no decoder layer, and a layer with the one
-        that is gathered ahead, or all of them.
+        ``ddp`` adds the buffers in which gradients are summed. ``sharded`` and ``fsdp1`` hold a part of weights,
+        gradients and moments (with ``cpu_offload`` in the host's memory, see `host`), and whole what is put together:
+        the weights that are in no decoder layer, and a layer with the one that is gathered ahead, or all of them; and
+        the gradients of the former and of one layer, under ``fsdp1`` those of frozen weights, too.
         """
         weights = self.student.bytes + self.teacher.bytes
-        if strategy != "sharded":
+        if strategy in ("single", "ddp"):
             buffers = self.gradients if strategy == "ddp" else 0
             return weights + self.optimizer + buffers + max(self.moving, self.gradients + self.stepping)
         layers = 2 * self.layer.bytes if reshard_after_forward else weights - self.apart.bytes
-        whole = self.apart.bytes + layers + self.apart.trained + self.layer.trained
+        whole = self.apart.bytes + layers
+        for unit in (self.apart, self.layer):
+            whole += unit.bytes if strategy == "fsdp1" and unit.trained else unit.trained
         passing = max(self.moving - self.activations - self.gradients, 0)
-        parts = (weights + self.optimizer + self.gradients + self.stepping) // processes
+        parts = 0 if cpu_offload else self.host(processes, strategy) + self.stepping // processes
         return parts + whole + self.activations + passing
+
+    def host(self, processes: int, strategy: Strategy = "sharded") -> int:
+        """Bytes of a process's part of weights, gradients and moments: in the host's memory, with ``cpu_offload``."""
+        gradients = self.flat_gradients if strategy == "fsdp1" else self.gradients
+        return (self.student.bytes + self.teacher.bytes + self.optimizer + gradients) // processes
 
 
 def hollow(method: Method) -> FakeTensorMode:
@@ -166,8 +185,8 @@ def hollow(method: Method) -> FakeTensorMode:
 
 
 def _cast(precision: str) -> AbstractContextManager[Any]:
-    dtype = _AUTOCAST.get(precision)
-    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+    """What the Trainer puts around a step: its autocast keeps no copy of a weight for another pass."""
+    return MixedPrecision(precision, "cpu").forward_context() if precision in _MIXED else nullcontext()
 
 
 def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str) -> int:
@@ -236,11 +255,12 @@ def cost_of_step(
             apart.register_parameter(f"w{number}", tensor)
         else:
             apart.register_buffer(f"w{number}", tensor)
-    largest = max(layers, key=lambda layer: weigh([layer]).bytes)
+    units = [*layers, apart]
+    flat = [sum(p.nbytes for p in unit.parameters()) for unit in units if weigh([unit]).trained]
     return StepCost(
         student=weigh(own),
         teacher=weigh([teacher] if teacher is not None else []),
-        layer=weigh([largest]),
+        layer=_largest([weigh([layer]) for layer in layers]),
         apart=weigh([apart]),
         gradients=gradients,
         optimizer=state,
@@ -248,7 +268,14 @@ def cost_of_step(
         moving=moving,
         stepping=stepping,
         flops=flops,
+        flat_gradients=sum(flat),
+        of_one_type=all(len({p.dtype for p in unit.parameters()}) < 2 for unit in units),
     )
+
+
+def _largest(layers: list[Weights]) -> Weights:
+    most, whole = max(layers, key=lambda layer: layer.trained), max(layers, key=lambda layer: layer.bytes)
+    return replace(most, frozen=whole.bytes - most.trained)
 
 
 @dataclass(frozen=True)
