@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import BACKBONE, BASE, checkpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_peers import PEERS, arguments
 from watching import WATCH, assert_one_model, losses
 
@@ -50,7 +51,14 @@ def train_in_two(world, method, *flags, strategy="ddp", batch=4, **init_args) ->
         assert_one_model(world.folder / "two", checkpoint(world.folder / "two")["state_dict"], strategy in DIVIDING)
 
 
-def assert_equal_runs(world) -> None:
+def logged(folder: Path) -> dict[tuple[int, str], float]:
+    """What was written of the training's losses, by step and name."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    names = [name for name in events.Tags()["scalars"] if name.startswith("train/")]
+    return {(event.step, name): event.value for name in names for event in events.Scalars(name)}
+
+
+def assert_equal_runs(world, accumulated: bool = False) -> None:
     one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():
@@ -58,6 +66,10 @@ def assert_equal_runs(world) -> None:
     one, two = (losses(world.folder / name) for name in ("one", "two"))  # of a run that went on its last part's
     assert two
     assert two == pytest.approx({place: one[place] for place in two}, rel=0, abs=1e-5)
+    if not accumulated:  # of whose batches the last alone is written
+        one, two = (logged(world.folder / name) for name in ("one", "two"))
+        assert {step for step, _ in two} >= {0, 9}
+        assert two == pytest.approx(one, rel=0, abs=1e-5)
     one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("one", "two"))
     assert len(two.ids) == 17
     assert two.ids == one.ids
@@ -228,7 +240,7 @@ def test_accumulated_with_recomputed_layers_in_parts(world, lori_args, strategy)
     assert world.fit("LoRi", "one", *flags, **lori_args) == 0
     more = ["--trainer.accumulate_grad_batches=2", "--model.backbone.gradient_checkpointing=true"]
     train_in_two(world, "LoRi", *flags, *more, strategy=strategy, batch=2, **lori_args)
-    assert_equal_runs(world)
+    assert_equal_runs(world, accumulated=True)
 
 
 @pytest.mark.slow
