@@ -5,6 +5,7 @@ Tensors must lie on a device that the process group's backend serves, and every 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,6 +51,16 @@ def mean_across_ranks(total: Tensor, count: Tensor) -> Tensor:
     """
     ranks = dist.get_world_size() if is_distributed() else 1
     return total * ranks / sum_across_ranks(count.to(total.dtype)).clamp_min(1)
+
+
+@torch.no_grad()
+def average_across_ranks(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The means of scalars over all ranks, by the same names on each, in one collective."""
+    if not is_distributed() or not scalars:
+        return dict(scalars)
+    together = torch.stack([scalar.float() for scalar in scalars.values()])
+    dist.all_reduce(together)
+    return dict(zip(scalars, (together / dist.get_world_size()).unbind(), strict=True))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ import torch
 import yaml
 from conftest import BACKBONE, BASE, checkpoint
 from failing import message
+from test_stop_signals import tell
 
 import lori_pl.cache.measuring as measuring
 import lori_pl.cache.shards as shards
@@ -69,6 +71,35 @@ def test_the_covariance_floor_is_logged_from_the_cache(world, lori_args):
     assert world.fit("LoRi", "run", *flags, str(world.folder / "csv"), **cached(world, lori_args)) == 0
     (metrics,) = (world.folder / "csv").rglob("metrics.csv")
     assert "alignment/covariance_floor" in metrics.read_text().splitlines()[0].split(",")
+
+
+def test_a_validation_that_is_done_again_logs_what_the_first_would_have(world, lori_args, monkeypatch):
+    """A cache has nothing of validation problems: the diagnostics are of the training batch before the signal."""
+    assert build(world, lori_args) == 0
+    flags = ["--trainer.max_steps=2", "--test_after_fit=false", "--trainer.logger=lightning.pytorch.loggers.CSVLogger"]
+    arguments = cached(world, lori_args)
+
+    def run(root, log, *more):
+        return world.fit("LoRi", root, *flags, f"--trainer.logger.save_dir={world.folder / log}", *more, **arguments)
+
+    assert run("whole", "whole_log") == 0
+    with monkeypatch.context() as patch:
+        tell(patch, "validation_step", 2, kind=LoRi)  # the first was the sanity check's
+        assert run("parts", "broken_off") == 143
+    assert run("parts", "again", "--ckpt_path=last") == 0
+    whole, again = (logged(world.folder / name) for name in ("whole_log", "again"))
+    names = {name for name in whole if name.startswith(("alignment/", "val/"))}
+    assert {"alignment/covariance_floor", "alignment/student_energy_share", "val/loss"} <= names
+    for name in names:
+        assert again[name] == whole[name] != "", name
+    assert not any(name.startswith("alignment/") for name in logged(world.folder / "broken_off"))
+
+
+def logged(folder) -> dict[str, str]:
+    """The last value of everything that a run wrote."""
+    (metrics,) = folder.rglob("metrics.csv")
+    with metrics.open() as file:
+        return {name: value for row in csv.DictReader(file) for name, value in row.items() if value}
 
 
 @pytest.mark.parametrize("kind", [pytest.param("shared", marks=pytest.mark.slow), "learned"])

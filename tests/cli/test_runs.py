@@ -27,6 +27,7 @@ from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi, Method, NoCoT, Pause
+from lori_pl.methods.base import is_written
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.teacher import FrozenTeacher
 from lori_pl.sweep.child import PROGRESS
@@ -451,6 +452,22 @@ def test_tokens_are_those_of_the_sequences_that_are_trained(reasoning, tokens):
     throughput.on_train_batch_start(trainer, None, batch, 0)
     throughput.on_train_batch_end(trainer, SimpleNamespace(reasoning=reasoning), None, batch, 0)
     assert throughput.state_dict()["tokens"] == tokens
+
+
+@pytest.mark.parametrize(
+    ("every", "written"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (3, [2, 4]), (50, [4]), (0, [])], ids=str
+)
+@pytest.mark.parametrize("end", ["steps", "epochs"])
+def test_what_the_logger_writes_is_known_before_the_step(every, written, end):
+    """Of five steps, in the last epoch of two, of five batches each, or by their number."""
+    found = []
+    for step in range(5):
+        place = {"global_step": step, "max_steps": 5, "max_epochs": -1, "current_epoch": 0, "is_last_batch": False}
+        if end == "epochs":
+            place |= {"max_steps": -1, "max_epochs": 2, "current_epoch": 1, "is_last_batch": step == 4}
+        if is_written(SimpleNamespace(log_every_n_steps=every, **place)):
+            found.append(step)
+    assert found == written
 
 
 def test_a_loss_without_a_weight_is_named(world, lori_args, capsys, monkeypatch):

@@ -26,9 +26,11 @@ FLAGS += ["--trainer.num_sanity_val_steps", "0"]
 STEPS = ["--trainer.max_steps", "11"]
 
 
-def tell(monkeypatch, hook: str, call: int, number: int = signal.SIGTERM, again: bool = False) -> None:
+def tell(
+    monkeypatch, hook: str, call: int, number: int = signal.SIGTERM, again: bool = False, kind=ExplicitCoT
+) -> None:
     """Has the process get a signal in the ``call``-th call of a method's hook."""
-    original = getattr(ExplicitCoT, hook)
+    original = getattr(kind, hook)
     calls = []
 
     def told(self, *batch):
@@ -39,7 +41,7 @@ def tell(monkeypatch, hook: str, call: int, number: int = signal.SIGTERM, again:
                 os.kill(os.getpid(), number)
         return original(self, *batch)
 
-    monkeypatch.setattr(ExplicitCoT, hook, told)
+    monkeypatch.setattr(kind, hook, told)
 
 
 @pytest.fixture
