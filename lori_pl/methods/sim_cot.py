@@ -22,7 +22,6 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.coconut import Coconut
 from lori_pl.methods.codi import CODI
 from lori_pl.methods.latent import LatentMethod
-from lori_pl.methods.losses import unused
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.embeddings import head_logits
 from lori_pl.models.hidden import base_model
@@ -125,6 +124,11 @@ class StepSupervision(LatentMethod):
                 lm = prepare_training(self._load_decoder(self.decoder_backbone), self.decoder_backbone)
         self.decoder = StepDecoder(lm, self.student.hidden_size)
 
+    def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:
+        """Also the decoder's, where it is built."""
+        models, frozen_parts = super().models()
+        return (models if self.decoder is None else [*models, self.decoder.lm]), frozen_parts
+
     def _load_decoder(self, backbone: Backbone) -> PreTrainedModel:
         tokenizer = self.student.tokenizer
         if named := backbone.tokenizer or backbone.name:
@@ -163,13 +167,27 @@ class StepSupervision(LatentMethod):
             total, parts, student = super().own_losses(batch)
         places, takes_rest = self.places
         if not places:  # before the first latents come, the decoder waits
-            return total + unused(self.decoder), parts, student
+            return total + self.waiting(total), parts, student
         steps = step_batch(batch.pieces, self.student.encoder, places, takes_rest)
         steps = steps.to(batch.question.device)
         grouped = torch.cat(latents, dim=1).unflatten(1, (places, -1))
         with region("steps"):
             parts["steps"] = self.weigh(self.decoder(grouped[steps.row, steps.number], steps), steps)
         return total + self.w_steps * parts["steps"], parts, student
+
+    def waiting(self, like: Tensor) -> Tensor:
+        """Zero, with a gradient of zero for the decoder, which writes an end token from nothing.
+
+        It runs, for only so are its layers put together where they are divided.
+
+        Args:
+            like: A scalar on its device.
+        """
+        assert self.decoder is not None
+        end = torch.full((1, 1), self.student.encoder.end, device=like.device)
+        first = torch.zeros(1, dtype=torch.long, device=like.device)
+        one = StepBatch(end, torch.ones_like(end, dtype=torch.bool), first, first, first, torch.ones_like(like)[None])
+        return 0.0 * self.decoder(like.new_zeros(1, 1, self.student.hidden_size), one).sum()
 
     def weigh(self, losses: Tensor, steps: StepBatch) -> Tensor:
         """Makes one number of the cross-entropies (M,) of all tokens."""

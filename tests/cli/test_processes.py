@@ -267,6 +267,17 @@ def test_another_method_sharded(world, teacher, name, strategy):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
+def test_a_decoder_that_waits_for_the_first_latents(world, teacher, strategy):
+    """In a stage without latents; its weights decay all the same."""
+    settings = {**settings_of("SIMCoTCoconut", teacher), "first_stage": 0}
+    flags = [*SGD, *ONE_AND_MORE, "--model.optimizer.init_args.weight_decay=0.1"]
+    assert world.fit("SIMCoTCoconut", "one", *flags, **settings) == 0
+    train_in_two(world, "SIMCoTCoconut", *flags, strategy=strategy, **settings)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from plain import TINY, batch_of
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from two_processes import divide, in_two, joined
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.data import synthetic_problems
@@ -27,8 +25,6 @@ from lori_pl.models.backbone import Backbone
 from lori_pl.sharding import whole
 
 pytestmark = pytest.mark.distributed
-
-CPU = torch.device("cpu")
 
 
 def made(**alignment) -> LoRi:
@@ -62,22 +58,6 @@ class Losses(nn.Module):
 
     def forward(self, batch: PairedBatch):
         return self.method.losses(batch)
-
-
-def joined(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store, limit = f"file://{folder}/store", timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=limit)
-
-
-def in_two(work, folder, *arguments) -> list:
-    """What two processes leave in the folder."""
-    multiprocessing.start_processes(work, (str(folder), *arguments), nprocs=2, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def divide(method: LoRi) -> None:
-    method.shard(init_device_mesh("cpu", (2,)), CPU, reshard_after_forward=True, cpu_offload=False)
 
 
 def step(rank, folder, strategy, alignment, bare):
