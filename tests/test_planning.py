@@ -139,9 +139,9 @@ def test_half_precision_is_cast_as_the_trainer_casts(kind):
     assert half.moving == pytest.approx(peak, rel=1e-4)
     assert half.student == whole.student
     layers = sum(p.nbytes for layer in decoder_layers(real.student.lm) for p in layer.parameters() if p.ndim == 2)
-    passes = 1 if kind == "explicit" else 5  # question, three latents, the last with the answer
+    passes = 1 if kind == "explicit" else 4  # question, two latents, the third with the answer
     assert anew > passes * layers / 2
-    assert anew - activations == pytest.approx((passes - 1) * layers / 2, rel=0.2)
+    assert anew - activations == pytest.approx((passes - 1) * layers / 2, rel=0.1, abs=100)
 
 
 def test_no_weight_is_read(monkeypatch, tmp_path):
