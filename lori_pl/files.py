@@ -23,19 +23,50 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
         path: The file to make or replace; its folder is made.
         write: Called with the open temporary file; where it raises, the old file stays as it was.
     """
+    with _beside(Path(path), write) as temporary:
+        os.replace(temporary, path)
+
+
+def make_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> bool:
+    """Makes a file that nobody ever sees half of, unless there is one: the file server decides.
+
+    A client of a network file system may remember for a while that a name was not there, and ``exists`` says so.
+
+    Args:
+        path: The file to make; its folder is made.
+        write: Called with the open temporary file.
+
+    Returns:
+        Whether it was made; ``False`` leaves what is there as it was.
+    """
     path = Path(path)
+    with _beside(path, write) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # some file systems have no links
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    return True
+
+
+@contextmanager
+def _beside(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
+    """A file that is written and brought to the disk beside its place; what the block does not move away is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
     _keep_names(path.parent)
 
 

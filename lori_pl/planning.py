@@ -5,23 +5,24 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_iter
 
+from lori_pl.arithmetic import Arithmetic
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.methods.base import Method
 from lori_pl.models.hidden import decoder_layers
 
-Strategy = Literal["single", "ddp", "sharded"]
+Strategy = Literal["single", "ddp", "sharded", "fsdp1"]
 
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_MIXED = ("bf16-mixed", "16-mixed")
 
 
 class LiveBytes(TorchDispatchMode):
@@ -104,15 +105,18 @@ class StepCost:
     Args:
         student: The student's weights, terms included.
         teacher: A live teacher's.
-        layer: The largest decoder layer's.
+        layer: The largest decoder layer's, and the most that trains in one.
         apart: The weights that are in no decoder layer (embeddings, head, projector, terms).
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimiser's state.
         activations: Bytes that the forward pass keeps for the backward pass.
+        cast_anew: The same where each pass casts the weights anew, as under autocast where they are sharded.
         moving: Peak of forward and backward pass together: activations, which go, gradients, which come, and what a
             pass makes and drops again.
         stepping: What the optimiser's step makes and drops again.
         flops: Floating-point operations of forward and backward, a multiplication and an addition as two.
+        flat_gradients: Bytes of the gradients under FSDP1: of all weights of a layer in which any trains.
+        of_one_type: Whether the weights of each layer, and those in none, are of one type, as FSDP1 asks.
     """
 
     student: Weights
@@ -122,26 +126,43 @@ class StepCost:
     gradients: int
     optimizer: int
     activations: int
+    cast_anew: int
     moving: int
     stepping: int
     flops: int
+    flat_gradients: int
+    of_one_type: bool
 
-    def peak(self, processes: int = 1, strategy: Strategy = "single", reshard_after_forward: bool = True) -> int:
-        """Bytes at the peak on each process, its batch being that of the step.
+    def peak(
+        self,
+        processes: int = 1,
+        strategy: Strategy = "single",
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+    ) -> int:
+        """Bytes at the peak on each process's device, its batch being that of the step.
 
-        ``ddp`` adds the buffers in which gradients are summed. ``sharded`` holds a part of weights, gradients and
-        moments, and whole what is put together: the weights that are in no decoder layer, and a layer with the one
-        that is gathered ahead, or all of them.
+        ``ddp`` adds the buffers in which gradients are summed. ``sharded`` and ``fsdp1`` hold a part of weights,
+        gradients and moments (with ``cpu_offload`` in the host's memory, see `host`), and whole what is put together:
+        the weights that are in no decoder layer, and a layer with the one that is gathered ahead, or all of them; and
+        the gradients of the former and of one layer, under ``fsdp1`` those of frozen weights, too.
         """
         weights = self.student.bytes + self.teacher.bytes
-        if strategy != "sharded":
+        if strategy in ("single", "ddp"):
             buffers = self.gradients if strategy == "ddp" else 0
             return weights + self.optimizer + buffers + max(self.moving, self.gradients + self.stepping)
         layers = 2 * self.layer.bytes if reshard_after_forward else weights - self.apart.bytes
-        whole = self.apart.bytes + layers + self.apart.trained + self.layer.trained
+        whole = self.apart.bytes + layers
+        for unit in (self.apart, self.layer):
+            whole += unit.bytes if strategy == "fsdp1" and unit.trained else unit.trained
         passing = max(self.moving - self.activations - self.gradients, 0)
-        parts = (weights + self.optimizer + self.gradients + self.stepping) // processes
-        return parts + whole + self.activations + passing
+        parts = 0 if cpu_offload else self.host(processes, strategy) + self.stepping // processes
+        return parts + whole + self.cast_anew + passing
+
+    def host(self, processes: int, strategy: Strategy = "sharded") -> int:
+        """Bytes of a process's part of weights, gradients and moments: in the host's memory, with ``cpu_offload``."""
+        gradients = self.flat_gradients if strategy == "fsdp1" else self.gradients
+        return (self.student.bytes + self.teacher.bytes + self.optimizer + gradients) // processes
 
 
 def hollow(method: Method) -> FakeTensorMode:
@@ -166,8 +187,8 @@ def hollow(method: Method) -> FakeTensorMode:
 
 
 def _cast(precision: str) -> AbstractContextManager[Any]:
-    dtype = _AUTOCAST.get(precision)
-    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+    """What the Trainer puts around a step: its autocast casts a weight anew for each pass."""
+    return MixedPrecision(precision, "cpu").forward_context() if precision in _MIXED else nullcontext()
 
 
 def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str) -> int:
@@ -179,14 +200,14 @@ def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, prec
         batch: A batch of the sizes that are asked about.
         precision: The Trainer's.
     """
-    fake: PairedBatch = _to_fake(batch, mode)
+    fake = _to_fake(batch, mode)
     method.train()
     with mode:
-        with FlopCounterMode(display=False) as counter, _cast(precision):
-            loss, _ = method.losses(fake)
+        with Arithmetic().counting() as counted, _cast(precision):
+            loss, _ = method.step_losses(fake)
             loss.backward()
         method.zero_grad(set_to_none=True)
-    return int(counter.get_total_flops())
+    return counted.total
 
 
 def cost_of_step(
@@ -208,11 +229,16 @@ def cost_of_step(
     layers = [layer for model in models for layer in decoder_layers(model)]
     inside = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
     own = [module for name, module in method.named_children() if name != "teacher"]
-    fake: PairedBatch = _to_fake(batch, mode)
+    fake = _to_fake(batch, mode)
     method.train()
-    with mode, LiveBytes() as live:
+    with mode, LiveBytes() as live:  # as where weights are sharded, which keeps no cast for the next pass
         with _cast(precision):
             loss, _ = method.losses(fake)
+        cast_anew = live.now
+        del loss
+    with mode, LiveBytes() as live:
+        with _cast(precision):
+            loss, _ = method.step_losses(fake)
         activations = live.now
         loss.backward()
         del loss
@@ -236,19 +262,28 @@ def cost_of_step(
             apart.register_parameter(f"w{number}", tensor)
         else:
             apart.register_buffer(f"w{number}", tensor)
-    largest = max(layers, key=lambda layer: weigh([layer]).bytes)
+    units = [*layers, apart]
+    flat = [sum(p.nbytes for p in unit.parameters()) for unit in units if weigh([unit]).trained]
     return StepCost(
         student=weigh(own),
         teacher=weigh([teacher] if teacher is not None else []),
-        layer=weigh([largest]),
+        layer=_largest([weigh([layer]) for layer in layers]),
         apart=weigh([apart]),
         gradients=gradients,
         optimizer=state,
         activations=activations,
+        cast_anew=cast_anew,
         moving=moving,
         stepping=stepping,
         flops=flops,
+        flat_gradients=sum(flat),
+        of_one_type=all(len({p.dtype for p in unit.parameters()}) < 2 for unit in units),
     )
+
+
+def _largest(layers: list[Weights]) -> Weights:
+    most, whole = max(layers, key=lambda layer: layer.trained), max(layers, key=lambda layer: layer.bytes)
+    return replace(most, frozen=whole.bytes - most.trained)
 
 
 @dataclass(frozen=True)
@@ -280,7 +315,7 @@ def cost_of_answer(method: Method, mode: FakeTensorMode, batch: PairedBatch, tok
     """
     student = method.student.eval()
     question, mask = (mode.from_tensor(part[:1]) for part in (batch.question, batch.question_mask))
-    with mode, FlopCounterMode(display=False) as counter:
+    with mode, Arithmetic().counting() as counted:
         state, _ = student.think(question, mask)
         given = question.new_zeros(1, len(student.given))
         if student.given:
@@ -291,17 +326,9 @@ def cost_of_answer(method: Method, mode: FakeTensorMode, batch: PairedBatch, tok
                 state = student.extend(state, student.embed(question[:, :1]))
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in state.cache.layers)
         length = state.mask.shape[1]
-    return AnswerCost(tokens, length, int(counter.get_total_flops()), held // length)
+    return AnswerCost(tokens, length, counted.total, held // length)
 
 
-def _to_fake(batch: Any, mode: FakeTensorMode) -> Any:
-    """The batch with tensors of the mode."""
-    if isinstance(batch, Tensor):
-        return mode.from_tensor(batch)
-    if hasattr(batch, "__dataclass_fields__"):
-        copied = object.__new__(type(batch))
-        for name in batch.__dataclass_fields__:
-            value = getattr(batch, name)
-            object.__setattr__(copied, name, value if name in ("index", "pieces") else _to_fake(value, mode))
-        return copied
-    return tree_map(lambda value: mode.from_tensor(value) if isinstance(value, Tensor) else value, batch)
+def _to_fake(batch: PairedBatch, mode: FakeTensorMode) -> PairedBatch:
+    """The batch with tensors of the mode, but for the numbers of its rows, which the host reads."""
+    return replace(batch.each(mode.from_tensor), index=batch.index)

@@ -10,22 +10,22 @@ from typing import Any, Literal
 Region = Literal["question", "latents", "answer", "words", "steps", "teacher", "alignment", "optimiser"]
 Profile = Callable[[str], AbstractContextManager[Any]]
 
-_profile: ContextVar[Profile | None] = ContextVar("profile", default=None)
+_profiles: ContextVar[tuple[Profile, ...]] = ContextVar("profiles", default=())
 _PLACE = "lori_pl_region"
 
 
 class _Region(AbstractContextManager[None]):
-    def __init__(self, name: Region, profiled: AbstractContextManager[Any] | None) -> None:
+    def __init__(self, name: Region, profiled: list[AbstractContextManager[Any]]) -> None:
         self.name = name
         self.profiled = profiled
 
     def __enter__(self) -> None:
-        if self.profiled is not None:
-            self.profiled.__enter__()
+        for context in self.profiled:
+            context.__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self.profiled is not None:
-            self.profiled.__exit__(kind, error, trace)
+        for context in reversed(self.profiled):
+            context.__exit__(kind, error, trace)
         # the innermost one is the first to see it
         if error is not None and not hasattr(error, _PLACE):
             setattr(error, _PLACE, self.name)
@@ -33,8 +33,7 @@ class _Region(AbstractContextManager[None]):
 
 def region(name: Region) -> AbstractContextManager[None]:
     """A context that a profiler sees under ``lori_pl/NAME``; an error that leaves it remembers the name."""
-    profile = _profile.get()
-    return _Region(name, None if profile is None else profile(f"lori_pl/{name}"))
+    return _Region(name, [profile(f"lori_pl/{name}") for profile in _profiles.get()])
 
 
 def place_of(error: BaseException) -> Region | None:
@@ -45,9 +44,10 @@ def place_of(error: BaseException) -> Region | None:
 
 @contextmanager
 def profiled(profile: Profile) -> Iterator[None]:
-    """Within the block regions are entered through ``profile``, which makes a context of a name."""
-    token = _profile.set(profile)
+    """Within the block regions are entered through ``profile`` too, which makes a context of a name."""
+    _profiles.set((*_profiles.get(), profile))
     try:
         yield
     finally:
-        _profile.reset(token)
+        # another may have come meanwhile, and stays
+        _profiles.set(tuple(other for other in _profiles.get() if other != profile))

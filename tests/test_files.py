@@ -1,7 +1,10 @@
+import errno
+import os
+
 import pytest
 
 from lori_pl.errors import LoriError
-from lori_pl.files import lock_folder, replace_file, replace_folder
+from lori_pl.files import lock_folder, make_file, replace_file, replace_folder
 
 
 def test_replace_file_makes_a_readable_file_in_a_new_folder(tmp_path):
@@ -36,6 +39,22 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
         replace_file(path, fail)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_make_file_leaves_a_file_that_is_there(tmp_path, monkeypatch, has_links):
+    if not has_links:
+
+        def refuse(source, target):
+            raise PermissionError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "new" / "a"
+    assert make_file(path, lambda file: file.write(b"first"))
+    assert not make_file(path, lambda file: file.write(b"second"))
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_mode & 0o444 == 0o444
+    assert [file.name for file in path.parent.iterdir()] == ["a"]
 
 
 def test_a_folder_is_held_by_one_and_free_again(tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
@@ -19,6 +20,7 @@ from lori_pl.data.pairing import EncodedProblems, paired_batch
 from lori_pl.errors import LoriError
 from lori_pl.methods import CODI, ExplicitCoT, LoRi, NoCoT, PCCoT
 from lori_pl.models.backbone import Backbone, LoRA
+from lori_pl.models.hidden import decoder_layers
 from lori_pl.planning import LiveBytes, StepCost, Weights, cost_of_answer, cost_of_step, hollow, weigh
 
 CONFIG = {
@@ -110,16 +112,36 @@ def test_an_optimisers_step_on_a_gpu_holds_a_copy_of_what_trains():
     assert on_gpu.moving == here.moving
 
 
-@pytest.mark.slow
-def test_half_precision_takes_less():
-    planned = method("lori")
+@pytest.mark.parametrize("kind", [pytest.param("explicit", marks=pytest.mark.slow), "lori"])
+def test_half_precision_is_cast_as_the_trainer_casts(kind):
+    """Each weight once a step; where weights are sharded, once a pass, and kept for the backward pass."""
+    trainer = Trainer(precision="bf16-mixed", accelerator="cpu", logger=False, enable_checkpointing=False)
+    real = method(kind)
+    real.configure_model()
+    for term in getattr(real, "active_terms", []):
+        term.assume_fitted()
+    batch = batch_of(real)
+    planned = method(kind)
     mode = hollow(planned)
-    other = method("lori")
-    other.configure_model()
-    batch = batch_of(other)
     whole, half = (cost_of_step(planned, mode, batch, precision) for precision in ("32-true", "bf16-mixed"))
-    assert half.activations < whole.activations
+    with LiveBytes() as live:
+        with trainer.precision_plugin.train_step_context():
+            loss, _ = real.step_losses(batch)
+        activations = live.now
+        loss.backward()
+    peak = live.peak
+    with LiveBytes() as live, trainer.precision_plugin.train_step_context():
+        loss, _ = real.losses(batch)
+        anew = live.now
+    assert half.cast_anew == pytest.approx(anew, rel=1e-4)
+    assert whole.cast_anew == whole.activations
+    assert half.activations == pytest.approx(activations, rel=1e-4)
+    assert half.moving == pytest.approx(peak, rel=1e-4)
     assert half.student == whole.student
+    layers = sum(p.nbytes for layer in decoder_layers(real.student.lm) for p in layer.parameters() if p.ndim == 2)
+    passes = 1 if kind == "explicit" else 4  # question, two latents, the third with the answer
+    assert anew > passes * layers / 2
+    assert anew - activations == pytest.approx((passes - 1) * layers / 2, rel=0.1, abs=100)
 
 
 def test_no_weight_is_read(monkeypatch, tmp_path):
@@ -139,15 +161,67 @@ def weights(trained: int, frozen: int = 0) -> Weights:
 
 def test_what_a_device_holds_under_each_strategy():
     """Hand-worked: 100 bytes of layers in 5, 20 apart, a teacher of 60, 120 of gradients, 240 of moments."""
-    step = StepCost(weights(120), weights(0, 60), weights(20), weights(20), 120, 240, 1000, 1050, 10, 7)
+    step = StepCost(
+        weights(120), weights(0, 60), weights(20), weights(20), 120, 240, 1000, 1000, 1050, 10, 7, 120, True
+    )
     assert step.peak() == 120 + 60 + 240 + 1050
     assert step.peak(4, "ddp") == 120 + 60 + 240 + 120 + 1050
     # a quarter of all, what is apart and two layers whole, their gradients whole, activations
-    parts = (180 + 240 + 120 + 10) // 4
+    parts, host = (180 + 240 + 120 + 10) // 4, (180 + 240 + 120) // 4
     assert step.peak(4, "sharded") == parts + 20 + 2 * 20 + 20 + 20 + 1000
     assert step.peak(4, "sharded", reshard_after_forward=False) == parts + 20 + (180 - 20) + 20 + 20 + 1000
+    # the parts are on the host, what is put together is not
+    assert step.peak(4, "sharded", cpu_offload=True) == 20 + 2 * 20 + 20 + 20 + 1000
+    assert step.host(4) == host
     stepping = replace(step, moving=50, activations=20)
     assert stepping.peak() == 120 + 60 + 240 + 120 + 10
+
+
+def test_the_older_sharding_has_gradients_of_frozen_weights():
+    """Of a layer of 20 bytes 4 train, apart 2 of 20; five layers: all have a gradient in FSDP1's flat piece."""
+    step = StepCost(
+        weights(22, 98), weights(0, 60), weights(4, 16), weights(2, 18), 22, 44, 100, 100, 110, 0, 7, 120, True
+    )
+    common = 20 + 2 * 20 + 100
+    assert step.peak(4, "sharded") == (180 + 44 + 22) // 4 + common + 2 + 4
+    assert step.peak(4, "fsdp1") == (180 + 44 + 120) // 4 + common + 20 + 20
+    assert step.host(4, "fsdp1") == (180 + 44 + 120) // 4
+    frozen = replace(step, apart=weights(0, 20), flat_gradients=100)
+    assert frozen.peak(4, "fsdp1") == (180 + 44 + 100) // 4 + common + 20
+
+
+@pytest.mark.parametrize("kind", ["explicit", "lori_lora"])
+def test_strategies_of_a_real_step_stand_in_order(kind):
+    planned = method(kind)
+    mode = hollow(planned)
+    built = method(kind)
+    built.configure_model()
+    step = cost_of_step(planned, mode, batch_of(built), "32-true")
+    for name in ("sharded", "fsdp1"):
+        offloaded, divided, held = (
+            step.peak(4, name, **how) for how in ({"cpu_offload": True}, {}, {"reshard_after_forward": False})
+        )
+        assert offloaded < divided < held
+        assert divided - offloaded == step.host(4, name) + step.stepping // 4
+    assert step.host(2) - 1 <= 2 * step.host(4) <= step.host(2)
+    more = step.peak(4, "fsdp1") - step.peak(4, "sharded")
+    own = [*built.student.parameters(), *(built.terms.parameters() if kind != "explicit" else [])]
+    assert step.flat_gradients == sum(parameter.nbytes for parameter in own)
+    if kind == "explicit":  # all trains: the same gradients, but for buffers, which count as what is apart
+        assert step.flat_gradients == step.gradients
+        assert 0 <= more <= sum(buffer.nbytes for buffer in built.buffers())
+    else:
+        assert more > (step.flat_gradients - step.gradients) // 4 > step.gradients
+
+
+def test_weights_of_two_types_in_a_layer_are_seen():
+    backbone = Backbone(tokenizer="synthetic", config=CONFIG, lora=LoRA(rank=4), dtype="bfloat16")
+    for dtype, same in (("bfloat16", False), ("float32", True)):
+        planned = NoCoT(replace(backbone, dtype=dtype))
+        mode = hollow(planned)
+        built = NoCoT(replace(backbone, dtype=dtype))
+        built.configure_model()
+        assert cost_of_step(planned, mode, batch_of(built), "32-true").of_one_type == same
 
 
 def test_live_bytes_forget_what_is_gone():
@@ -206,9 +280,15 @@ def test_the_command_says_what_fits(capsys):
         assert part in shown
     cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if line.count("│") == 4]
     rows = {cell[1]: cell[3] for cell in cells}
-    assert rows.keys() == {"one device", "ddp", "sharded", "sharded, reshard_after_forward: false"}
+    options = {
+        "sharded": ("reshard_after_forward: false", "cpu_offload: true"),
+        "fsdp1": ("sharding_strategy: SHARD_GRAD_OP", "cpu_offload: true"),
+    }
+    divided = {f"{name}{option}" for name, more in options.items() for option in ("", *(f", {each}" for each in more))}
+    assert rows.keys() == {"one device", "ddp", *divided}
     assert set(rows.values()) <= {"yes", "no"}
     assert rows["ddp"] != "yes" or rows["one device"] == "yes"
+    assert re.search(r"cpu_offload: true keeps \d+\.\d+ GB a process in the host's memory", shown)
 
 
 def test_how_many_batches_a_training_has():

@@ -113,6 +113,16 @@ class AnchorAlignment(Term):
             anchor = self._target_anchor(teacher)
             self._scale.update(anchor.unsqueeze(2))
 
+    def sweep_state(self) -> dict[str, Tensor]:
+        """As in `Term`."""
+        return {} if self._scale is None else self._scale.state_dict()
+
+    def resume_sweep(self, sweep: int, state: Mapping[str, Tensor]) -> None:
+        """As in `Term`."""
+        self.begin_sweep(sweep)
+        if self._scale is not None:
+            self._scale.load_state_dict(state)
+
     @torch.no_grad()
     def end_sweep(self, sweep: int) -> None:
         """Merge the ranks' observations and set sigma."""

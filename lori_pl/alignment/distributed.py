@@ -5,6 +5,7 @@ Tensors must lie on a device that the process group's backend serves, and every 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,11 +46,21 @@ def mean_across_ranks(total: Tensor, count: Tensor) -> Tensor:
     """This rank's share of `sum_rank total / sum_rank count`, times the ranks: its mean over them is that mean.
 
     Args:
-        total: This rank's sum, with gradients.
-        count: What it is a sum of, without.
+        total: This rank's sum or sums, with gradients.
+        count: Of how many each is the sum, of the same shape, without; a mean of nothing is 0.
     """
     ranks = dist.get_world_size() if is_distributed() else 1
-    return total * ranks / sum_across_ranks(count.to(total.dtype))
+    return total * ranks / sum_across_ranks(count.to(total.dtype)).clamp_min(1)
+
+
+@torch.no_grad()
+def average_across_ranks(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The means of scalars over all ranks, by the same names on each, in one collective."""
+    if not is_distributed() or not scalars:
+        return dict(scalars)
+    together = torch.stack([scalar.float() for scalar in scalars.values()])
+    dist.all_reduce(together)
+    return dict(zip(scalars, (together / dist.get_world_size()).unbind(), strict=True))
 
 
 @torch.no_grad()

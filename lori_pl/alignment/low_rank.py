@@ -18,7 +18,7 @@ from lori_pl.alignment.losses import relative_frobenius, relative_frobenius_floo
 from lori_pl.alignment.moments import Moments, SecondOrder, batch_moments, trajectory_moments
 from lori_pl.alignment.packing import pack_statistics, unpack_statistics
 from lori_pl.alignment.precision import autocast_off
-from lori_pl.alignment.subspace import StudentFactors, TensorSubspace
+from lori_pl.alignment.subspace import StudentFactors, TensorSubspace, prefixed
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.alignment.tucker import LayerScale
 from lori_pl.errors import LoriError
@@ -212,6 +212,21 @@ class LowRankAlignment(Term):
             own_hidden, own_mask = _trajectory(student), _mask(student)
             own = trajectory_moments(self._blocks(self.subspace.student_core(own_hidden)), own_mask, "none")
             self._statistics.observe_pair(own.mean, mean, has_tokens & own_mask.any(1))
+
+    def sweep_state(self) -> dict[str, Tensor]:
+        """As in `Term`."""
+        sums = {} if self._statistics is None else self._statistics.sums
+        return {**self.subspace.sweep_state(), **{f"core.{name}": value for name, value in sums.items()}}
+
+    def resume_sweep(self, sweep: int, state: Mapping[str, Tensor]) -> None:
+        """As in `Term`."""
+        self._require_prepared()
+        self.subspace.resume_sweep(sweep, state)
+        if sweep > 1:
+            self.begin_sweep(sweep)
+            assert self._statistics is not None
+            for name, value in prefixed(state, "core.").items():
+                self._statistics.sums[name].copy_(value)
 
     @torch.no_grad()
     def end_sweep(self, sweep: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -136,6 +136,22 @@ class TensorSubspace(nn.Module):
         accumulators: Sequence[TrajectoryScale | TuckerFactors] = self._scales if sweep == 0 else self._tuckers
         for accumulator, (hidden, mask) in zip(accumulators, trajectories, strict=True):
             accumulator.update(hidden, mask)
+
+    def sweep_state(self) -> dict[str, Tensor]:
+        """The sums so far."""
+        parts = {f"scale{i}": scale.state_dict() for i, scale in enumerate(self._scales)}
+        parts |= {f"tucker{i}": tucker.state_dict() for i, tucker in enumerate(self._tuckers)}
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+
+    def resume_sweep(self, sweep: int, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `sweep_state` gave in this sweep."""
+        self.begin_sweep(0)
+        for i, scale in enumerate(self._scales):
+            scale.load_state_dict(prefixed(state, f"scale{i}."))
+        if sweep > 0:
+            self.begin_sweep(1)
+            for i, tucker in enumerate(self._tuckers):
+                tucker.load_state_dict(prefixed(state, f"tucker{i}."))
 
     def end_sweep(self, sweep: int) -> None:
         """Merge the ranks of torch.distributed and set centres and scales (0) or factors (1)."""
@@ -277,6 +293,11 @@ class TensorSubspace(nn.Module):
                 f"has {self.teacher}; use the checkpoint's teacher and layers"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin so, without that."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _provisional(rank: int | float) -> int:

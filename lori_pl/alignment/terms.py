@@ -145,6 +145,17 @@ class Term(nn.Module, abc.ABC):
     def observe(self, sweep: int, teacher: Signals, student: Signals | None) -> None:
         """Take in one batch of training rationales; rows of `teacher` and `student` are the same problems."""
 
+    def sweep_state(self) -> dict[str, Tensor] | None:
+        """The sums of the sweep at work, and of those before it, for an interrupted build of a cache to go on from.
+
+        ``None`` from a term that cannot give them; measuring then begins anew.
+        """
+        return None if self.sweeps else {}
+
+    def resume_sweep(self, sweep: int, state: Mapping[str, Tensor]) -> None:
+        """As `begin_sweep`, and goes on from what `sweep_state` gave; the buffers were loaded before."""
+        raise NotImplementedError
+
     def end_sweep(self, sweep: int) -> None:
         """Finish a pass: merge what the ranks observed, set buffers, and after the last pass call `mark_fitted`."""
 

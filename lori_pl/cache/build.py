@@ -1,4 +1,4 @@
-"""Building a cache with the Trainer's predict loop: the terms' teacher side first, then one pass over all rows."""
+"""Building a cache with the Trainer's predict loop: what its passes share, and the one that stores all rows."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from lori_pl.cache.shards import (
     write_sealed,
 )
 from lori_pl.cache.store import KEY, of_term
+from lori_pl.data.moving import TensorFields, pins
 from lori_pl.data.pairing import EncodedProblems, ExplicitBatch, explicit_batch
 from lori_pl.errors import LoriError
 from lori_pl.models.teacher import FrozenTeacher
@@ -44,7 +45,7 @@ STATE = "terms"
 
 
 @dataclass
-class RowBatch:
+class RowBatch(TensorFields):
     """Rows of a data set as the teacher reads them: their numbers (B,), and the sequences.
 
     Without numbers the sequence stands for none: the process goes through the teacher because others do.
@@ -54,7 +55,9 @@ class RowBatch:
     explicit: ExplicitBatch
 
 
-def row_loader(batches: Sequence[np.ndarray], encoded: EncodedProblems, workers: int) -> DataLoader[RowBatch]:
+def row_loader(
+    batches: Sequence[np.ndarray], encoded: EncodedProblems, workers: int, pin: bool
+) -> DataLoader[RowBatch]:
     """Gives the rows of each batch, collated, in order."""
     # an item is a batch: Lightning replaces a batch sampler of one's own in its predict loop
     return DataLoader(
@@ -62,6 +65,7 @@ def row_loader(batches: Sequence[np.ndarray], encoded: EncodedProblems, workers:
         batch_size=1,
         collate_fn=partial(_collate, encoded=encoded),
         num_workers=workers,
+        pin_memory=pin,
     )
 
 
@@ -127,59 +131,6 @@ class TeacherPass(pl.LightningModule):
         return batches + [none] * (most_anywhere(len(batches), self.device) - len(batches))
 
 
-class MeasureTeacher(TeacherPass):
-    """Fits the teacher's side of every term, sweep by sweep, as training without a cache does.
-
-    Args:
-        rows: The rows to measure.
-        others: As in `TeacherPass`.
-    """
-
-    label = "measuring"
-
-    def __init__(self, *others: Any, rows: np.ndarray) -> None:
-        super().__init__(*others)
-        self.rows = rows
-        self.sweep = -1
-
-    @property
-    def sweeps(self) -> int:
-        """Number of passes over the rows."""
-        return max((term.sweeps for term in self.named().values()), default=0)
-
-    def predict_dataloader(self) -> list[DataLoader[RowBatch]]:
-        """The process's part of the rows, once a sweep."""
-        rows = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
-        rows = rows[self.trainer.global_rank :: self.trainer.world_size]
-        self.to_do = len(rows) * self.sweeps
-        batches = self.as_many(self.batches(rows))
-        return [row_loader(batches, self.encoded, self.workers) for _ in range(self.sweeps)]
-
-    def predict_step(self, batch: RowBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
-        """Shows a batch to the terms that are at work in this sweep."""
-        self.advance(dataloader_idx)
-        signals = self.signals(batch)
-        for term in self.named().values():
-            if self.sweep < term.sweeps and len(batch.index):
-                term.observe(self.sweep, signals, None)
-        return len(batch.index)
-
-    def on_predict_epoch_end(self) -> None:
-        """Ends the last sweep."""
-        self.advance(self.sweeps)
-
-    def advance(self, sweep: int) -> None:
-        """Ends sweeps and begins others until ``sweep`` is the one at work."""
-        while self.sweep < sweep:
-            for term in self.named().values():
-                if 0 <= self.sweep < term.sweeps:
-                    term.end_sweep(self.sweep)
-            self.sweep += 1
-            for term in self.named().values():
-                if self.sweep < term.sweeps:
-                    term.begin_sweep(self.sweep)
-
-
 class StoreStatistics(TeacherPass):
     """Writes the packed statistics of all rows, shard by shard; shards that are there are passed over.
 
@@ -230,7 +181,7 @@ class StoreStatistics(TeacherPass):
         waiting = [shard for shard in mine if not self.is_there(shard)]
         self.to_do = sum(len(self.rows_of(shard)) for shard in waiting)
         batches = [batch for shard in waiting for batch in self.batches(self.rows_of(shard))]
-        return row_loader(self.as_many(batches), self.encoded, self.workers)
+        return row_loader(self.as_many(batches), self.encoded, self.workers, pins(self.trainer))
 
     def is_there(self, shard: int) -> bool:
         """Whether a sound file of the shard, packed with these terms, is there; any other is removed."""

@@ -17,7 +17,15 @@ from torch import Tensor
 from lori_pl.errors import LoriError, one_line
 
 _BLOCK = 1 << 22
-_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def checksum(content: bytes) -> str:

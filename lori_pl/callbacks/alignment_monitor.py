@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from lori_pl.data.loading import collate_pairs
 from lori_pl.methods.latent import LatentMethod
 
 
@@ -41,6 +42,7 @@ class AlignmentMonitor(pl.Callback):
     def __init__(self) -> None:
         self._batch: Any = None
         self._trained: Any = None
+        self._resumed_rows: list[int] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the spectrum."""
@@ -76,7 +78,26 @@ class AlignmentMonitor(pl.Callback):
         """Logs the diagnostics of the first validation batch; with a cache, of the last training batch."""
         if not isinstance(pl_module, LatentMethod) or trainer.sanity_checking or self._batch is None:
             return
+        if self._trained is None:
+            self._trained = self._taken_up(trainer)
         values = pl_module.alignment_diagnostics(self._batch if self._trained is None else self._trained)
         self._batch = self._trained = None
         scalars = {f"alignment/{name}": value.float() for name, value in values.items() if value.ndim == 0}
         pl_module.log_dict(scalars, rank_zero_only=True)
+
+    def _taken_up(self, trainer: pl.Trainer) -> Any:
+        """The training batch that a resumed run's validation had before it was broken off; ``None`` without one."""
+        rows, self._resumed_rows = self._resumed_rows, []
+        data: Any = trainer.datamodule
+        split = data.splits.get("train")
+        if not rows or split is None or split.cached is None or max(rows) >= len(split.problems):
+            return None
+        return trainer.strategy.batch_to_device(collate_pairs(split)(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keeps the rows of a training batch whose diagnostics are still to be logged."""
+        return {"rows": [] if self._trained is None else self._trained.index.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them up."""
+        self._resumed_rows = list(state_dict["rows"])

@@ -1,7 +1,8 @@
-"""The time that one job may take."""
+"""The time that one job, or one run, may take."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.callbacks import Timer
@@ -10,8 +11,19 @@ from lightning.pytorch.callbacks import Timer
 class JobTimer(Timer):
     """A `Timer` of the time since this process began to train, whatever a run that it goes on with had taken.
 
-    Lightning's counts both, so that a run that ended by ``max_time`` would never train again.
+    Lightning's counts both, so that a run that ended by ``max_time`` would never train again. A cell of a sweep wants
+    just that: its time is a budget, which an interruption makes no larger.
+
+    Args:
+        duration: As in `Timer`.
+        of_run: Count the time of earlier jobs of the same run, up to the checkpoint that this one goes on from.
     """
 
+    def __init__(self, duration: str | timedelta | dict[str, int] | None, of_run: bool = False) -> None:
+        super().__init__(duration)
+        self.of_run = of_run
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Leaves the time of earlier jobs out."""
+        """Takes the time of earlier jobs in, or leaves it out."""
+        if self.of_run:
+            super().load_state_dict(state_dict)

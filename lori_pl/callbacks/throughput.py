@@ -8,11 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
+from lori_pl.methods.base import is_written
 from lori_pl.sharding import gradient_norm
 
 
 class Throughput(pl.Callback):
-    """Logs problems and tokens a second, and the norm of each optimiser group's gradient, at logging steps."""
+    """Logs the first process's problems and tokens a second, and the norm of each optimiser group's gradient."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -37,7 +38,7 @@ class Throughput(pl.Callback):
         is_explicit = getattr(pl_module, "reasoning", None) == "words"
         sequences = (batch.explicit.ids,) if is_explicit else (batch.question, batch.answer)
         self._tokens += sum(ids.numel() for ids in sequences)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
             pl_module.log("speed/problems_per_second", self._problems / self.seconds)
             pl_module.log("speed/tokens_per_second", self._tokens / self.seconds)
 
@@ -45,7 +46,7 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Logs gradient norms before clipping."""
-        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # not counted yet, it is what the logger will write
+        if not is_written(trainer):
             return
         for group in optimizer.param_groups:
             if (norm := gradient_norm(group["params"])) is not None:

@@ -15,7 +15,6 @@ import transformers
 
 from lori_pl import __version__
 from lori_pl.cache.build import (
-    MeasureTeacher,
     StoreStatistics,
     entries,
     load_state,
@@ -26,6 +25,7 @@ from lori_pl.cache.build import (
     write_plan,
 )
 from lori_pl.cache.manifest import MANIFEST, PLAN, Manifest, first_difference, read_plan
+from lori_pl.cache.measuring import MeasureTeacher, drop_sums
 from lori_pl.cache.shards import write_file
 from lori_pl.cache.store import TeacherCache
 from lori_pl.callbacks.build_progress import BuildProgress
@@ -137,12 +137,14 @@ class Builder:
             load_state(state, terms)
         else:
             rows = np.arange(min(self.method.statistics_problems or len(keys), len(keys)))
-            self.predict(MeasureTeacher(*common, rows=rows))
+            self.predict(MeasureTeacher(*common, rows=rows, folder=self.folder))
             if self.trainer.is_global_zero:
                 save_state(self.folder, terms)
             self.trainer.strategy.barrier()
             state = state_file(self.folder)
             assert state is not None
+        if self.trainer.is_global_zero:
+            drop_sums(self.folder)
         dtype = DTYPES[self.dtype]
         each = packed_bytes(terms, shape.layers, shape.hidden, dtype)
         manifest.shard_problems = self.shard_problems or max(1, min(_SHARD_BYTES // each, len(keys)))

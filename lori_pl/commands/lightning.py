@@ -33,6 +33,7 @@ from lori_pl.callbacks.run_config import RunConfig
 from lori_pl.callbacks.same_start import SameStart
 from lori_pl.callbacks.stop_signals import Stopped, StopSignals
 from lori_pl.callbacks.throughput import Throughput
+from lori_pl.callbacks.training_cost import TrainingCost
 from lori_pl.checkpoint_files import LAST, CheckpointFiles, read_checkpoint
 from lori_pl.commands.failures import explained
 from lori_pl.commands.links import (
@@ -63,7 +64,7 @@ from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.models.saving import save_reasoner
 from lori_pl.sharding import refuse_own_fsdp, shards
-from lori_pl.sweep.child import PROGRESS
+from lori_pl.sweep.child import CELL, PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -176,12 +177,12 @@ class LoriCLI(LightningCLI):
             options = self.options.clone()
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
-            extra += [SameStart(), RunConfig(self.root / CONFIG, config), Throughput()]
+            extra += [SameStart(), RunConfig(self.root / CONFIG, config), Throughput(), TrainingCost()]
             extra += [AlignmentMonitor(), LastValidation()]
             extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
             if (duration := trainer.get("max_time")) and not any(issubclass(kind, Timer) for kind in given):
                 with trainer_errors(trainer):
-                    extra.append(JobTimer(duration))
+                    extra.append(JobTimer(duration, of_run=CELL in os.environ))
                 self.config_init[self.subcommand]["trainer"]["max_time"] = None
             if path := os.environ.get(PROGRESS):
                 extra.append(ProgressFile(Path(path)))
@@ -232,8 +233,8 @@ class LoriCLI(LightningCLI):
         best = getattr(checkpoint, "best_model_path", "") or None
         progress = {
             "seed": int(self.options["seed_everything"]),
-            "seconds": self.trainer_seconds(),
             "steps": self.trainer.global_step,
+            **self.cost(),
         }
         score = getattr(checkpoint, "best_model_score", None)
         if score is not None:
@@ -265,12 +266,15 @@ class LoriCLI(LightningCLI):
         self.trainer.strategy.barrier()
         return model
 
-    def trainer_seconds(self) -> float:
-        """Seconds of training, from the throughput callback."""
+    def cost(self) -> dict[str, Any]:
+        """Seconds, problems and arithmetic of the training, from the callbacks that count them."""
+        found: dict[str, Any] = {}
         for callback in self.trainer.callbacks:
             if isinstance(callback, Throughput):
-                return round(callback.seconds, 1)
-        return 0.0
+                found["seconds"] = round(callback.seconds, 1)
+            if isinstance(callback, TrainingCost):
+                found |= callback.figures(self.trainer.world_size)
+        return found
 
     def after_test(self) -> None:
         """Shows the table and writes the summary."""

@@ -21,6 +21,11 @@ from lori_pl.methods.distillation import Distillation
 from lori_pl.planning import StepCost, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
 from lori_pl.tables import print_whole
 
+SHARDING: dict[Strategy, str] = {
+    "sharded": "reshard_after_forward: false",
+    "fsdp1": "sharding_strategy: SHARD_GRAD_OP",
+}
+"""Strategies that divide weights, and what has them keep put together what a step has put together."""
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -166,19 +171,27 @@ def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: s
 
 
 def show_strategies(console: Console, step: StepCost, devices: int, memory: int | None) -> None:
-    """Prints each strategy's peak a device, and whether it fits."""
+    """Prints each strategy's peak a device, whether it fits, and what ``cpu_offload`` keeps on the host."""
     table = Table(title=f"peak a device, {devices} device{'s' if devices > 1 else ''}")
     for column in ("strategy", "GB", *(["fits"] if memory else [])):
         table.add_column(column, justify="left" if column == "strategy" else "right")
-    rows: list[tuple[str, Strategy, bool]] = [("one device", "single", True)]
+    rows: list[tuple[str, int]] = [("one device", step.peak())]
     if devices > 1:
-        rows += [("ddp", "ddp", True), ("sharded", "sharded", True)]
-        rows.append(("sharded, reshard_after_forward: false", "sharded", False))
-    for label, strategy, reshard in rows:
-        size = step.peak(devices, strategy, reshard)
+        rows.append(("ddp", step.peak(devices, "ddp")))
+        for name, whole in SHARDING.items():
+            if name == "fsdp1" and not step.of_one_type:
+                continue
+            rows.append((name, step.peak(devices, name)))
+            rows.append((f"{name}, {whole}", step.peak(devices, name, reshard_after_forward=False)))
+            rows.append((f"{name}, cpu_offload: true", step.peak(devices, name, cpu_offload=True)))
+    for label, size in rows:
         fits = [] if memory is None else ["yes" if size <= memory else "no"]
         table.add_row(label, f"{size / 1e9:.3f}", *fits)
     print_whole(table, console)
+    if devices > 1:
+        say(console, f"cpu_offload: true keeps {step.host(devices) / 1e9:.3f} GB a process in the host's memory")
+        if not step.of_one_type:
+            say(console, "fsdp1 takes no layer whose weights are of two types: see docs/cluster.md")
 
 
 def show_hours(console: Console, flops: int, batches: int, options: Any) -> None:

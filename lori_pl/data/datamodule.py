@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lori_pl.cache.store import CachedRows, TeacherCache
 from lori_pl.data.loading import ResumableLoader, collate_pairs, ignore_signals
+from lori_pl.data.moving import pins
 from lori_pl.data.pairing import EncodedProblems, PairedBatch
 from lori_pl.data.problem import Problem
 from lori_pl.data.questions import read_questions
@@ -315,6 +316,7 @@ class PairedDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=ignore_signals,
+            pin_memory=pins(self.trainer),
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from lori_pl.data.moving import pins
 from lori_pl.data.pairing import PairedBatch, paired_batch
 from lori_pl.errors import LoriError
 
@@ -145,6 +146,7 @@ class ResumableLoader(DataLoader[PairedBatch]):
             collate_fn=collate_pairs(split),
             num_workers=num_workers,
             worker_init_fn=ignore_signals,
+            pin_memory=pins(trainer),
         )
 
     def __len__(self) -> int:

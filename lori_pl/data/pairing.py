@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lori_pl.cache.store import CachedRows
+from lori_pl.data.moving import TensorFields
 from lori_pl.data.problem import Problem
 from lori_pl.data.template import Encoder, RationaleTokens
 
@@ -119,7 +120,7 @@ class EncodedProblems:
 
 
 @dataclass
-class ExplicitBatch:
+class ExplicitBatch(TensorFields):
     """Question, rationale, answer prompt and answer of B problems in one tokenizer.
 
     Args:
@@ -133,6 +134,7 @@ class ExplicitBatch:
         anchor: (B,) column of the token that predicts the answer's first token.
         begin: (B,) column of the first token behind the question.
         written: W, the most tokens that any problem has behind its question.
+        anchored: Columns up to the last anchor, its own among them.
     """
 
     ids: Tensor
@@ -144,6 +146,7 @@ class ExplicitBatch:
     anchor: Tensor
     begin: Tensor
     written: int
+    anchored: int
 
 
 @dataclass
@@ -162,7 +165,7 @@ class Pieces:
 
 
 @dataclass
-class StepBatch:
+class StepBatch(TensorFields):
     """The rationales of B problems, a step a row; where there are more steps than K, the last row holds the rest.
 
     Args:
@@ -183,7 +186,7 @@ class StepBatch:
 
 
 @dataclass
-class PairedBatch:
+class PairedBatch(TensorFields):
     """B problems as the student sees them, and as words.
 
     Args:
@@ -261,6 +264,7 @@ def join_parts(parts: Sequence[Parts], encoder: Encoder, selected: Sequence[Ids]
         columns, rationale_mask = pad(selected, 0, left=False)
     target = mask & (torch.arange(ids.shape[1])[None] >= question)
     weight = 1.0 / (target.sum(1, keepdim=True).clamp_min(1) * max(len(parts), 1))
+    anchor = (question + rationale)[:, 0] + len(prompt) - 1
     return ExplicitBatch(
         ids=ids,
         mask=mask,
@@ -268,9 +272,10 @@ def join_parts(parts: Sequence[Parts], encoder: Encoder, selected: Sequence[Ids]
         target_weight=weight.expand_as(target)[target],
         rationale_index=torch.where(rationale_mask, question + columns, 0),
         rationale_mask=rationale_mask,
-        anchor=(question + rationale)[:, 0] + len(prompt) - 1,
+        anchor=anchor,
         begin=question[:, 0],
         written=int(target.sum(1).max()) if len(parts) else 0,
+        anchored=int(anchor.max()) + 1 if len(parts) else 0,
     )
 
 

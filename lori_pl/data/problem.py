@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -20,3 +23,15 @@ class Problem:
     question: str
     steps: list[str]
     answer: str
+
+
+def problems_digest(problems: Iterable[Problem]) -> str:
+    """A short digest of ids, questions and answers, in whatever order: two sets of problems that share it are the same.
+
+    Ids alone do not tell: they number the problems of a source, whatever its arguments.
+
+    Args:
+        problems: The problems.
+    """
+    lines = sorted(json.dumps([problem.id, problem.question, problem.answer]) for problem in problems)
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()

@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import seed_interval
-from lori_pl.evaluation.intervals import as_bits, paired_difference
+from lori_pl.evaluation.intervals import as_bits, bootstrap_difference, paired_difference
 from lori_pl.evaluation.records import Outcomes
 
 FEWEST_SEEDS = 3
@@ -64,12 +64,14 @@ class OnePair:
 
     Args:
         bounds: Newcombe's interval of the difference of accuracies.
+        bootstrap: The bootstrap's; ``None`` where the problems' differences are all the same.
         p: The exact McNemar test's two-sided p-value.
         only_first: Problems that the first model alone answers correctly.
         only_second: Those of the second alone.
     """
 
     bounds: tuple[float, float]
+    bootstrap: tuple[float, float] | None
     p: float
     only_first: int
     only_second: int
@@ -214,12 +216,12 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float | None:
 def compare_models(
     first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray, level: float = 0.95
 ) -> OnePair:
-    """Compares two models on the same problems: Newcombe's interval and the exact McNemar test.
+    """Compares two models on the same problems: Newcombe's interval, the bootstrap's, and the exact McNemar test.
 
     Args:
         first: One bit a problem, shape (n,): whether the first model is right.
         second: The second model's bits on the same problems in the same order, shape (n,).
-        level: Coverage of the interval.
+        level: Coverage of the intervals.
 
     Raises:
         LoriError: As `paired_difference`.
@@ -228,7 +230,7 @@ def compare_models(
     a, b = as_bits(first, "first"), as_bits(second, "second")
     table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
     p = float(mcnemar(table, exact=True).pvalue) if table[0][1] + table[1][0] else 1.0
-    return OnePair((low, high), min(p, 1.0), table[0][1], table[1][0])
+    return OnePair((low, high), bootstrap_difference(a, b, level), min(p, 1.0), table[0][1], table[1][0])
 
 
 def _effect(values: Sequence[float], level: float) -> Effect:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.intervals import paired_difference
+from lori_pl.evaluation.intervals import bootstrap_difference, paired_difference
 from lori_pl.evaluation.records import Outcomes
 
 
@@ -25,6 +25,7 @@ class Comparison:
         mean: Mean difference over the seeds.
         bounds: Its t interval with the seed as the unit; ``None`` for a single seed.
         level: Coverage of the intervals.
+        bootstrap: For a single seed the bounds of `bootstrap_difference` beside those of `paired_difference`.
     """
 
     first: str
@@ -33,6 +34,7 @@ class Comparison:
     mean: float
     bounds: tuple[float, float] | None
     level: float
+    bootstrap: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         """One line in points, whatever the sign."""
@@ -40,7 +42,8 @@ class Comparison:
         if self.bounds is not None:
             text += f" ({100 * self.level:g} % interval {_points(self.bounds)}, t over {len(self.by_seed)} seeds)"
         seeds = [f"{seed}: {100 * d:+.1f} ({_points((low, high))})" for seed, (d, low, high) in self.by_seed.items()]
-        return f"{text}; by seed, with the interval over problems: {', '.join(seeds)}"
+        text += f"; by seed, with the interval over problems: {', '.join(seeds)}"
+        return text if self.bootstrap is None else f"{text}; by bootstrap: {_points(self.bootstrap)}"
 
 
 def compare(outcomes: Outcomes, first: str, second: str, level: float = 0.95) -> Comparison:
@@ -61,9 +64,12 @@ def compare(outcomes: Outcomes, first: str, second: str, level: float = 0.95) ->
     seeds = sorted({s for m, s in outcomes.bits if m == first} & {s for m, s in outcomes.bits if m == second})
     if not seeds:
         raise LoriError(f"'{first}' and '{second}' have no seed in common: run both with the same seeds")
-    by_seed = {s: paired_difference(outcomes.bits[first, s], outcomes.bits[second, s], level) for s in seeds}
+    pairs = {s: (outcomes.bits[first, s], outcomes.bits[second, s]) for s in seeds}
+    by_seed = {s: paired_difference(*pair, level) for s, pair in pairs.items()}
     differences = [difference for difference, _, _ in by_seed.values()]
-    return Comparison(first, second, by_seed, float(np.mean(differences)), seed_interval(differences, level), level)
+    bootstrap = bootstrap_difference(*pairs[seeds[0]], level) if len(seeds) == 1 else None
+    bounds = seed_interval(differences, level)
+    return Comparison(first, second, by_seed, float(np.mean(differences)), bounds, level, bootstrap)
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:

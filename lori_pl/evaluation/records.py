@@ -14,15 +14,15 @@ import os
 import subprocess
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.intervals import as_bits
-from lori_pl.files import replace_file
+from lori_pl.files import make_file, replace_file
 
 RESULT_COLUMNS = ("method", "seed", "accuracy", "n", "passes", "milliseconds", "commit", "command")
 """What every result table has: accuracies are fractions, passes and milliseconds means a question."""
@@ -38,11 +38,45 @@ class Outcomes:
         ids: The problems' ids, n of them, in the order of the bits.
         bits: For each (method, seed) a boolean array of shape (n,): whether the answer was right.
         steps: The problems' numbers of rationale steps, shape (n,), where they are known.
+        problems: The problems' `lori_pl.data.problem.problems_digest`, where it is known.
     """
 
     ids: list[str]
     bits: dict[tuple[str, int], np.ndarray]
     steps: np.ndarray | None = None
+    problems: str | None = None
+
+    def rows_of(self, other: Outcomes) -> list[int]:
+        """Where each of these problems stands in another evaluation of the same problems.
+
+        Numbers of steps and digests are compared where both have them: files of earlier versions may have neither.
+
+        Raises:
+            OtherProblems: The other evaluation's problems are not these.
+        """
+        if set(other.ids) != set(self.ids):
+            only = min(set(other.ids) ^ set(self.ids))
+            raise OtherProblems(f"{len(other.ids)} others ('{only}' is in one only)")
+        places = {id: place for place, id in enumerate(other.ids)}
+        rows = [places[id] for id in self.ids]
+        if self.steps is not None and other.steps is not None and not np.array_equal(self.steps, other.steps[rows]):
+            raise OtherProblems("as many of the same ids, but with other numbers of steps")
+        if self.problems is not None and other.problems is not None and self.problems != other.problems:
+            raise OtherProblems("as many of the same ids, but with other questions or answers")
+        return rows
+
+    def save(self, file: IO[bytes]) -> None:
+        """Writes the arrays of a file of outcomes."""
+        arrays: dict[str, Any] = {f"{method}/{seed}": bits for (method, seed), bits in self.bits.items()}
+        if self.steps is not None:
+            arrays["steps"] = self.steps
+        if self.problems is not None:
+            arrays["problems"] = np.asarray(self.problems, dtype=np.str_)
+        np.savez_compressed(file, ids=np.asarray(self.ids, dtype=np.str_), **arrays)
+
+
+class OtherProblems(LoriError):
+    """Two evaluations are of different problems; the message says what the other one's are."""
 
 
 def write_outcomes(
@@ -52,12 +86,14 @@ def write_outcomes(
     method: str,
     seed: int,
     steps: Sequence[int] | np.ndarray | None = None,
+    problems: str | None = None,
 ) -> None:
     """Add one (method, seed) to a file of outcomes; the file is made where it does not exist.
 
-    The file holds ``ids``, ``steps`` where they are known, and one boolean array ``METHOD/SEED`` each. It is written
-    beside itself and moved into place, so a reader or a crash sees the old file or the new one. Outcomes already there
-    for the same (method, seed) are replaced. Bits in another order than the file's are sorted into it by id.
+    The file holds ``ids``, ``steps`` and ``problems`` where they are known, and one boolean array ``METHOD/SEED`` each.
+    It is written beside itself and moved into place, so a reader or a crash sees the old file or the new one. Outcomes
+    already there for the same (method, seed) are replaced. Bits in another order than the file's are sorted into it by
+    id. A file without ``steps`` or ``problems`` takes those that are given.
 
     Args:
         path: The ``.npz`` file; its folder is made.
@@ -66,42 +102,39 @@ def write_outcomes(
         method: Name of the method.
         seed: The training seed.
         steps: Number of rationale steps of each problem, shape (n,), in the order of ``ids``.
+        problems: The problems' `lori_pl.data.problem.problems_digest`.
 
     Raises:
-        LoriError: Lengths differ, an id occurs twice, or the file's ids or numbers of steps are others.
+        LoriError: Lengths differ, an id occurs twice, or the file's problems are others.
     """
     path, ids, outcome = Path(path), [str(id) for id in ids], as_bits(bits, f"{method}/{seed}")
     if len(ids) != len(outcome):
         raise LoriError(f"{path}: {len(ids)} ids but {len(outcome)} outcomes of {method}/{seed}: give one a problem")
-    positions = {id: position for position, id in enumerate(ids)}
-    if len(positions) != len(ids):
-        twice = next(id for position, id in enumerate(ids) if positions[id] != position)
+    if len(set(ids)) != len(ids):
+        twice = next(id for position, id in enumerate(ids) if id in ids[:position])
         raise LoriError(f"{path}: id '{twice}' occurs twice in the outcomes of {method}/{seed}: ids must be unique")
     counts = None if steps is None else np.asarray(steps, dtype=np.int64)
     if counts is not None and counts.shape != outcome.shape:
         raise LoriError(f"{path}: {len(ids)} ids but numbers of steps of shape {counts.shape}: give one a problem")
-    merged: dict[tuple[str, int], np.ndarray] = {}
-    if path.exists():
-        known = read_outcomes(path)
-        if positions.keys() != set(known.ids):
-            other = min(positions.keys() ^ set(known.ids))
-            raise LoriError(
-                f"{path}: holds the outcomes of {len(known.ids)} problems, but {method}/{seed} has {len(ids)} others "
-                f"('{other}' is in one only): evaluate on the same problems or write to another file"
-            )
-        order = [positions[id] for id in known.ids]
-        outcome, given = outcome[order], None if counts is None else counts[order]
-        ids, merged, counts = known.ids, dict(known.bits), given if known.steps is None else known.steps
-        if given is not None and counts is not None and not np.array_equal(given, counts):
-            raise LoriError(
-                f"{path}: the problems of {method}/{seed} have the file's ids, but other numbers of steps: write to "
-                "another file"
-            )
-    merged[method, int(seed)] = outcome
-    arrays: dict[str, Any] = {f"{name}/{number}": array for (name, number), array in merged.items()}
-    if counts is not None:
-        arrays["steps"] = counts
-    replace_file(path, lambda file: np.savez_compressed(file, ids=np.asarray(ids, dtype=np.str_), **arrays))
+    given = Outcomes(ids, {(method, int(seed)): outcome}, counts, problems)
+    # another machine may have made it, which this one has not seen
+    if not path.exists() and make_file(path, given.save):
+        return
+    known = read_outcomes(path)
+    try:
+        rows = known.rows_of(given)
+    except OtherProblems as error:
+        raise LoriError(
+            f"{path}: holds the outcomes of {len(known.ids)} problems, but {method}/{seed} has {error}: evaluate on "
+            "the same problems or write to another file"
+        ) from None
+    merged = replace(
+        known,
+        bits={**known.bits, (method, int(seed)): outcome[rows]},
+        steps=counts[rows] if known.steps is None and counts is not None else known.steps,
+        problems=known.problems or problems,
+    )
+    replace_file(path, merged.save)
 
 
 def read_outcomes(path: str | Path) -> Outcomes:
@@ -112,7 +145,7 @@ def read_outcomes(path: str | Path) -> Outcomes:
 
     Returns:
         The ids, the outcomes of each (method, seed) in the order in which they were written, and the numbers of steps
-        where the file has them.
+        and the problems' digest where the file has them.
 
     Raises:
         LoriError: The file is missing or is no file of outcomes.
@@ -125,8 +158,9 @@ def read_outcomes(path: str | Path) -> Outcomes:
             ids = [str(id) for id in arrays["ids"]]
             bits: dict[tuple[str, int], np.ndarray] = {}
             steps = np.asarray(arrays["steps"], dtype=np.int64) if "steps" in arrays.files else None
+            problems = str(arrays["problems"][()]) if "problems" in arrays.files else None
             for key in arrays.files:
-                if key not in ("ids", "steps"):
+                if key not in ("ids", "steps", "problems"):
                     method, _, seed = key.rpartition("/")
                     bits[method, int(seed)] = as_bits(arrays[key], key)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
@@ -136,7 +170,7 @@ def read_outcomes(path: str | Path) -> Outcomes:
             raise LoriError(f"{path}: {method}/{seed} has {len(array)} outcomes for {len(ids)} ids: write it again")
     if steps is not None and steps.shape != (len(ids),):
         raise LoriError(f"{path}: numbers of steps of shape {steps.shape} for {len(ids)} ids: write it again")
-    return Outcomes(ids, bits, steps)
+    return Outcomes(ids, bits, steps, problems)
 
 
 class ResultTable:
@@ -174,6 +208,12 @@ class ResultTable:
             LoriError: As `rows`.
         """
         header, rows, sound = self._read()
+        if not header:
+            columns = list(dict.fromkeys((*self._initial, *row)))
+            first = _as_lines([columns, [_as_text(row.get(column)) for column in columns]])
+            if make_file(self.path, lambda file: file.write(first)):
+                return
+            header, rows, sound = self._read()  # another machine made it, which this one had not seen
         union = list(dict.fromkeys((*(header or self._initial), *row)))
         line = [_as_text(row.get(column)) for column in union]
         if union != header:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lori_pl.data.problem import problems_digest
 from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.metrics import TestSetMetrics
 from lori_pl.evaluation.records import git_commit, write_outcomes
@@ -68,6 +69,8 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
     first = next(iter(sets))
     for name, split in method.data.tests.items():
         sets[name]["floor"] = majority_floor([problem.answer for problem in split.problems])
+        answered = method.test_metrics[name].outcomes
+        sets[name]["problems"] = problems_digest(each for each in split.problems if each.id in answered)
     summary = {
         "methods": {method.label: sets[first]},
         "test_sets": sets,
@@ -85,7 +88,8 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
         steps = {problem.id: int(count) for problem, count in zip(split.problems, split.steps, strict=True)}
         (root / file).unlink(missing_ok=True)  # those of the run that this one goes on with
         counts = [steps[id] for id in metrics.outcomes]
-        write_outcomes(root / file, list(metrics.outcomes), bits, method.label, extra.get("seed", 0), counts)
+        ids, problems = list(metrics.outcomes), sets[name]["problems"]
+        write_outcomes(root / file, ids, bits, method.label, extra.get("seed", 0), counts, problems)
     print_table({f"{method.label} on {name}": values for name, values in sets.items()})
     Console().print(f"summary: {root / SUMMARY}")
 

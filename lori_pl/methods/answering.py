@@ -37,6 +37,7 @@ class AnsweringModule(pl.LightningModule):
         self.max_new_tokens = max_new_tokens
         self.latents_at_run: int | None = None
         self.trains = True
+        self.has_validation_loss = True
         self.val_accuracy = AnswerAccuracy()
         self.val_loss = MeanByProblem()
         self.test_metrics: dict[str, TestSetMetrics] = {}
@@ -109,12 +110,14 @@ class AnsweringModule(pl.LightningModule):
         """Generates answers; accuracy is that of real generation, the loss that of teacher forcing."""
         answers, _ = self.answer_batch(batch)
         self.val_accuracy.update(self.judge(answers, batch, self.data.splits["validation"]), batch.steps, batch.index)
-        self.val_loss.update(self.task_losses(batch), batch.index)
+        if self.has_validation_loss:
+            self.val_loss.update(self.task_losses(batch), batch.index)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the loss, and accuracy overall and by number of steps."""
-        self.log("val/loss", self.val_loss.compute())
-        self.val_loss.reset()
+        if self.has_validation_loss:
+            self.log("val/loss", self.val_loss.compute())
+            self.val_loss.reset()
         values = self.val_accuracy.compute()
         self.val_accuracy.reset()
         self.log("val/accuracy", values.pop("accuracy"), prog_bar=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from lori_pl.alignment.distributed import average_across_ranks
 from lori_pl.checkpoint_files import place_of
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
@@ -30,11 +31,20 @@ from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
 from lori_pl.methods.positions import check_sequences
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
+from lori_pl.models.casting import weights_cast_once
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 from lori_pl.sharding import is_sharded, loading, most_anywhere, shard
 
 log = logging.getLogger(__name__)
+
+
+def is_written(trainer: pl.Trainer) -> bool:
+    """Whether the logger will write what a step logs that has begun: each so many steps, and the last of all."""
+    every, step = trainer.log_every_n_steps, trainer.global_step + 1
+    in_last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 == trainer.max_epochs
+    is_last = step == trainer.max_steps or (in_last_epoch and trainer.is_last_batch)
+    return every > 0 and (step % every == 0 or is_last)
 
 
 class Method(AnsweringModule):
@@ -262,12 +272,19 @@ class Method(AnsweringModule):
         )
         return answer_cross_entropy(self.student, found.hidden, batch)
 
+    def step_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """As :meth:`losses`, under autocast with one cast of each weight for all passes of the step."""
+        # what is recomputed, or put together for a layer at a time, is not to be kept
+        keeps = not self.backbone.gradient_checkpointing and not is_sharded(self)
+        with weights_cast_once(self.device) if keeps else nullcontext():
+            return self.losses(batch)
+
     def training_step(self, batch: PairedBatch, batch_idx: int) -> dict[str, Any]:
-        """One step; every part of the loss is logged."""
-        loss, parts = self.losses(batch)
-        size = len(batch.index)
+        """One step; every part of the loss is logged, as the mean over the processes where the logger writes."""
+        loss, parts = self.step_losses(batch)
         detached = {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
-        self.log_dict({f"train/{name}": value for name, value in detached.items()}, batch_size=size)
+        logged = average_across_ranks(detached) if is_written(self.trainer) else detached
+        self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=len(batch.index))
         return {"loss": loss, "parts": detached}
 
     # ---- checkpoints: only what trains ----------------------------------------------------------------------------

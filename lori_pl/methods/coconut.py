@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +10,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lori_pl.alignment import Signals
-from lori_pl.alignment.distributed import mean_across_ranks
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, pad
+from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
-from lori_pl.methods.latent import LatentMethod
-from lori_pl.methods.losses import unused
+from lori_pl.methods.latent import LatentMethod, StudentPass
+from lori_pl.methods.losses import batch_mean, token_mean, unused
 from lori_pl.methods.stages import StagedMethod, Stages
 from lori_pl.models.backbone import Backbone
+from lori_pl.models.embeddings import copy_marker_rows
+from lori_pl.models.hidden import LayerSelection
+
+PEER_ROW = "<<"
+"""The token that the published code's new rows are copies of."""
 
 
 class Coconut(StagedMethod, LatentMethod):
@@ -37,10 +43,12 @@ class Coconut(StagedMethod, LatentMethod):
         latent_stages: Number of stages that bring c latents each.
         first_stage: The stage that training begins in; the published runs begin behind stage 0, which is explicit CoT.
         projector: Whether a latent is the projected last hidden state; the published one is that state as it is.
+        peer_compat: As the published code: the rows of ``<bot>`` and ``<eot>`` start as copies of that of ``<<``, the
+            optimiser's moments are forgotten at every epoch too, and the last stage's loss counts the answer prompt.
         settings: As in `Distillation`.
 
     Raises:
-        LoriError: If a number is out of range.
+        LoriError: If a number is out of range, or ``peer_compat`` is to keep the optimiser's moments.
     """
 
     name = "coconut"
@@ -53,6 +61,7 @@ class Coconut(StagedMethod, LatentMethod):
         latent_stages: int = 3,
         first_stage: int = 1,
         projector: bool = False,
+        peer_compat: bool = False,
         **settings: Any,
     ) -> None:
         if latents_a_step < 1 or latent_stages < 1:
@@ -63,7 +72,13 @@ class Coconut(StagedMethod, LatentMethod):
             raise LoriError(f"model.first_stage is {first_stage}: give 0 to {latent_stages + 1}, the last stage")
         if first_stage == 0 and settings.get("terms"):
             raise LoriError("model.first_stage is 0, a stage without latents, which model.terms could not read: give 1")
+        if peer_compat and not stages.reset_optimizer:
+            raise LoriError(
+                "model.peer_compat forgets the optimiser's moments at every epoch, and model.stages.reset_optimizer is "
+                "false: set one of the two otherwise"
+            )
         super().__init__(backbone, latents=latents_a_step * latent_stages, projector=projector, **settings)
+        self.peer_compat = self.learns_prompt = peer_compat
         self.stages = stages
         self.latents_a_step = latents_a_step
         self.latent_stages = latent_stages
@@ -101,15 +116,74 @@ class Coconut(StagedMethod, LatentMethod):
             self.reasoner.thought.latents = self.latents_a_step * self.removed
             self.reasoner.settings = replace(self.reasoner.settings, then="answer" if self.is_final else "words")
 
+    def load_backbone(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """Also starts the markers' rows as published, where that is asked for and they are new.
+
+        Raises:
+            LoriError: If the tokenizer has no ``<<``.
+        """
+        if self.peer_compat and PEER_ROW not in tokenizer.get_vocab():
+            raise LoriError(
+                f"model.peer_compat starts <bot> and <eot> as copies of the token '{PEER_ROW}', which the student's "
+                "tokenizer does not have: set it to false"
+            )
+        lm: PreTrainedModel = super().load_backbone(tokenizer)
+        if self.peer_compat:
+            chosen = self.tokenizer_backbone
+            copy_marker_rows(lm, tokenizer, load_tokenizer(chosen.tokenizer_name, False, chosen.revision), PEER_ROW)
+        return lm
+
+    def begins_anew(self, step: int) -> bool:
+        """At every epoch too under ``peer_compat``."""
+        return super().begins_anew(step) or (self.peer_compat and step > 0 and step % self.steps_an_epoch == 0)
+
+    @property
+    def saved_stage(self) -> int | None:
+        """Told by the number of latents, and by what follows them."""
+        if self.student.settings.then == "answer":
+            return self.final_stage
+        return self.student.thought.latents // self.latents_a_step - self.first_stage
+
+    def set_latents(self) -> None:
+        """Sets the number of latents that this run asks for.
+
+        Raises:
+            LoriError: If steps in words follow them, and it is not clear which.
+        """
+        super().set_latents()
+        latents = self.student.thought.latents
+        if self.student.settings.then == "words" and latents % self.latents_a_step:
+            raise LoriError(
+                f"this student, of a stage in which words follow, takes its latents {self.latents_a_step} a step "
+                f"(model.latents_a_step), and this run asks for {latents}: give a multiple of {self.latents_a_step}"
+            )
+
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
         """Cross-entropy on what stands behind the latents."""
-        if self.is_final:
-            student = self.read_student(batch, *self.wanted)
-            tokens = batch.target_mask.sum(1)
-            task = mean_across_ranks((student.losses * tokens).sum(), tokens.sum())
-            return task, {"task": task}, student.signals
+        student = self.read_stage(batch, *self.wanted)
+        task = batch_mean(student.losses, student.tokens)
+        # without latents the projector is not used
+        total = task if self.student.thought.latents else task + unused(self.student.thought)
+        return total, {"task": task}, student.signals
+
+    def task_losses(self, batch: PairedBatch) -> Tensor:
+        """Cross-entropy (B,) on what this stage has behind the latents, the mean over each problem's tokens."""
+        return self.read_stage(batch, None, None).losses
+
+    def read_stage(
+        self, batch: PairedBatch, trajectory: LayerSelection | None, anchor: LayerSelection | None
+    ) -> StudentPass:
+        """Question, latents, the steps that this stage leaves in words, and answer.
+
+        Args:
+            batch: The batch.
+            trajectory: Layers whose states at the latents are wanted.
+            anchor: Layers whose states at the anchor are wanted.
+        """
+        if self.student.settings.then == "answer":
+            return self.read_student(batch, trajectory, anchor)
         assert batch.pieces is not None
-        encoder, removed = self.student.encoder, self.removed
+        encoder, removed = self.student.encoder, self.student.thought.latents // self.latents_a_step
         rows, before = [], []
         for (_, rationale, answer), starts in zip(batch.pieces.parts, batch.pieces.starts, strict=True):
             begin = 0 if not removed else starts[removed] if removed < len(starts) else len(rationale)
@@ -117,26 +191,26 @@ class Coconut(StagedMethod, LatentMethod):
             before.append(len(rows[-1]) - len(answer) - 1)
         ids, mask = (tensor.to(batch.question.device) for tensor in pad(rows, encoder.pad, left=False))
         columns = torch.tensor(before, device=ids.device)[:, None]
-        found = self.student.read_pair(batch.question, batch.question_mask, ids, mask, 0, *self.wanted, columns)
-        losses = F.cross_entropy(
-            self.student.logits(found.hidden).float().transpose(1, 2), ids[:, 1:], reduction="none"
-        )
-        task = mean_across_ranks((losses * mask[:, 1:]).sum(), mask[:, 1:].sum())
-        # without latents the projector is not used
-        total = task if removed else task + unused(self.student.thought)
-        return total, {"task": task}, Signals(found.trajectory, None, found.anchor)
+        question = (batch.question, batch.question_mask)
+        found = self.student.read_pair(*question, ids, mask, 0, trajectory, anchor, columns)
+        target, logits = ids[:, 1:], self.student.logits(found.hidden).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        written = mask[:, 1:]
+        signals = Signals(found.trajectory, None, found.anchor)
+        return StudentPass(token_mean(losses, written), written.sum(1), signals, found.cache)
 
     def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
-        """The longest of all stages in training; the last stage's in validation."""
+        """The longest of all stages in a training; outside it those of the stage that the student is in."""
         encoder, parts = self.student.encoder, split.student
-        fixed = parts.questions.lengths + parts.answers.lengths + len(encoder.bot) + len(encoder.suffix)
-        lengths = fixed + self.latents
-        if split.name == "train":
-            for removed in range(min(self.first_stage, self.latent_stages), self.latent_stages + 1):
-                left = parts.rationales.lengths - parts.step_columns(removed)
-                lengths = np.maximum(lengths, fixed + self.latents_a_step * removed + left)
-        what = f"question, up to {self.latents} latents, the steps that are left, answer prompt and answer"
-        return [(what, self.student.lm, lengths)]
+        lengths = parts.questions.lengths + parts.answers.lengths + len(encoder.bot) + len(encoder.suffix)
+        latents = self.latents if self.trains else self.student.thought.latents
+        gone: Iterable[int] = range(min(self.first_stage, self.latent_stages), self.latent_stages + 1)
+        if not self.trains:
+            gone = [latents // self.latents_a_step] if self.student.settings.then == "words" else []
+        left = [self.latents_a_step * k + parts.rationales.lengths - parts.step_columns(k) for k in gone]
+        between = np.max([np.full_like(lengths, latents), *left], axis=0)
+        what = f"question, up to {latents} latents, the steps that are left, answer prompt and answer"
+        return [(what, self.student.lm, lengths + between)]
 
     @property
     def checkpoint_settings(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lori_pl.errors import LoriError
 from lori_pl.methods.joint import JointMethod
 from lori_pl.models.backbone import Backbone
 
@@ -15,22 +14,16 @@ class CODI(JointMethod):
     Args:
         backbone: The language model.
         gamma: Weight of the distance at the anchor: 1 for GPT-2, 20 for LLaMA in the published runs.
-        peer_compat: As the published code: the embedding layer counts as a layer of the distance, the teacher's
-            rationale lacks its last step (needs ``data.template.drop_last_step``), and under LoRA the markers' rows do
-            not train.
+        peer_compat: As the published code: both cross-entropies are means over the tokens of the batch, the student's
+            over the answer prompt too, the embedding layer counts as a layer of the distance, the teacher's rationale
+            lacks its last step (needs ``data.template.drop_last_step``), and under LoRA the markers' rows do not train.
         settings: As in `JointMethod`, `LatentMethod` and `Distillation`.
-
-    Raises:
-        LoriError: If ``peer_compat`` meets a template that keeps the last step.
     """
 
     name = "codi"
 
     def __init__(self, backbone: Backbone, gamma: float = 1.0, peer_compat: bool = False, **settings: Any) -> None:
-        super().__init__(backbone, gamma, **settings)
-        if peer_compat and not self.template.drop_last_step:
-            raise LoriError("model.peer_compat leaves out each rationale's last step: set data.template.drop_last_step")
-        self.peer_compat = peer_compat
+        super().__init__(backbone, gamma, peer_compat, **settings)
         self.first_layer = 0 if peer_compat else 1
 
     def configure_model(self) -> None:

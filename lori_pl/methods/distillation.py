@@ -24,7 +24,16 @@ from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.base import Method
 from lori_pl.methods.optimization import Schedule
-from lori_pl.methods.teachers import can_share, load_start, load_teacher, loaded_like, shape_of, share_teacher
+from lori_pl.methods.teachers import (
+    can_share,
+    check_noted,
+    load_start,
+    load_teacher,
+    loaded_like,
+    noted_teacher,
+    shape_of,
+    share_teacher,
+)
 from lori_pl.methods.terms import Observed, measure, named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen
 from lori_pl.models.hidden import LayerSelection
@@ -92,6 +101,8 @@ class Distillation(Method):
         self.terms = nn.ModuleList(weighted_terms(terms or [], weights or {}))
         self.needs = frozenset[str]().union(*(term.needs for term in self.active_terms))
         self.teacher: FrozenTeacher | None = None
+        self.teacher_note: dict[str, Any] = {}
+        self.teacher_before: dict[str, Any] = {}
         self._cache_is_checked = False
         if not self.needs and cache is not None:
             raise LoriError("model.cache is set, but no term that weighs something needs a teacher: set it to null")
@@ -193,6 +204,7 @@ class Distillation(Method):
         if self.trains and self.cache is None:
             with self.loading():
                 self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
+            self.teacher_note = noted_teacher(self.teacher, teacher)
         self.prepare_terms(shape)
 
     def load_teacher(self) -> FrozenTeacher:
@@ -307,8 +319,13 @@ class Distillation(Method):
         return found
 
     def on_fit_start(self) -> None:
-        """Measures centre, scale and factors on training rationales, unless a checkpoint brought them."""
+        """Measures centre, scale and factors on training rationales, unless a checkpoint brought them.
+
+        Raises:
+            LoriError: If the checkpoint had another teacher.
+        """
         super().on_fit_start()
+        self.teacher_note = check_noted(self.teacher_before, self.teacher_note, self.loaded_from)
         if self.cache is not None:
             with assembled(self, self.terms):
                 self.load_cached_terms()
@@ -390,9 +407,10 @@ class Distillation(Method):
         return values
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also notes with what the alignment was measured."""
+        """Also notes with what the alignment was measured, and which teacher there was."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["lori_pl"]["measured"] = self.measured_with
+        checkpoint["lori_pl"]["teacher"] = self.teacher_note
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also refuses to train on with an alignment that was measured otherwise.
@@ -401,6 +419,7 @@ class Distillation(Method):
             LoriError: Naming what differs.
         """
         super().on_load_checkpoint(checkpoint)
+        self.teacher_before = checkpoint["lori_pl"].get("teacher", {})
         now = self.measured_with if self.trains else {}
         for name, value in checkpoint["lori_pl"].get("measured", {}).items():
             if name in now and now[name] != value:

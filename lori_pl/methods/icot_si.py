@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, Pieces, join_parts
 from lori_pl.errors import LoriError
-from lori_pl.methods.losses import explicit_cross_entropy
+from lori_pl.methods.losses import batch_mean, explicit_cross_entropy
 from lori_pl.methods.stages import StagedMethod, Stages
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.thought import Reasoning
@@ -32,6 +31,8 @@ class ICoTSI(StagedMethod):
         remove_all: Beyond so many tokens everything goes.
         side: The end of the rationale that tokens are taken from.
         smoothing: The rate of the random offset o; ``null`` for none.
+        peer_compat: As the published code: the loss is the mean over the tokens of the batch, the answer prompt among
+            them in the last stage too, which is the one where s reaches ``remove_all``, whatever o.
         settings: As in `Method`.
 
     Raises:
@@ -48,6 +49,7 @@ class ICoTSI(StagedMethod):
         remove_all: int = 39,
         side: Literal["left", "right"] = "left",
         smoothing: float | None = 4.0,
+        peer_compat: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(backbone, **settings)
@@ -59,12 +61,23 @@ class ICoTSI(StagedMethod):
         self.remove_all = remove_all
         self.side = side
         self.smoothing = smoothing
+        self.peer_compat = peer_compat
         self.draw = (0, 0)
 
     @property
     def final_stage(self) -> int:
         """The first in which every rationale is gone, whatever its offset."""
-        return self.remove_all + 1
+        return self.remove_all if self.peer_compat else self.remove_all + 1
+
+    @property
+    def saved_stage(self) -> int | None:
+        """Told of the last stage alone."""
+        return self.final_stage if self.student.reasoning == "none" else None
+
+    @property
+    def over_batch(self) -> list[str]:
+        """Also the published mean over tokens."""
+        return [*super().over_batch, *(["the loss is the mean over the batch's tokens"] if self.peer_compat else [])]
 
     def idle_stages(self, split: PreparedSplit) -> str:
         """Those beyond the longest rationale's tokens."""
@@ -90,7 +103,8 @@ class ICoTSI(StagedMethod):
     @property
     def checkpoint_settings(self) -> dict[str, Any]:
         """Also what a stage's number means."""
-        return {**super().checkpoint_settings, "remove_all": self.remove_all, "side": self.side}
+        names = ("remove_all", "side", "peer_compat")
+        return {**super().checkpoint_settings, **{name: getattr(self, name) for name in names}}
 
     def check_reasoning(self, reasoning: str, place: str) -> None:
         """Takes students of any stage."""
@@ -114,16 +128,26 @@ class ICoTSI(StagedMethod):
         shortened = []
         for (question, rationale, answer), offset in zip(pieces.parts, offsets.tolist(), strict=True):
             gone = self.stage + offset
-            if gone > self.remove_all:
+            if self.is_final or (gone > self.remove_all and not self.peer_compat):
                 gone = len(rationale)
             kept = rationale[gone:] if self.side == "left" else rationale[: max(0, len(rationale) - gone)]
             shortened.append((question, kept, answer))
         return shortened
 
+    def task_loss(self, batch: PairedBatch) -> Tensor:
+        """Mean over problems; over tokens under ``peer_compat``."""
+        losses, tokens = self.read_stage(batch)
+        return batch_mean(losses, tokens) if self.peer_compat else losses.mean()
+
     def task_losses(self, batch: PairedBatch) -> Tensor:
-        """Explicit CoT's cross-entropy on what is left (B,); No-CoT's in the last stage."""
-        if self.student.reasoning == "none":
-            return super().task_losses(batch)
+        """Cross-entropy (B,) on what this stage leaves, the mean over each problem's tokens."""
+        return self.read_stage(batch)[0]
+
+    def read_stage(self, batch: PairedBatch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy (B,) on what is left, in the last stage No-CoT's; and the number of tokens (B,) of each."""
+        if self.student.reasoning == "none" and not self.peer_compat:
+            return super().task_losses(batch), batch.target_mask.sum(1)
         assert batch.pieces is not None
         left = join_parts(self.shortened(batch.pieces, self.offsets(batch.pieces)), self.student.encoder)
-        return explicit_cross_entropy(self.student, move_data_to_device(left, batch.question.device))
+        left = left.to(batch.question.device)
+        return explicit_cross_entropy(self.student, left), left.mask.sum(1) - left.begin

@@ -19,7 +19,7 @@ from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
 from lori_pl.methods.latent import LatentMethod, StudentPass
-from lori_pl.methods.losses import explicit_cross_entropy
+from lori_pl.methods.losses import batch_mean, explicit_cross_entropy
 from lori_pl.models.attention import AttentionInputs, recorded_attention
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers, take
@@ -31,7 +31,8 @@ class WordsPass:
     """What the teacher's pass over the explicit sequence gives.
 
     Args:
-        losses: (B,) cross-entropy of each rationale and answer.
+        losses: (B,) cross-entropy of each rationale and answer, the mean over its tokens.
+        tokens: (B,) how many these are.
         anchor: (B, L, D) states at the anchor.
         attention: What each layer's attention read, where it was asked for.
         first: (B, 1) which of its queries is the first behind the question; before the queries' own keys come those
@@ -39,6 +40,7 @@ class WordsPass:
     """
 
     losses: Tensor
+    tokens: Tensor
     anchor: Tensor
     attention: list[AttentionInputs]
     first: Tensor
@@ -53,18 +55,27 @@ class JointMethod(LatentMethod):
     Args:
         backbone: The language model.
         gamma: Weight of L_KD.
+        peer_compat: As the published codes: both cross-entropies are means over the tokens of the batch, the student's
+            over the answer prompt too, and the teacher's rationale lacks its last step (needs
+            ``data.template.drop_last_step``).
         settings: As in `LatentMethod` and `Distillation`.
+
+    Raises:
+        LoriError: If gamma is negative, or ``peer_compat`` meets a template that keeps the last step.
     """
 
     first_layer = 1
     """The first layer that L_KD compares, 0 for the embeddings."""
     reads_attention = False
 
-    def __init__(self, backbone: Backbone, gamma: float = 1.0, **settings: Any) -> None:
+    def __init__(self, backbone: Backbone, gamma: float = 1.0, peer_compat: bool = False, **settings: Any) -> None:
         super().__init__(backbone, **settings)
         if not gamma >= 0:
             raise LoriError(f"model.gamma is {gamma}: give 0 or more")
+        if peer_compat and not self.template.drop_last_step:
+            raise LoriError("model.peer_compat leaves out each rationale's last step: set data.template.drop_last_step")
         self.gamma = gamma
+        self.peer_compat = self.learns_prompt = peer_compat
 
     @classmethod
     def requires_rationale(cls, config: Mapping[str, Any]) -> bool:
@@ -73,8 +84,9 @@ class JointMethod(LatentMethod):
 
     @property
     def over_batch(self) -> list[str]:
-        """Also the deviation that L_KD is divided by."""
-        return [*super().over_batch, "L_KD is over the deviation of the batch's states"]
+        """Also the deviation that L_KD is divided by, and published means over tokens."""
+        means = ["the cross-entropies are means over the batch's tokens"] if self.peer_compat else []
+        return [*super().over_batch, "L_KD is over the deviation of the batch's states", *means]
 
     def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
         """The student's and, in training, its own explicit ones."""
@@ -93,9 +105,9 @@ class JointMethod(LatentMethod):
         assert signals.anchor is not None
         compared = slice(self.first_layer, None)
         parts = {
-            "task": student.losses.mean(),
+            "task": self.mean(student),
             "distillation": anchor_distance(signals.anchor[:, compared], words.anchor[:, compared].detach()),
-            "teacher": words.losses.mean(),
+            "teacher": self.mean(words),
         }
         total = parts["task"] + self.gamma * parts["distillation"] + parts["teacher"]
         for name, (weight, loss) in self.further_losses(batch, student, words).items():
@@ -104,6 +116,10 @@ class JointMethod(LatentMethod):
         # layer numbers are columns here, for layer 0 is there
         signals.anchor = signals.anchor[:, self.student_layers.resolve(self.student.depth)]
         return total, parts, signals
+
+    def mean(self, read: StudentPass | WordsPass) -> Tensor:
+        """Mean cross-entropy over problems; over tokens under ``peer_compat``."""
+        return batch_mean(read.losses, read.tokens) if self.peer_compat else read.losses.mean()
 
     def read_words(self, batch: PairedBatch, anchor: LayerSelection, question: ReadQuestion | None) -> WordsPass:
         """The explicit sequence: question, if it was not read already, rationale and answer in words.
@@ -125,7 +141,8 @@ class JointMethod(LatentMethod):
             record_hidden(lm, layers, anchor.final_norm, lambda hidden: take(hidden, column)) as records,
         ):
             losses = explicit_cross_entropy(self.student, explicit, question)
-        return WordsPass(losses, stack_layers(records)[:, :, 0], attention, first)
+        tokens = explicit.mask.sum(1) - explicit.begin
+        return WordsPass(losses, tokens, stack_layers(records)[:, :, 0], attention, first)
 
     def further_losses(
         self, batch: PairedBatch, student: StudentPass, words: WordsPass

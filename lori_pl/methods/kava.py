@@ -64,7 +64,8 @@ class KaVa(PCCoT):
         cache_distance: Distance = "smooth_l1",
         **settings: Any,
     ) -> None:
-        super().__init__(backbone, latents, passes, gamma, **settings)
+        # there is no published code to be like
+        super().__init__(backbone, latents, passes, gamma, peer_compat=False, **settings)
         if not 0 <= importance <= 1:
             raise LoriError(f"model.importance is {importance}: give a share, 0 to 1")
         if latents == 0:

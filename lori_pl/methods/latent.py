@@ -27,12 +27,14 @@ class StudentPass:
     """What a student's pass over question, thought and answer gives.
 
     Args:
-        losses: (B,) cross-entropy of each answer.
+        losses: (B,) cross-entropy of what each student writes, the mean over its tokens.
+        tokens: (B,) how many these are.
         signals: The states that were asked for.
         cache: Keys and values of all that was read, where there are latents.
     """
 
     losses: Tensor
+    tokens: Tensor
     signals: Signals
     cache: Cache | None
 
@@ -52,6 +54,8 @@ class LatentMethod(Distillation):
     """
 
     reasoning: ClassVar[Reasoning] = "latent"
+    learns_prompt = False
+    """Whether the student's loss counts the answer prompt too, as published codes do, though the prompt is given."""
 
     def __init__(
         self,
@@ -108,9 +112,16 @@ class LatentMethod(Distillation):
             state: The question, where it was read already.
         """
         question, answer = (batch.question, batch.question_mask), (batch.answer, batch.answer_mask)
-        found = self.student.read_pair(*question, *answer, batch.anchor, trajectory, anchor, state=state)
+        first = 0 if self.learns_prompt else batch.anchor
+        columns = torch.full_like(batch.index[:, None], batch.anchor)
+        found = self.student.read_pair(*question, *answer, first, trajectory, anchor, columns, state)
         losses = answer_cross_entropy(self.student, found.hidden, batch)
-        return StudentPass(losses, Signals(found.trajectory, None, found.anchor), found.cache)
+        tokens = batch.answer_mask.sum(1) - first - 1
+        return StudentPass(losses, tokens, Signals(found.trajectory, None, found.anchor), found.cache)
+
+    def task_losses(self, batch: PairedBatch) -> Tensor:
+        """Cross-entropy on each problem's answer (B,), after the thought."""
+        return self.read_student(batch, None, None).losses
 
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
         """The method's loss without its terms, its parts by name, and the student's signals for the terms."""

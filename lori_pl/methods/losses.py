@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lori_pl.alignment.distributed import mean_across_ranks
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch
 from lori_pl.models.masks import positions
 from lori_pl.models.pair_reading import ReadQuestion, read_words
@@ -19,6 +20,16 @@ def token_mean(loss: Tensor, mask: Tensor) -> Tensor:
     return (loss * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
+def batch_mean(losses: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over all tokens of the batch of all processes.
+
+    Args:
+        losses: (B,) each problem's mean over its own tokens.
+        tokens: (B,) how many these are.
+    """
+    return mean_across_ranks((losses * tokens).sum(), tokens.sum())
+
+
 def unused(module: nn.Module) -> Tensor:
     """Zero, with a gradient of zero for all that trains in ``module``: what a step leaves out would stall DDP."""
     training = [parameter.sum() for parameter in module.parameters() if parameter.requires_grad]
@@ -26,21 +37,23 @@ def unused(module: nn.Module) -> Tensor:
 
 
 def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: PairedBatch) -> Tensor:
-    """Cross-entropy on answer and end token.
+    """Cross-entropy on answer and end token, or on the answer prompt too: on the last columns.
 
     Args:
         reasoner: The student.
-        hidden: (B, A - anchor - 1, D) states that predict the columns behind the anchor.
+        hidden: (B, n, D) states that predict the last n columns of the answer's A: A - anchor - 1 for answer and end,
+            A - 1 for all that stands behind ``<eot>``.
         batch: The batch.
 
     Returns:
         (B,).
     """
-    target = batch.answer[:, batch.anchor + 1 :]
+    columns = slice(batch.answer.shape[1] - hidden.shape[1], None)
     with region("answer"):
         logits = reasoner.logits(hidden).float()
-        loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-    return token_mean(loss, batch.target_mask[:, batch.anchor + 1 :])
+        target = batch.answer[:, columns]
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    return token_mean(loss, batch.answer_mask[:, columns])
 
 
 def explicit_cross_entropy(

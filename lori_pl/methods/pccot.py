@@ -18,6 +18,9 @@ class PCCoT(JointMethod):
         latents: K.
         passes: T; with T >= K the latents are the recurrent ones.
         gamma: Weight of the distance at the anchor.
+        peer_compat: As the published code: both cross-entropies are means over the tokens of the batch, the student's
+            over the answer prompt too, and the teacher's rationale lacks its last step (needs
+            ``data.template.drop_last_step``).
         settings: As in `JointMethod`, `LatentMethod` and `Distillation`.
 
     Raises:
@@ -28,9 +31,15 @@ class PCCoT(JointMethod):
     reasoning = "parallel"
 
     def __init__(
-        self, backbone: Backbone, latents: int = 24, passes: int = 3, gamma: float = 1.0, **settings: Any
+        self,
+        backbone: Backbone,
+        latents: int = 24,
+        passes: int = 3,
+        gamma: float = 1.0,
+        peer_compat: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(backbone, gamma, latents=latents, **settings)
+        super().__init__(backbone, gamma, peer_compat, latents=latents, **settings)
         self.passes = passes
         if passes < 1:
             raise LoriError(f"model.passes is {passes}: give 1 or more")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lori_pl.alignment import Signals
+from lori_pl.alignment.distributed import mean_across_ranks, sum_across_ranks
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, StepBatch, step_batch
 from lori_pl.data.tokenizer import holds, load_tokenizer
@@ -22,7 +22,6 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.coconut import Coconut
 from lori_pl.methods.codi import CODI
 from lori_pl.methods.latent import LatentMethod
-from lori_pl.methods.losses import unused
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.embeddings import head_logits
 from lori_pl.models.hidden import base_model
@@ -125,6 +124,11 @@ class StepSupervision(LatentMethod):
                 lm = prepare_training(self._load_decoder(self.decoder_backbone), self.decoder_backbone)
         self.decoder = StepDecoder(lm, self.student.hidden_size)
 
+    def models(self) -> tuple[list[PreTrainedModel], list[nn.Module]]:
+        """Also the decoder's, where it is built."""
+        models, frozen_parts = super().models()
+        return (models if self.decoder is None else [*models, self.decoder.lm]), frozen_parts
+
     def _load_decoder(self, backbone: Backbone) -> PreTrainedModel:
         tokenizer = self.student.tokenizer
         if named := backbone.tokenizer or backbone.name:
@@ -163,13 +167,27 @@ class StepSupervision(LatentMethod):
             total, parts, student = super().own_losses(batch)
         places, takes_rest = self.places
         if not places:  # before the first latents come, the decoder waits
-            return total + unused(self.decoder), parts, student
+            return total + self.waiting(total), parts, student
         steps = step_batch(batch.pieces, self.student.encoder, places, takes_rest)
-        steps = move_data_to_device(steps, batch.question.device)
+        steps = steps.to(batch.question.device)
         grouped = torch.cat(latents, dim=1).unflatten(1, (places, -1))
         with region("steps"):
             parts["steps"] = self.weigh(self.decoder(grouped[steps.row, steps.number], steps), steps)
         return total + self.w_steps * parts["steps"], parts, student
+
+    def waiting(self, like: Tensor) -> Tensor:
+        """Zero, with a gradient of zero for the decoder, which writes an end token from nothing.
+
+        It runs, for only so are its layers put together where they are divided.
+
+        Args:
+            like: A scalar on its device.
+        """
+        assert self.decoder is not None
+        end = torch.full((1, 1), self.student.encoder.end, device=like.device)
+        first = torch.zeros(1, dtype=torch.long, device=like.device)
+        one = StepBatch(end, torch.ones_like(end, dtype=torch.bool), first, first, first, torch.ones_like(like)[None])
+        return 0.0 * self.decoder(like.new_zeros(1, 1, self.student.hidden_size), one).sum()
 
     def weigh(self, losses: Tensor, steps: StepBatch) -> Tensor:
         """Makes one number of the cross-entropies (M,) of all tokens."""
@@ -192,10 +210,21 @@ class SIMCoT(StepSupervision, CODI):
 
     Args:
         backbone: The student's language model.
+        peer_compat: As the published code: what it is on `CODI`, and CE_steps is of each latent the mean over the
+            batch's tokens, and the mean over the latents that have a step.
         settings: As in `StepSupervision`, `CODI`, `LatentMethod` and `Distillation`.
     """
 
     name = "sim_cot_codi"
+
+    def __init__(self, backbone: Backbone, peer_compat: bool = False, **settings: Any) -> None:
+        super().__init__(backbone, peer_compat=peer_compat, **settings)
+
+    def weigh(self, losses: Tensor, steps: StepBatch) -> Tensor:
+        """Also as published: of each latent the mean over its tokens, and the mean over latents."""
+        if not self.peer_compat:
+            return super().weigh(losses, steps)
+        return mean_by_place(losses, steps, self.latents, steps.number[steps.target_index // steps.ids.shape[1]])
 
 
 class SIMCoTCoconut(StepSupervision, Coconut):
@@ -203,16 +232,15 @@ class SIMCoTCoconut(StepSupervision, Coconut):
 
     Args:
         backbone: The student's language model.
-        peer_compat: As the published code: CE_steps is of each place the sum over its tokens, over the problems that
-            have it, and the mean over places.
+        peer_compat: As the published code: what it is on `Coconut`, and CE_steps is of each place the sum over its
+            tokens, over the problems that have it, and the mean over places.
         settings: As in `StepSupervision`, `Coconut` and `Distillation`.
     """
 
     name = "sim_cot_coconut"
 
     def __init__(self, backbone: Backbone, peer_compat: bool = False, **settings: Any) -> None:
-        super().__init__(backbone, **settings)
-        self.peer_compat = peer_compat
+        super().__init__(backbone, peer_compat=peer_compat, **settings)
 
     @property
     def over_batch(self) -> list[str]:
@@ -233,7 +261,20 @@ class SIMCoTCoconut(StepSupervision, Coconut):
         """Also as published: of each place the sum over its tokens, over the problems that have it; their mean."""
         if not self.peer_compat:
             return super().weigh(losses, steps)
-        places, _ = self.places
-        having = losses.new_zeros(places).index_add(0, steps.number, torch.ones_like(steps.number, dtype=losses.dtype))
-        step = steps.target_index // steps.ids.shape[1]
-        return (losses / having[steps.number[step]]).sum() / places
+        return mean_by_place(losses, steps, self.removed, steps.number)
+
+
+def mean_by_place(losses: Tensor, steps: StepBatch, places: int, counted: Tensor) -> Tensor:
+    """Sums the cross-entropies of each place over a count, and takes the mean over the places that are counted.
+
+    Args:
+        losses: (M,) of all tokens.
+        steps: Where they stand.
+        places: How many places there are.
+        counted: (n,) the places of what counts, such as tokens; over all processes, as the sums are.
+    """
+    place = steps.number[steps.target_index // steps.ids.shape[1]]
+    sums, count = losses.new_zeros(2, places).unbind()
+    sums = sums.index_add(0, place, losses)
+    count = count.index_add(0, counted, torch.ones_like(counted, dtype=losses.dtype))
+    return mean_across_ranks(sums, count).sum() / (sum_across_ranks(count) > 0).sum()

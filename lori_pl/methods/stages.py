@@ -97,11 +97,20 @@ class StagedMethod(Method):
         """Begins a stage, or goes on with it."""
         self.stage = min(stage, self.final_stage)
 
+    @property
+    def saved_stage(self) -> int | None:
+        """The stage that a student from a folder was saved in; ``None`` where it does not tell."""
+        return None
+
     def configure_model(self) -> None:
         """Builds the student as it is in this stage; one from a folder stays as it was saved."""
         super().configure_model()
         if self.folder is None:
             self.enter(self.stage)
+        elif (stage := self.saved_stage) is not None:
+            self.stage = stage
+        else:
+            self.has_validation_loss = False
 
     @property
     def steps_an_epoch(self) -> int:
@@ -112,6 +121,10 @@ class StagedMethod(Method):
     def stage_at(self, step: int) -> int:
         """The stage that optimiser step ``step``, from 0, belongs to."""
         return min(self.stages.stage(step, self.steps_an_epoch), self.final_stage)
+
+    def begins_anew(self, step: int) -> bool:
+        """Whether the optimiser's moments are forgotten before optimiser step ``step``: where a stage begins."""
+        return self.stages.reset_optimizer and step > 0 and self.stage_at(step) != self.stage_at(step - 1)
 
     def on_train_start(self) -> None:
         """Takes up the stage of a resumed run, and warns of one that ends too early and of stages for nothing."""
@@ -133,9 +146,8 @@ class StagedMethod(Method):
         """Begins the stage that this step belongs to."""
         super().on_train_batch_start(batch, batch_idx)
         step = self.trainer.global_step
-        begins = step > 0 and self.stage_at(step) != self.stage_at(step - 1)
         # once a step: not again for the gradients that are accumulated
-        if begins and self.stages.reset_optimizer and batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if self.begins_anew(step) and batch_idx % self.trainer.accumulate_grad_batches == 0:
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
             optimizer.state = defaultdict(dict)
         self.enter(self.stage_at(step))

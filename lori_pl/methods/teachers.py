@@ -16,6 +16,7 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.checkpoints import check_teacher
 from lori_pl.models.backbone import Backbone, load_causal_lm, load_config
 from lori_pl.models.hidden import LayerSelection
+from lori_pl.models.identity import layers_digest
 from lori_pl.models.saving import adapted_base, add_adapters, load_adapted, load_merged, read_settings
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher
 
@@ -127,6 +128,46 @@ def share_teacher(
     assert base.lora is not None
     add_adapters(lm, folder, base.lora, TEACHER_ADAPTERS)
     return SharedTeacher(lm, layers, TEACHER_ADAPTERS)
+
+
+def noted_teacher(teacher: FrozenTeacher, backbone: Backbone | None) -> dict[str, Any]:
+    """What a checkpoint notes of its teacher; empty where this process has none of its weights.
+
+    Args:
+        teacher: The teacher.
+        backbone: What it was loaded from.
+    """
+    digest = layers_digest(teacher.lm)
+    if digest is None:
+        return {}
+    name = backbone.name if backbone is not None else None
+    return {"name": name or "random weights", "layers": digest, "shares_base": isinstance(teacher, SharedTeacher)}
+
+
+def check_noted(before: dict[str, Any], now: dict[str, Any], place: str) -> dict[str, Any]:
+    """Refuses to train on with another teacher.
+
+    Args:
+        before: What a checkpoint notes of its teacher: nothing if it had none, or is older than these notes.
+        now: `noted_teacher` of this run.
+        place: The checkpoint, for the message.
+
+    Returns:
+        What the next checkpoint is to note: this run's teacher, or the one before where this run has a cache of it.
+
+    Raises:
+        LoriError: Naming both teachers.
+    """
+    if not now:
+        return before
+    # the same adapters may be merged on a shared base and apart on a copy
+    alike = before.get("shares_base") == now["shares_base"]
+    if before and alike and before["layers"] != now["layers"]:
+        raise LoriError(
+            f"{place} was trained with the teacher {before['name']} (digest {before['layers'][:12]}), and this run has "
+            f"{now['name']} (digest {now['layers'][:12]}): give the old one, or start a new run"
+        )
+    return now
 
 
 def same_weights(one: Backbone, other: Backbone) -> bool:

@@ -58,6 +58,25 @@ def start_markers(
         _average_rows(model, new, min(len(own), *new))
 
 
+def copy_marker_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: PreTrainedTokenizerBase, token: str
+) -> None:
+    """Starts markers as copies of a token, at both ends of the model.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer, markers added.
+        known: The tokenizer that the model came with: markers that it has were trained, and stay.
+        token: A token of the tokenizer.
+    """
+    new = tokenizer.get_vocab().keys() & {BEGIN_OF_THOUGHT, END_OF_THOUGHT} - known.get_vocab().keys()
+    rows, row = tokenizer.convert_tokens_to_ids(sorted(new)), tokenizer.convert_tokens_to_ids(token)
+    with torch.no_grad():
+        for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            if weight.device.type != "meta":
+                weight[rows] = weight[row].clone()
+
+
 def _average_rows(model: PreTrainedModel, rows: list[int], known: int) -> None:
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     with torch.no_grad():

@@ -66,7 +66,6 @@ def read_words(reasoner: LatentReasoner, question: ReadQuestion, batch: Explicit
         (B, W, D) last hidden states that predict the W tokens behind each question.
     """
     state = question.state.fork()
-    # what the last token would predict, nobody asks for
     column = torch.arange(batch.written - 1, device=batch.ids.device)
     place = batch.begin[:, None] + column
     ids = batch.ids.gather(1, place.clamp_max(batch.ids.shape[1] - 1))
@@ -90,6 +89,8 @@ def read_pair(
 ) -> Reading:
     """Reads a batch; arguments as in :meth:`LatentReasoner.read_pair`."""
     latents = reasoner.thought.latents
+    # what the last token would predict, nobody asks for
+    answer, answer_mask = answer[:, :-1], answer_mask[:, :-1]
     if state is None:
         if not reasoner.thought.passes_of(latents):
             wanted = (trajectory, at_anchor, columns)
@@ -108,7 +109,7 @@ def read_pair(
         with region("answer"), recorded(reasoner, at_anchor, lambda hidden: take(hidden, place)) as anchors:
             hidden = reasoner.run(inputs, torch.cat([state.mask, added], dim=1), position, state.cache)
     return Reading(
-        hidden[:, held + anchor : -1],
+        hidden[:, held + anchor :],
         None if found is None else stack_layers(found)[:, :, -latents:],
         None if anchors is None else stack_layers(anchors)[:, :, 0],
         state.cache,
@@ -145,7 +146,7 @@ def _read_at_once(
     ):
         hidden = reasoner.run(inputs, mask, positions(mask), None, read.flatten())
     return Reading(
-        hidden[:, start + anchor : -1],
+        hidden[:, start + anchor :],
         None if found is None else stack_layers(found),
         None if anchors is None else stack_layers(anchors)[:, :, 0],
         None,

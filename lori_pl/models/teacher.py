@@ -31,15 +31,17 @@ def explicit_signals(lm: PreTrainedModel, batch: ExplicitBatch, selection: Layer
         anchor states (B, L, D).
     """
     columns = torch.cat([batch.anchor[:, None], batch.rationale_index], dim=1)
+    # no state that is wanted sees what stands behind the last anchor
+    ids, mask = batch.ids[:, : batch.anchored], batch.mask[:, : batch.anchored]
     layers = selection.resolve(lm.config.get_text_config().num_hidden_layers)
     # hooks see the hidden states of all tokens but keep copies of the chosen ones only
-    first = torch.arange(len(columns), device=columns.device)[:, None] * batch.mask.shape[1]
+    first = torch.arange(len(columns), device=columns.device)[:, None] * mask.shape[1]
     kept = record_hidden(lm, layers, selection.final_norm, lambda hidden: take(hidden, columns))
     with kept as records, last_mlp_at(lm, (first + columns).flatten()):
         base_model(lm)(
-            input_ids=batch.ids,
-            attention_mask=attention_mask(lm, batch.mask, batch.mask.shape[1], lm.dtype),
-            position_ids=positions(batch.mask),
+            input_ids=ids,
+            attention_mask=attention_mask(lm, mask, mask.shape[1], lm.dtype),
+            position_ids=positions(mask),
             use_cache=False,
         )
     states = stack_layers(records)

@@ -147,10 +147,9 @@ def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequen
     sections = [section for section in material.sections if not section.group.selection]
     for section in sections:
         wanted = [*pairs, *planned] or _default(section.group, section.group.notes)
-        measured = section.group.comparable()
-        methods = {method for method, _ in measured}
         for first, second in dict.fromkeys(wanted):
-            if not {first, second} <= methods:
+            measured = section.group.comparable(first, second)
+            if not {first, second} <= {method for method, _ in measured}:
                 continue
             try:
                 section.claims.append(claim(first, second, measured, section.group.outcomes))

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.intervals import as_bits
-from lori_pl.evaluation.records import RESULT_COLUMNS, Outcomes, ResultTable, read_outcomes
+from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, ResultTable, read_outcomes
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
 
 T = TypeVar("T")
@@ -21,7 +22,10 @@ RESULTS, CELLS = "results.csv", "cells"
 SUMMARY, CONFIG, OUTCOMES, LOGS = "summary.json", "config.yaml", "correct.npz", "tensorboard"
 OTHER_SET = "test_sets."
 _NAME, _TEXT, _CONFIG = 300, 4000, 60_000
-_KNOWN = {*RESULT_COLUMNS, "low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "validation"}
+_KNOWN = {
+    *(*RESULT_COLUMNS, "low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib"),
+    *("peak_gpu_memory_mib", "problems", "validation"),
+}
 _OF_A_RUN = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
 
 
@@ -74,23 +78,58 @@ def read_runs(folders: Sequence[Path], notes: list[str]) -> list[Group]:
         folders: The folders.
         notes: Takes a line for each folder that cannot be read.
     """
-    parts: dict[object, Group] = {}
+    parts: list[_Part] = []
+    untested = Group("Single runs", [])
     for folder in folders:
         run, outcomes = _single(folder, notes)
         if run is None:
             continue
-        key: object = None if run.status != "ok" else frozenset(outcomes.ids) if outcomes else ("n", run.n)
-        group = parts.setdefault(key, Group("Single runs", []))
-        group.runs.append(run)
-    if None in parts and len(parts) > 1:  # those that were not tested stand with the others
-        unfinished = parts.pop(None)
-        next(iter(parts.values())).runs += unfinished.runs
-    for place, group in enumerate(parts.values(), start=1):
-        if len(parts) > 1:
+        if run.status != "ok":
+            untested.runs.append(run)
+            continue
+        part = next((part for part in parts if part.takes(run, outcomes)), None)
+        if part is None:
+            parts.append(part := _Part(Group("Single runs", []), run.n))
+        part.add(run, outcomes)
+    groups = [part.group for part in parts] or [untested] * bool(untested.runs)
+    if parts:  # those that were not tested stand with the others
+        groups[0].runs += untested.runs
+    for place, group in enumerate(groups, start=1):
+        if len(groups) > 1:
             group.title = f"Single runs, test problems {place}"
         tell_apart(group)
         _check(group)
-    return list(parts.values())
+    return groups
+
+
+@dataclass
+class _Part:
+    """Single runs on the same problems: their number, and as far as it is known which they are."""
+
+    group: Group
+    n: int | None
+    outcomes: Outcomes | None = None
+    problems: str = ""
+
+    def takes(self, run: Run, outcomes: Outcomes | None) -> bool:
+        if self.outcomes is not None and outcomes is not None and not _same_problems(self.outcomes, outcomes):
+            return False
+        # what has no outcomes stands apart from what has, for its ids are not known
+        alike = (self.outcomes is None) == (outcomes is None) and (outcomes is not None or self.n == run.n)
+        return alike and (not self.problems or not run.problems or self.problems == run.problems)
+
+    def add(self, run: Run, outcomes: Outcomes | None) -> None:
+        self.group.runs.append(run)
+        self.outcomes = self.outcomes or outcomes
+        self.problems = self.problems or run.problems
+
+
+def _same_problems(one: Outcomes, other: Outcomes) -> bool:
+    try:
+        one.rows_of(other)
+    except OtherProblems:
+        return False
+    return True
 
 
 def tell_apart(group: Group) -> None:
@@ -147,6 +186,7 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
         reason=clean(row.get("reason", ""), _TEXT),
         accuracy=fraction(row["accuracy"]),
         n=_count(row["n"]),
+        problems=clean(row.get("problems", ""), 60),
         passes=number(row["passes"]),
         milliseconds=number(row["milliseconds"]),
         validation=fraction(row.get("validation")),
@@ -195,7 +235,9 @@ def _single(folder: Path, notes: list[str]) -> tuple[Run | None, Outcomes | None
     _fill(run, entry, summary)
     if run.accuracy is None:
         run.status, run.reason = "failed", "summary.json has no accuracy from 0 to 1"
-    return run, _outcomes(folder, notes)
+    outcomes = _outcomes(folder, notes)
+    run.problems = run.problems or (outcomes.problems or "" if outcomes else "")
+    return run, outcomes
 
 
 def _complete(run: Run, folder: Path, notes: list[str]) -> None:
@@ -217,6 +259,7 @@ def _complete(run: Run, folder: Path, notes: list[str]) -> None:
 def _fill(run: Run, entry: dict[str, Any], summary: dict[str, Any]) -> None:
     run.accuracy = fraction(entry.get("accuracy")) if run.accuracy is None else run.accuracy
     run.n = _count(entry.get("n")) if run.n is None else run.n
+    run.problems = run.problems or clean(entry.get("problems", ""), 60)
     run.passes = number(entry.get("passes")) if run.passes is None else run.passes
     run.milliseconds = number(entry.get("milliseconds")) if run.milliseconds is None else run.milliseconds
     run.validation = fraction(summary.get("validation")) if run.validation is None else run.validation
@@ -273,28 +316,30 @@ def _outcomes(folder: Path, notes: list[str]) -> Outcomes | None:
 
 def _check(group: Group) -> None:
     """Adds the outcomes that only the runs' folders have, and leaves out those that contradict the accuracies."""
-    known = group.outcomes
-    ids: list[str] = [] if known is None else known.ids
-    bits = {} if known is None else dict(known.bits)
-    steps = None if known is None else known.steps
+    found = group.outcomes
+    bits = {} if found is None else dict(found.bits)
     for run in group.measured:
         if (run.method, run.seed) in bits or run.folder is None:
             continue
         own = _outcomes(run.folder, group.notes)
-        if own is None or len(own.bits) != 1 or (ids and set(own.ids) != set(ids)):
+        if own is None or len(own.bits) != 1:
             continue
-        if not ids:
-            ids, steps = own.ids, own.steps
-        places = {id: place for place, id in enumerate(own.ids)}
-        if steps is None and own.steps is not None:
-            steps = own.steps[[places[id] for id in ids]]
+        found = found or replace(own, bits={})
+        try:
+            rows = found.rows_of(own)
+        except OtherProblems:
+            continue
+        if found.steps is None and own.steps is not None:
+            found = replace(found, steps=own.steps[rows])
+        found = replace(found, problems=found.problems or own.problems)
         (answers,) = own.bits.values()
-        bits[run.method, run.seed] = as_bits(answers, run.method)[[places[id] for id in ids]]
+        bits[run.method, run.seed] = as_bits(answers, run.method)[rows]
     accuracies = {(run.method, run.seed): run.accuracy for run in group.measured}
+    others = {(run.method, run.seed) for run in group.measured if found and _are_others(run.problems, found.problems)}
     kept = {}
     for key, answers in bits.items():
         accuracy = accuracies.get(key)
-        if accuracy is None:
+        if accuracy is None or key in others:
             continue  # of a run that is not in the table any more
         if len(answers) == 0 or abs(float(answers.mean()) - accuracy) > 1e-6:
             group.notes.append(
@@ -302,8 +347,8 @@ def _check(group: Group) -> None:
             )
             continue
         kept[key] = answers
-    group.outcomes = Outcomes(ids, kept, steps) if kept else None
-    if steps is not None:
+    group.outcomes = replace(found, bits=kept) if found and kept else None
+    if found is not None and (steps := found.steps) is not None:
         counts = dict(zip(*(array.tolist() for array in np.unique(steps, return_counts=True)), strict=True))
         for run in group.measured:
             if (run.method, run.seed) in kept:
@@ -312,8 +357,14 @@ def _check(group: Group) -> None:
                 run.by_steps = run.by_steps or {k: float(answers[steps == k].mean()) for k in counts}
     numbers = Counter(run.n for run in group.measured)
     if len(numbers) > 1:
-        found = ", ".join(str(n) for n in sorted(numbers, key=lambda n: n or 0))
-        group.notes.append(f"Runs have different numbers of test problems ({found}): only those alike are compared.")
+        shown = ", ".join(str(n) for n in sorted(numbers, key=lambda n: n or 0))
+        group.notes.append(f"Runs have different numbers of test problems ({shown}): only those alike are compared.")
+    elif len({run.problems for run in group.measured if run.problems}) > 1:
+        group.notes.append("Runs have different test problems, though as many: only those alike are compared.")
+
+
+def _are_others(one: str, other: str | None) -> bool:
+    return bool(one and other) and one != other
 
 
 def _count(value: Any) -> int | None:

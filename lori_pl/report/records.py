@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lori_pl.evaluation.claims import NO_SPREAD, Measured
 from lori_pl.evaluation.comparison import seed_interval
 from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.records import Outcomes
 
+T = TypeVar("T")
 STEP = "accuracy_steps_"
 """Columns and entries with the accuracy among problems of so many rationale steps."""
 
@@ -32,6 +33,7 @@ class Run:
         reason: Why it is not ``ok``.
         accuracy: On the first test set.
         n: Number of its problems.
+        problems: Their digest, where it is known.
         passes: Mean model passes a problem.
         milliseconds: Mean milliseconds a problem, in batches.
         validation: Accuracy on the validation problems, by which the checkpoint was chosen.
@@ -53,6 +55,7 @@ class Run:
     reason: str = ""
     accuracy: float | None = None
     n: int | None = None
+    problems: str = ""
     passes: float | None = None
     milliseconds: float | None = None
     validation: float | None = None
@@ -104,15 +107,27 @@ class Group:
         """The seeds of the runs that have an accuracy."""
         return sorted({run.seed for run in self.measured})
 
-    def comparable(self) -> dict[tuple[str, int], Measured]:
-        """Accuracies by method and seed, of those runs that have the most frequent number of problems."""
-        counts = Counter(run.n for run in self.measured)
-        common = counts.most_common(1)[0][0] if counts else None
+    def comparable(self, *methods: str) -> dict[tuple[str, int], Measured]:
+        """Accuracies by method and seed, of those runs that answered the problems that most of them did.
+
+        Problems are the same where their number is and, if both runs know it, their digest.
+
+        Args:
+            methods: The methods that are compared; by default all.
+        """
+        runs = [run for run in self.measured if not methods or run.method in methods]
+        n = _most_frequent([run.n for run in runs])
+        runs = [run for run in runs if run.n == n]
+        problems = _most_frequent([run.problems for run in runs if run.problems])
         return {
             (run.method, run.seed): Measured(run.accuracy, run.by_steps)
-            for run in self.measured
-            if run.accuracy is not None and run.n == common
+            for run in runs
+            if run.accuracy is not None and run.problems in ("", problems)
         }
+
+
+def _most_frequent(values: Sequence[T]) -> T | None:
+    return Counter(values).most_common(1)[0][0] if values else None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def claims(section: Section) -> Table:
                 points(each.effect.mean),
                 "none" if bounds is None else span(bounds),
                 "" if bounds is None else unit,
+                "" if pair is None or pair.bootstrap is None else span(pair.bootstrap),
                 str(len(each.differences)),
                 " ".join(f"{points(value)}" for value in each.differences.values()),
                 p_value(each.p),
@@ -69,9 +70,9 @@ def claims(section: Section) -> Table:
                 each.verdict,
             ]
         )
-    heads = ["claim", "difference", "95 % interval", "over", "seeds", "each seed", "p", "p, Holm", "McNemar's p"]
-    table = Table([*heads, "what it says"], rows)
-    return _without_empty(table, ("p", "p, Holm", "McNemar's p"))
+    heads = ["claim", "difference", "95 % interval", "over", "bootstrap", "seeds", "each seed"]
+    table = Table([*heads, "p", "p, Holm", "McNemar's p", "what it says"], rows)
+    return _without_empty(table, ("bootstrap", "p", "p, Holm", "McNemar's p"))
 
 
 def effects(section: Section) -> Table | None:

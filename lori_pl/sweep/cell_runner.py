@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ from lori_pl.evaluation.records import (
     write_outcomes,
 )
 from lori_pl.files import FolderBusy, lock_folder, replace_file
-from lori_pl.sweep.cells import Cell
+from lori_pl.sweep.cells import STUDENT, Cell, folder_of
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
 from lori_pl.sweep.display import shown
+from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.progress import progress_line
-from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
+from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.sweep.summary import read_summary
 
 Runner = Callable[..., ChildResult]
@@ -90,6 +91,48 @@ class CellRunner:
         """Where the cell's run writes."""
         return self.output / "cells" / cell.id
 
+    def command(self, cell: Cell) -> list[str]:
+        """The command line that runs a cell; a test's takes its student from wherever it is."""
+        places = [] if cell.test is None else self._students(cell)
+        student = next((place for place in places if place.is_dir()), None)
+        return replace(cell, student=student).command(self.folder(cell))
+
+    def check_students(self, cells: Sequence[Cell]) -> None:
+        """Looks for the students of other sweeps' runs that are to be tested, before anything runs.
+
+        Args:
+            cells: What is to be run.
+
+        Raises:
+            LoriError: One is not there.
+        """
+        for cell in cells:
+            if cell.test is None or self.recorded(cell) is not None:
+                continue
+            places = self._students(cell)
+            # where this sweep's own run left none, the test's row says so
+            if len(places) > 1 and not any(place.is_dir() for place in places):
+                raise LoriError(
+                    f"{self.specification.file}, field 'tests': cell {cell.number} tests the student of run {cell.of}, "
+                    f"whose row is another sweep's, and there is none in {' or '.join(map(str, places[1:]))}; bring it "
+                    "there, or let the run be made here (without 'reuse', and without its row if it has one), or leave "
+                    "the tests out"
+                )
+
+    def _students(self, cell: Cell) -> list[Path]:
+        """Where the student may be that a test takes: here, and where a run lies whose row was taken over."""
+        assert cell.of is not None
+        own = self.output / "cells" / cell.of
+        rows = rows_of(cell.of, self.table)
+        found = rows[-1] if rows and rows[-1]["status"] == "ok" else None
+        if found is None and (known := self.recorded(cell.of)) is not None:
+            found = known[1]
+        root = None if found is None else folder_of(found["command"])
+        others = (
+            [] if root in (None, own) else [root, *(folder / "cells" / cell.of for folder in self.specification.reuse)]
+        )
+        return [folder / STUDENT for folder in dict.fromkeys([own, *others])]
+
     def is_at_work(self, cell: Cell) -> bool:
         """Whether a worker is at a cell."""
         try:
@@ -115,7 +158,7 @@ class CellRunner:
         """
         # a run inherits the lock: an orphan of a killed sweep holds it too
         with self._held(cell, wait) as lock:
-            rows = rows_of(cell, self.table)
+            rows = rows_of(cell.id, self.table)
             if len(rows) > seen:
                 return Settled(rows[-1], False)
             if (found := self._reused(cell)) is not None:
@@ -161,8 +204,10 @@ class CellRunner:
             # What a failed run, or one of other code, left there would be taken for this one's.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        command = cell.command(folder)
+        command = self.command(cell)
         log, start = folder / "log.txt", time.monotonic()
+        # a run that goes on writes behind what it said before
+        said = log.stat().st_size if log.exists() else 0
         # a run that is killed with its sweep goes on, too
         _note_begun(folder, code, before or 0.0, time.time())
         try:
@@ -181,14 +226,15 @@ class CellRunner:
             **cell.columns(),
         }
         with _signals_wait():  # a run that ended gets its row, whatever comes
-            self._note(cell, row, result, log)
+            reason = failure_reason(result.exit_code, log, said) if result.exit_code != 0 else ""
+            self._note(cell, row, reason)
         return row
 
-    def _note(self, cell: Cell, row: dict[str, Any], result: ChildResult, log: Path) -> None:
+    def _note(self, cell: Cell, row: dict[str, Any], reason: str) -> None:
         sweep, folder = self.specification, self.folder(cell)
         try:
-            if result.exit_code != 0:
-                raise LoriError(failure_reason(result.exit_code, log))
+            if reason:
+                raise LoriError(reason)
             method, measured = read_summary(folder / "summary.json", sweep.metrics)
             label = cell.label(sweep.label, sweep.name, method)
             self._keep_outcomes(folder / "correct.npz", label, cell.seed)
@@ -214,7 +260,7 @@ class CellRunner:
         place = self.results_folder / "correct.npz"
         try:
             with self._results_held():
-                write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps)
+                write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps, outcomes.problems)
         except LoriError as error:
             # A sweep over data has other problems in each cell; the run is none the worse for it.
             self._say(f"the outcomes stay in {path}: {error}")
@@ -234,39 +280,49 @@ class CellRunner:
 
     # ---- rows of other sweeps ---------------------------------------------------------------------------------------
 
-    def _reused(self, cell: Cell) -> dict[str, Any] | None:
-        """Takes over the row of the very same run, with all metrics, and its outcomes, from another sweep."""
-        sweep = self.specification
-        for folder in sweep.reuse:
-            rows = rows_of(cell, ResultTable(folder / "results.csv"))
-            found = rows[-1] if rows else {"status": "none"}
-            metrics = sweep.metrics if cell.test is None else ()
-            if found["status"] != "ok" or not all(found.get(metric) for metric in metrics):
-                continue
-            known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.columns, *sweep.metrics}
-            row = {column: value for column, value in (found | cell.columns()).items() if column in known}
-            name = row["method"]
-            for other in self.table.rows():
-                if (other["method"], other["seed"]) == (name, row["seed"]) and other.get("cell") != cell.id:
-                    raise LoriError(
-                        f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
-                        f"{self.table.path} is called; leave {folder} out, or give labels that differ"
-                    )
-            path = folder / "correct.npz"
-            outcomes = read_outcomes(path) if path.exists() else None
-            with _signals_wait():
-                if outcomes is not None and (name, cell.seed) in outcomes.bits:
-                    self._add_outcomes(path, outcomes, outcomes.bits[name, cell.seed], name, cell.seed)
-                with self._results_held():
-                    self.table.append(row)
-            self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {name} in {folder}")
-            return row
+    def recorded(self, cell: Cell | str) -> tuple[Path, dict[str, str]] | None:
+        """The first of the ``reuse`` folders that has the row of the very same run, with all metrics, and that row.
+
+        Args:
+            cell: The cell, or the id of a run.
+        """
+        id, is_test = (cell, False) if isinstance(cell, str) else (cell.id, cell.test is not None)
+        metrics = () if is_test else self.specification.metrics
+        for folder in self.specification.reuse:
+            rows = rows_of(id, ResultTable(folder / "results.csv"))
+            if rows and rows[-1]["status"] == "ok" and all(rows[-1].get(metric) for metric in metrics):
+                return folder, rows[-1]
         return None
 
+    def _reused(self, cell: Cell) -> dict[str, Any] | None:
+        """Takes over the row of the very same run, and its outcomes, from another sweep."""
+        sweep = self.specification
+        if (recorded := self.recorded(cell)) is None:
+            return None
+        folder, found = recorded
+        known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.columns, *sweep.metrics}
+        row = {column: value for column, value in (found | cell.columns()).items() if column in known}
+        name = row["method"]
+        for other in self.table.rows():
+            if (other["method"], other["seed"]) == (name, row["seed"]) and other.get("cell") != cell.id:
+                raise LoriError(
+                    f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
+                    f"{self.table.path} is called; leave {folder} out, or give labels that differ"
+                )
+        path = folder / "correct.npz"
+        outcomes = read_outcomes(path) if path.exists() else None
+        with _signals_wait():
+            if outcomes is not None and (name, cell.seed) in outcomes.bits:
+                self._add_outcomes(path, outcomes, outcomes.bits[name, cell.seed], name, cell.seed)
+            with self._results_held():
+                self.table.append(row)
+        self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {name} in {folder}")
+        return row
 
-def rows_of(cell: Cell, table: ResultTable) -> list[dict[str, str]]:
-    """A cell's rows, oldest first."""
-    return [row for row in table.rows() if row.get("cell") == cell.id]
+
+def rows_of(id: str, table: ResultTable) -> list[dict[str, str]]:
+    """The rows of a cell's id, oldest first."""
+    return [row for row in table.rows() if row.get("cell") == id]
 
 
 def _note_begun(folder: Path, code: str, seconds: float, since: float | None) -> None:

@@ -8,7 +8,9 @@ import json
 import math
 import random
 import re
+import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ from typing import Any
 import yaml
 
 from lori_pl.errors import LoriError
+from lori_pl.sweep.fields import CONFIG_AXIS, VARIANT_AXIS, Interval
 from lori_pl.sweep.reading import reading
-from lori_pl.sweep.specification import CONFIG_AXIS, VARIANT_AXIS, Interval, RandomSearch, SweepSpecification
+from lori_pl.sweep.specification import RandomSearch, SweepSpecification
 
 _AXES = (CONFIG_AXIS, VARIANT_AXIS)
 """Axes that are no flags themselves."""
 STUDENT = "student"
 """What a run calls the folder of its best student."""
+_ROOT = "trainer.default_root_dir"
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
@@ -43,6 +47,7 @@ class Cell:
         flags: All flags, those of its variant included.
         test: The flags of a test of a run's student; ``None`` for a run.
         of: Id of the run whose student is tested.
+        student: That student's folder; by default in the run's folder, beside the test's.
     """
 
     number: int
@@ -54,6 +59,7 @@ class Cell:
     flags: dict[str, Any]
     test: dict[str, Any] | None = None
     of: str | None = None
+    student: Path | None = None
 
     def command(self, folder: Path) -> list[str]:
         """The command line that runs this cell.
@@ -64,15 +70,15 @@ class Cell:
         flags, command = dict(self.flags), "fit"
         if self.test is not None:
             assert self.of is not None
-            # it stands beside that of the run
-            flags, command = {**flags, "ckpt_path": str(folder.with_name(self.of) / STUDENT), **self.test}, "test"
+            student = self.student or folder.with_name(self.of) / STUDENT
+            flags, command = {**flags, "ckpt_path": str(student), **self.test}, "test"
         # One argument a flag: a value that begins with a dash would else read as a flag.
         return [
             *(sys.executable, "-m", "lori_pl", command),
             *(f"--config={config}" for config in self.configs),
             f"--seed_everything={self.seed}",
             *(f"--{key}={flag_text(value)}" for key, value in flags.items()),
-            f"--trainer.default_root_dir={folder}",
+            f"--{_ROOT}={folder}",
         ]
 
     def columns(self) -> dict[str, str]:
@@ -140,12 +146,12 @@ class CellMaker:
             LoriError: A config file is missing or no YAML.
         """
         sweep = self.sweep
-        configs = sweep.configs + tuple(_files(point.get(CONFIG_AXIS, [])))
+        variant = sweep.variants.get(point.get(VARIANT_AXIS, ""), {})
+        configs = (*sweep.configs, *_files(point.get(CONFIG_AXIS, [])), *_files(variant.get(CONFIG_AXIS, [])))
         for config in configs:
             if config not in self._contents:
                 with reading(Path(config), f"config of {sweep.file}"):
                     self._contents[config] = yaml.safe_load(Path(config).read_bytes())
-        variant = sweep.variants.get(point.get(VARIANT_AXIS, ""), {})
         flags = {key: value for key, value in (sweep.fixed | point | variant).items() if key not in _AXES}
         defined = [[self._contents[config] for config in configs], sorted(flags.items()), seed]
         return Cell(number, _id(defined), seed, configs, sweep.fixed, point, flags)
@@ -217,6 +223,15 @@ def flag_text(value: Any) -> str:
         value: What a YAML file may hold: text, number, boolean, null, list or mapping.
     """
     return value if isinstance(value, str) else _json(value)
+
+
+def folder_of(command: str) -> Path | None:
+    """The run's folder in a command as `Cell.command` makes it and a table records it; ``None`` if it names none."""
+    with suppress(ValueError):
+        for word in shlex.split(command):
+            if word.startswith(f"--{_ROOT}="):
+                return Path(word.partition("=")[2])
+    return None
 
 
 def _json(value: Any) -> str:

@@ -19,6 +19,9 @@ GRACE = 120.0
 PROGRESS = "LORI_PL_PROGRESS"
 """Environment variable that tells a run the file in which to say how far it is."""
 
+CELL = "LORI_PL_CELL"
+"""Environment variable that tells a run that it is a cell: what time it may take is that of all its attempts."""
+
 _LOG_TAIL = 65536
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # As Python's tracebacks and the argument parsers print it: "module.SomeError: cause", "lori_pl: error: cause".
@@ -64,7 +67,7 @@ def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", PROGRESS: str(progress_file(log))},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", PROGRESS: str(progress_file(log)), CELL: "1"},
             start_new_session=True,
             pass_fds=keep_open,
         )
@@ -84,12 +87,13 @@ def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) 
     return ChildResult(process.returncode, time.monotonic() - start, usage.ru_maxrss * unit / 2**20)
 
 
-def failure_reason(exit_code: int, log: Path) -> str:
+def failure_reason(exit_code: int, log: Path, start: int = 0) -> str:
     """Why a run failed, in one line: the signal that ended it, and the log's last error or else its last line.
 
     Args:
         exit_code: The process's exit status, negative for a signal.
         log: The file that holds its output.
+        start: Where in the file its output begins, in bytes: behind that of earlier attempts.
     """
     killed = ""
     if exit_code < 0:
@@ -98,7 +102,7 @@ def failure_reason(exit_code: int, log: Path) -> str:
     lines: list[str] = []
     if log.exists():
         with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - _LOG_TAIL, 0))
+            file.seek(max(log.stat().st_size - _LOG_TAIL, start))
             text = _ESCAPE.sub("", file.read().decode("utf-8", errors="replace"))
         lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
     # A message may go on for some lines after the one that names the error.

@@ -24,7 +24,10 @@ def results_table(title: str, rows: Iterable[Mapping[str, str]], metrics: Sequen
     """
     further = [metric for metric in metrics if metric not in MEASURES]
     table = Table(title=Text(title))
-    for column in ("method", "seed", "accuracy", "n", "passes", "ms", *further, "seconds", "MiB"):
+    rows = list(rows)
+    memory = {"MiB": "peak_memory_mib", "GPU MiB": "peak_gpu_memory_mib"}
+    memory = {name: column for name, column in memory.items() if any(row.get(column) for row in rows)}
+    for column in ("method", "seed", "accuracy", "n", "passes", "ms", *further, "seconds", *memory):
         table.add_column(column, justify="left" if column == "method" else "right", overflow="fold")
     for row in rows:
         accuracy = Text("failed", style="red")
@@ -32,7 +35,8 @@ def results_table(title: str, rows: Iterable[Mapping[str, str]], metrics: Sequen
             bounds = f" [{short(row['low'])}, {short(row['high'])}]" if row["low"] else ""
             accuracy = Text(short(row["accuracy"]) + bounds)
         numbers = [row["n"], row["passes"], row["milliseconds"], *(row.get(metric, "") for metric in further)]
-        texts = [Text(short(number)) for number in (*numbers, row["seconds"], row["peak_memory_mib"])]
+        numbers += [row["seconds"], *(row.get(column, "") for column in memory.values())]
+        texts = [Text(short(number)) for number in numbers]
         table.add_row(Text(row["method"]), row["seed"], accuracy, *texts)
     return table
 
@@ -61,6 +65,7 @@ def best_of(study: Study) -> str:
     if best := study.best():
         found = f"{study.search.metric} {best.value:.4g} with {_values(best.point)}"
         line += f"; best {found} (trial {best.number + 1})"
+        line += ", chosen on the test set: its result there is no test of it" if study.search.on_test else ""
     return line
 
 

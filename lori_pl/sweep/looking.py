@@ -31,8 +31,11 @@ def show_plan(sweep: Sweep, only: int | None = None) -> None:
             sweep.studies(looks=True)
     results = sweep.results()
     for cell in sweep.selected(only):
-        sweep.say(f"[{cell.number}/{sweep.total}] {cell.id}  {sweep.status(cell, results)}  {cell.description()}")
-        sweep.say(f"    {shown(cell.command(sweep.folder(cell)))}")
+        state = sweep.status(cell, results)
+        if state == "to run" and (found := sweep.runner.recorded(cell)) is not None:
+            state = f"in {found[0]}"
+        sweep.say(f"[{cell.number}/{sweep.total}] {cell.id}  {state}  {cell.description()}")
+        sweep.say(f"    {shown(sweep.runner.command(cell))}")
 
 
 def show_status(sweep: Sweep) -> None:

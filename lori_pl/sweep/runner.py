@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,14 +20,15 @@ from rich.console import Console
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
-from lori_pl.evaluation.records import Outcomes, ResultTable, read_outcomes
+from lori_pl.evaluation.records import ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
 from lori_pl.sweep.child import run_child
 from lori_pl.sweep.display import best_of, duration, results_table
+from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.search import Proposal, Study
-from lori_pl.sweep.specification import SWEEP_COLUMNS, SweepSpecification
+from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.tables import print_whole
 
 
@@ -121,7 +123,8 @@ class Sweep:
             How many runs failed in this call.
 
         Raises:
-            LoriError: There is no cell of that number.
+            LoriError: There is no cell of that number; or a test takes the student of another sweep's run, which is not
+                there.
             KeyboardInterrupt: Ctrl-C; the run is ended, and its cell has no row.
         """
         skipped = {"ok"} if retry_failed else {"ok", "failed"}
@@ -134,6 +137,7 @@ class Sweep:
         results = self.results()
         selected = self.selected(only)
         waiting = [cell for cell in selected if self.status(cell, results) not in skipped]
+        self.runner.check_students(waiting)
         self._announce(selected, waiting, results)
         failed, busy = 0, []
         for position, cell in enumerate(waiting):
@@ -187,7 +191,7 @@ class Sweep:
         self.cells += [cell for cell in cells if cell.id not in known]
         values: list[float] = []
         for cell in cells:
-            rows = rows_of(cell, self.table)
+            rows = rows_of(cell.id, self.table)
             if rows and rows[-1]["status"] in skipped:
                 settled = Settled(rows[-1], False)
             else:
@@ -260,15 +264,21 @@ class Sweep:
         if not self.specification.compare or not path.exists():
             return []
         outcomes = read_outcomes(path)
-        # the file may hold those of cells that the sweep no longer has
-        done = {(row["method"], int(row["seed"])) for row in self.results().values() if row["status"] == "ok"}
-        outcomes = Outcomes(outcomes.ids, {key: bits for key, bits in outcomes.bits.items() if key in done})
+        rows = [row for row in self.results().values() if row["status"] == "ok"]
+        # the file may hold those of cells that the sweep no longer has, also under a name that it has;
+        # rows and files of earlier versions do not say which problems they are of
+        alike = [row for row in rows if not outcomes.problems or row.get("problems", "") in ("", outcomes.problems)]
+        done = {(row["method"], int(row["seed"])) for row in alike}
+        outcomes = replace(outcomes, bits={key: bits for key, bits in outcomes.bits.items() if key in done})
+        apart = {row["method"] for row in rows} - {method for method, _ in outcomes.bits}
         lines = []
-        for first, second in self.specification.compare:
+        for pair in self.specification.compare:
             try:
-                lines.append(str(compare(outcomes, first, second)))
+                if others := apart.intersection(pair):
+                    raise LoriError(f"{path} has no outcomes of '{min(others)}', whose test problems are others")
+                lines.append(str(compare(outcomes, *pair)))
             except LoriError as error:
-                lines.append(f"{first} - {second}: {error}")
+                lines.append(f"{pair[0]} - {pair[1]}: {error}")
         return lines
 
     def say(self, line: str) -> None:

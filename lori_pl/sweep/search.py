@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lori_pl.errors import LoriError, one_line
 from lori_pl.files import FolderBusy, lock_folder
 from lori_pl.sweep.cells import CellMaker, flag_text, rounded
-from lori_pl.sweep.specification import Interval, Search, SweepSpecification
+from lori_pl.sweep.fields import Interval
+from lori_pl.sweep.specification import Search, SweepSpecification
 
 if TYPE_CHECKING:
     import optuna

@@ -13,8 +13,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
     grid:                               # every combination of these values is run
       model.rank: [4, 8, 16]
       config: [configs/method/lori.yaml, configs/method/no_cot.yaml]   # a config file (or a list of them) as an axis
-    variants:                           # sets of flags by name, as a further axis, {variant} in a label
-      standard: {}
+    variants:                           # sets of flags by name, as a further axis, {variant} in a label; under
+      standard: {}                      # `config` a file or a list of them that goes behind the others
       mean_only: {model.weights.covariance: 0}
     random:                             # drawn once, then crossed with the grid
       samples: 20
@@ -25,7 +25,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
     search:                             # instead of random: Optuna proposes the points, one after the other, for
       trials: 20                        # each combination of the grid; a trial is run with every seed
       hours: 8                          # starts none after so long, for each combination; null (the default): no limit
-      metric: validation                # one of the metrics below, or accuracy (the test's); the mean over seeds
+      metric: validation                # one of the metrics below; the mean over seeds
+      on_test: false                    # true lets it be the test set's, which then no longer tests what it chose
       direction: maximize               # or minimize
       sampler: tpe                      # or random, gp, qmc: Optuna's
       seed: 0
@@ -38,34 +39,34 @@ on to the run). Paths are relative to the folder that the command is run in, as 
                                         # sweep's, {config} the varied files' stems, {KEY} any varied or fixed value
     metrics: [accuracy_steps_3]         # what else to copy from the run's summary.json: from the method's entry or
                                         # else from the whole, with dots inwards (test_sets.svamp.accuracy)
-    reuse: [experiments/embedded]       # folders of results whose rows are taken for cells that are the very same runs
+    reuse: [experiments/embedded]       # folders of results whose rows are taken for cells that are the very same runs;
+                                        # `tests` takes their students from where those runs lie
     compare:                            # pairs of labels whose difference in accuracy is printed at the end, with
       - [lori, anchor_only]             # its intervals over seeds and over problems
 
-Only ``configs`` or a ``config`` axis is required. Flags are dotted keys of the command line with values of any type:
-numbers, booleans, null, lists and mappings are written as JSON, a string goes as it stands, so that a text parameter
-receives it verbatim (where a parameter takes null or a number as well as text, the command line decides, as always).
+Only ``configs``, or ``config`` in the grid or the variants, is required. Flags are dotted keys of the command line with
+values of any type: numbers, booleans, null, lists and mappings are written as JSON, a string goes as it stands, so that
+a text parameter receives it verbatim (where a parameter takes null or a number as well as text, the command line
+decides, as always).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import RESULT_COLUMNS
+from lori_pl.sweep.fields import (
+    CONFIG_AXIS,
+    SWEEP_COLUMNS,
+    VARIANT_AXIS,
+    FieldReader,
+    Interval,
+    are_texts,
+    is_count,
+)
 from lori_pl.sweep.reading import read_fields
-
-CONFIG_AXIS = "config"
-"""The grid key whose values are config files rather than values of a flag."""
-
-VARIANT_AXIS = "variant"
-"""The key whose values are names of ``variants``."""
-
-SWEEP_COLUMNS = ("low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib", "machine")
-"""What a sweep's table has besides `RESULT_COLUMNS`."""
 
 SAMPLERS = ("tpe", "random", "gp", "qmc")
 """Optuna's samplers that a search may name."""
@@ -74,20 +75,6 @@ _FIELDS = (
     *("name", "output", "results", "configs", "fixed", "grid", "variants", "random", "search", "tests"),
     *("seeds", "label", "metrics", "reuse", "compare"),
 )
-_OF_THE_SWEEP = {
-    "seed_everything": "list the seeds under 'seeds'",
-    "trainer.default_root_dir": "every cell gets a folder of its own under 'output'",
-}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A range to draw from, uniformly or uniformly in the logarithm; whole numbers where ``integer``."""
-
-    low: float
-    high: float
-    log: bool
-    integer: bool
 
 
 @dataclass(frozen=True)
@@ -106,6 +93,7 @@ class Search:
     trials: int
     hours: float | None
     metric: str
+    on_test: bool
     direction: Literal["maximize", "minimize"]
     sampler: str
     seed: int
@@ -170,11 +158,8 @@ def load_specification(path: str | Path, overrides: Sequence[str] = ()) -> Sweep
     return _Reader(path, read_fields(path, _FIELDS, overrides)).specification()
 
 
-class _Reader:
-    """Turns the fields of one file into a specification; every complaint names file and field."""
-
-    def __init__(self, path: Path, content: Mapping[Any, Any]) -> None:
-        self.path, self.content = path, content
+class _Reader(FieldReader):
+    """Turns the fields of one file into a specification."""
 
     def specification(self) -> SweepSpecification:
         for field in self.content:
@@ -187,8 +172,6 @@ class _Reader:
         configs = self.texts("configs")
         metrics = self.texts("metrics")
         search = self.search(metrics)
-        if not configs and CONFIG_AXIS not in grid:
-            self.fail("configs", "missing; list at least one base config")
         if CONFIG_AXIS in fixed:
             self.fail(f"fixed.{CONFIG_AXIS}", "a config file that every run gets belongs under 'configs'")
         if random is not None and search is not None:
@@ -196,9 +179,11 @@ class _Reader:
         drawn, kind = (random, "random") if search is None else (search, "search")
         space = drawn.space if drawn is not None else {}
         if CONFIG_AXIS in space:
-            self.fail(f"{kind}.space.{CONFIG_AXIS}", "config files vary under 'grid' only")
+            self.fail(f"{kind}.space.{CONFIG_AXIS}", "config files vary under 'grid' and 'variants'")
         variants = self.variants()
-        varied = {key: None for flags in variants.values() for key in flags}
+        if not configs and CONFIG_AXIS not in grid and not any(CONFIG_AXIS in flags for flags in variants.values()):
+            self.fail("configs", "missing; list at least one base config")
+        varied = {key: None for flags in variants.values() for key in flags if key != CONFIG_AXIS}
         parts = (fixed, grid, varied, tests, space)
         for key in [key for part in parts[1:] for key in part]:
             if sum(key in part for part in parts) > 1:
@@ -232,58 +217,13 @@ class _Reader:
             compare=self.pairs("compare"),
         )
 
-    def fail(self, field: str, cause: str) -> None:
-        raise LoriError(f"{self.path}, field '{field}': {cause}")
-
-    def text(self, field: str) -> str | None:
-        value = self.content.get(field)
-        if value is not None and (not isinstance(value, str) or not value):
-            self.fail(field, f"expected text, got {value!r}")
-        return value
-
-    def texts(self, field: str) -> tuple[str, ...]:
-        value = self.content.get(field) or []
-        if not _are_texts(value):
-            self.fail(field, f"expected a list of texts, got {value!r}")
-        return tuple(value)
-
-    def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
-        value = self.content.get(field) or []
-        if not isinstance(value, list) or not all(_are_texts(pair) and len(pair) == 2 for pair in value):
-            self.fail(field, f"expected a list of pairs of labels, such as [[lori, no_cot]], got {value!r}")
-        return tuple((first, second) for first, second in value)
-
-    def mapping(self, field: str, content: Mapping[Any, Any]) -> dict[str, Any]:
-        value = content.get(field.rpartition(".")[2])
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self.fail(field, f"expected a mapping, got {value!r}")
-        return value
-
-    def flags(self, field: str, content: Mapping[Any, Any] | None = None) -> dict[str, Any]:
-        flags = self.mapping(field, self.content if content is None else content)
-        for key in flags:
-            place = f"{field}.{key}"
-            if not isinstance(key, str) or not key or key.startswith("-") or any(c in "= \n\t" for c in key):
-                self.fail(place, "expected a flag of the command line without its dashes, such as trainer.max_steps")
-            if key == VARIANT_AXIS or (key == CONFIG_AXIS and field.startswith(("variants", "tests"))):
-                self.fail(
-                    place, "no flag: sets of flags stand under 'variants', config files under 'configs' and 'grid'"
-                )
-            if key in _OF_THE_SWEEP:
-                self.fail(place, f"set by the sweep itself: {_OF_THE_SWEEP[key]}")
-            if key in RESULT_COLUMNS or key in SWEEP_COLUMNS:
-                self.fail(place, "not a flag of the command line but a column of the results")
-        return flags
-
     def grid(self, field: str) -> dict[str, list[Any]]:
         grid = self.flags(field)
         for key, values in grid.items():
             if not isinstance(values, list) or not values:
                 self.fail(f"{field}.{key}", f"expected a list of at least one value, got {values!r}")
-            if key == CONFIG_AXIS and not all(isinstance(v, str) or _are_texts(v) for v in values):
-                self.fail(f"grid.{key}", "expected config files, or lists of them")
+            if key == CONFIG_AXIS and not all(isinstance(v, str) or are_texts(v) for v in values):
+                self.fail(f"{field}.{key}", "expected config files, or lists of them")
         return grid
 
     def variants(self) -> dict[str, dict[str, Any]]:
@@ -292,7 +232,11 @@ class _Reader:
             if not isinstance(name, str) or not name:
                 self.fail("variants", f"expected names of sets of flags, got {name!r}")
         # a name may have dots
-        return {name: self.flags(f"variants.{name}", {name.rpartition(".")[2]: named[name]}) for name in named}
+        found = {name: self.flags(f"variants.{name}", {name.rpartition(".")[2]: named[name]}) for name in named}
+        for name, flags in found.items():
+            if not isinstance(value := flags.get(CONFIG_AXIS, []), str) and not are_texts(value):
+                self.fail(f"variants.{name}.{CONFIG_AXIS}", f"expected a config file, or a list of them, got {value!r}")
+        return found
 
     def random(self) -> RandomSearch | None:
         search = self.mapping("random", self.content)
@@ -304,7 +248,7 @@ class _Reader:
         samples, seed = search.get("samples"), search.get("seed", 0)
         self.positive("random.samples", samples)
         assert isinstance(samples, int)
-        if not _is_count(seed):
+        if not is_count(seed):
             self.fail("random.seed", f"expected a whole number, got {seed!r}")
         return RandomSearch(samples, seed, self.space("random.space", search))
 
@@ -316,6 +260,7 @@ class _Reader:
             "trials": None,
             "hours": None,
             "metric": None,
+            "on_test": False,
             "direction": "maximize",
             "sampler": "tpe",
             "seed": 0,
@@ -334,53 +279,28 @@ class _Reader:
         for field, allowed in choices.items():
             if values[field] not in allowed:
                 self.fail(f"search.{field}", f"expected one of {', '.join(allowed)}, got {values[field]!r}")
-        if not _is_count(values["seed"]):
+        if not isinstance(values["on_test"], bool):
+            self.fail("search.on_test", f"expected true or false, got {values['on_test']!r}")
+        if _is_of_the_test(values["metric"]) and not values["on_test"]:
+            self.fail(
+                "search.metric",
+                f"'{values['metric']}' is the test set's, which would no longer test what was chosen by it; choose by "
+                "'validation', listed under 'metrics', or set search.on_test to true",
+            )
+        if not is_count(values["seed"]):
             self.fail("search.seed", f"expected a whole number, got {values['seed']!r}")
         if values["storage"] is not None and "://" not in str(values["storage"]):
             self.fail("search.storage", f"expected a database's URL, such as sqlite:///x.db, got {values['storage']!r}")
         return Search(**{**values, "space": self.space("search.space", given)})
 
-    def positive(self, field: str, value: Any) -> None:
-        if not _is_count(value) or value == 0:
-            self.fail(field, f"expected a positive whole number, got {value!r}")
-
-    def space(self, field: str, content: Mapping[Any, Any]) -> dict[str, Interval | list[Any]]:
-        flags = self.flags(field, content)
-        if not flags:
-            self.fail(field, "missing; name at least one key to draw")
-        return {key: self.range(f"{field}.{key}", value) for key, value in flags.items()}
-
-    def range(self, field: str, value: Any) -> Interval | list[Any]:
-        if isinstance(value, dict) and value.keys() == {"choices"}:
-            if not isinstance(value["choices"], list) or not value["choices"]:
-                self.fail(f"{field}.choices", f"expected a list of at least one value, got {value['choices']!r}")
-            return value["choices"]
-        if not isinstance(value, dict) or not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
-            self.fail(field, f"expected {{low, high, log}} or {{choices}}, got {value!r}")
-        low, high, log = value["low"], value["high"], value.get("log", False)
-        if not isinstance(log, bool):
-            self.fail(f"{field}.log", f"expected true or false, got {log!r}")
-        for bound, number in (("low", low), ("high", high)):
-            if not isinstance(number, int | float) or isinstance(number, bool):
-                self.fail(f"{field}.{bound}", f"expected a number, got {number!r}")
-        if not low < high:
-            self.fail(field, f"low ({low}) must be less than high ({high})")
-        if log and low <= 0:
-            self.fail(f"{field}.low", f"a logarithmic range needs a positive low, got {low}")
-        return Interval(low, high, log, integer=isinstance(low, int) and isinstance(high, int))
-
     def seeds(self) -> tuple[int, ...]:
         seeds = self.content.get("seeds", [0])
-        if not isinstance(seeds, list) or not seeds or not all(_is_count(seed) for seed in seeds):
+        if not isinstance(seeds, list) or not seeds or not all(is_count(seed) for seed in seeds):
             self.fail("seeds", f"expected a list of whole numbers, 0 or larger, got {seeds!r}")
         if len(set(seeds)) != len(seeds):
             self.fail("seeds", f"a seed occurs twice in {seeds!r}")
         return tuple(seeds)
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_of_the_test(metric: str) -> bool:
+    return metric in ("accuracy", "low", "high") or metric.startswith(("accuracy_steps_", "test_sets.", "methods."))

@@ -9,7 +9,7 @@ from typing import Any
 
 from lori_pl.errors import LoriError
 
-MEASURES = ("accuracy", "low", "high", "n", "passes", "milliseconds")
+MEASURES = ("accuracy", "low", "high", "n", "passes", "milliseconds", "problems")
 
 
 def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -22,7 +22,7 @@ def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any
             (``test_sets.svamp.accuracy``).
 
     Returns:
-        The method's name, and the measures and metrics that are there.
+        The method's name, and the measures, the machine with its GPU's peak of memory, and the metrics that are there.
 
     Raises:
         LoriError: The file is missing or is no summary of one method.
@@ -41,7 +41,7 @@ def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any
     if not isinstance(accuracy, int | float) or isinstance(accuracy, bool):
         raise LoriError(f"summary.json has no 'accuracy' of method '{method}'")
     found = {name: _find(name, entry) for name in MEASURES}
-    for name in ("machine", *metrics):
+    for name in ("machine", "peak_gpu_memory_mib", *metrics):
         value = _find(name, entry)
         found[name] = _find(name, summary) if value is None else value
     return method, {name: value for name, value in found.items() if value is not None}

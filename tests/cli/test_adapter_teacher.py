@@ -121,6 +121,12 @@ def test_a_run_goes_on(world, started):
     assert world.fit("LoRi", "on", *flags, **arguments(world)) == 0
     assert world.fit("LoRi", "whole", *FLAGS, "--trainer.max_steps=6", **arguments(world)) == 0
     assert_same(*(checkpoint(world.folder / name)["state_dict"] for name in ("on", "whole")))
+    # on a copy of its own the teacher is the same, and so it is noted
+    notes = [checkpoint(world.folder / "on")["lori_pl"]["teacher"]]
+    assert world.fit("LoRi", "on", *flags, "--trainer.max_steps=7", "--model.share_base=false", **arguments(world)) == 0
+    notes.append(checkpoint(world.folder / "on")["lori_pl"]["teacher"])
+    assert [note["shares_base"] for note in notes] == [True, False]
+    assert notes[0]["layers"] == notes[1]["layers"]
 
 
 @pytest.mark.parametrize(("side", "change"), [("backbone", {"lora": None}), ("teacher", {"dtype": "bfloat16"})])

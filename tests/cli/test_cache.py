@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ import torch
 import yaml
 from conftest import BACKBONE, BASE, checkpoint
 from failing import message
+from test_stop_signals import tell
 
+import lori_pl.cache.measuring as measuring
 import lori_pl.cache.shards as shards
 from lori_pl.cache.store import TeacherCache
 from lori_pl.cli import main
@@ -69,6 +73,35 @@ def test_the_covariance_floor_is_logged_from_the_cache(world, lori_args):
     assert "alignment/covariance_floor" in metrics.read_text().splitlines()[0].split(",")
 
 
+def test_a_validation_that_is_done_again_logs_what_the_first_would_have(world, lori_args, monkeypatch):
+    """A cache has nothing of validation problems: the diagnostics are of the training batch before the signal."""
+    assert build(world, lori_args) == 0
+    flags = ["--trainer.max_steps=2", "--test_after_fit=false", "--trainer.logger=lightning.pytorch.loggers.CSVLogger"]
+    arguments = cached(world, lori_args)
+
+    def run(root, log, *more):
+        return world.fit("LoRi", root, *flags, f"--trainer.logger.save_dir={world.folder / log}", *more, **arguments)
+
+    assert run("whole", "whole_log") == 0
+    with monkeypatch.context() as patch:
+        tell(patch, "validation_step", 2, kind=LoRi)  # the first was the sanity check's
+        assert run("parts", "broken_off") == 143
+    assert run("parts", "again", "--ckpt_path=last") == 0
+    whole, again = (logged(world.folder / name) for name in ("whole_log", "again"))
+    names = {name for name in whole if name.startswith(("alignment/", "val/"))}
+    assert {"alignment/covariance_floor", "alignment/student_energy_share", "val/loss"} <= names
+    for name in names:
+        assert again[name] == whole[name] != "", name
+    assert not any(name.startswith("alignment/") for name in logged(world.folder / "broken_off"))
+
+
+def logged(folder) -> dict[str, str]:
+    """The last value of everything that a run wrote."""
+    (metrics,) = folder.rglob("metrics.csv")
+    with metrics.open() as file:
+        return {name: value for row in csv.DictReader(file) for name, value in row.items() if value}
+
+
 @pytest.mark.parametrize("kind", [pytest.param("shared", marks=pytest.mark.slow), "learned"])
 def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, lori_args, kind, monkeypatch):
     arguments = lori_args | (LEARNED if kind == "learned" else {})
@@ -92,6 +125,30 @@ def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, 
     whole, parts = checkpoint(world.folder / "live"), checkpoint(world.folder / "cached")
     for key, value in whole["state_dict"].items():
         assert torch.allclose(value, parts["state_dict"][key], rtol=1e-4, atol=1e-5), key
+
+
+@pytest.mark.slow
+def test_from_the_cache_under_autocast_training_is_close(world, lori_args, monkeypatch):
+    """To rounding in bfloat16: the teacher's batches were others."""
+    losses, precision = record_losses(monkeypatch), "--trainer.precision=bf16-mixed"
+    assert world.fit("LoRi", "live", "--trainer.max_steps=4", precision, **lori_args) == 0
+    assert build(world, lori_args, precision) == 0
+    assert world.fit("LoRi", "cached", "--trainer.max_steps=4", precision, **cached(world, lori_args)) == 0
+    live, from_cache = losses[:4], losses[4:]
+    for one, other in zip(live, from_cache, strict=True):
+        for name, value in one.items():
+            assert other[name] == pytest.approx(value, rel=0.03), name
+
+
+@pytest.mark.slow
+def test_workers_collate_what_the_process_itself_would(world, lori_args, monkeypatch):
+    losses, workers = record_losses(monkeypatch), "--data.num_workers=2"
+    assert build(world, lori_args) == 0
+    assert build(world, lori_args, workers, folder="by_workers") == 0
+    assert files(world) == files(world, "by_workers")
+    for root, flags in (("alone", []), ("workers", [workers])):
+        assert world.fit("LoRi", root, "--trainer.max_steps=4", *flags, **cached(world, lori_args)) == 0
+    assert losses[:4] == losses[4:]
 
 
 @pytest.mark.slow
@@ -143,6 +200,77 @@ def test_an_interrupted_build_goes_on_where_it_was(world, lori_args, monkeypatch
     assert world.run("cache", *where, method="LoRi", **lori_args) == 0
     assert world.run("cache", *where, "--shard_problems", "0", method="LoRi", **lori_args) == 2
     assert "--shard_problems is 0" in message(capsys)
+
+
+SHARE = {"class_path": "lori_pl.alignment.LowRankAlignment", "init_args": {"rank_hidden": 0.9}}
+
+
+@pytest.mark.parametrize("changes", [{}, {"anchor": LEARNED["anchor"], "alignment": SHARE}], ids=["default", "share"])
+def test_an_interrupted_measuring_goes_on_where_it_was(world, lori_args, monkeypatch, capsys, changes):
+    arguments, batches = lori_args | changes | {"statistics_problems": 64}, "--data.eval_batch_size=8"
+    assert build(world, arguments, batches, folder="whole") == 0
+    monkeypatch.setattr(measuring, "SAVE_EVERY", 0.0)
+    original, seen, folder = measuring.MeasureTeacher.predict_step, [], world.folder / "cache"
+
+    def step(self, batch, batch_idx, dataloader_idx=0):
+        found = original(self, batch, batch_idx, dataloader_idx)
+        seen.append(self.sweep)
+        if len(seen) in (3, 12, 21):  # in the midst of each sweep of 8 batches
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(measuring.MeasureTeacher, "predict_step", step)
+    for _ in range(3):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            build(world, arguments, batches)
+        assert len(list(folder.glob("sweep*"))) == 1
+        assert not list(folder.glob("terms-*"))
+    assert build(world, arguments, batches) == 0
+    assert seen == [0] * 8 + [1] * 8 + [2] * 8
+    assert not list(folder.glob("sweep*"))
+    assert files(world) == files(world, "whole")  # their names hold their checksums
+
+
+def test_processes_go_on_from_the_last_sweep_that_all_of_them_have_kept(tmp_path):
+    def measured(process):
+        module = measuring.MeasureTeacher(None, {}, EncodedRows(), 4, 0, rows=np.arange(9), folder=tmp_path)
+        module._trainer = SimpleNamespace(world_size=2, global_rank=process, strategy=SimpleNamespace(barrier=list))
+        return module
+
+    def keep(process, sweep, rows):
+        module = measured(process)
+        module.sweep, module.done = sweep, rows
+        module.save()
+
+    def found(process):
+        module = measured(process)
+        module._look_back()
+        return module._first, module.done
+
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patched:
+        patched.setattr(measuring.MeasureTeacher, "sweeps", 3)
+        assert found(0) == (0, 0)
+        keep(0, 0, 3)
+        assert found(0) == found(1) == (0, 0)
+        keep(1, 0, 2)
+        keep(0, 0, 4)
+        keep(0, 1, 0)
+        assert (found(0), found(1)) == ((0, 4), (0, 2))
+        keep(1, 1, 1)
+        assert (found(0), found(1)) == ((1, 0), (1, 1))
+        (path,) = tmp_path.glob("sweep1-process1of2-*")
+        path.write_bytes(path.read_bytes()[:-1])
+        assert (found(0), found(1)) == ((0, 4), (0, 2))
+        measuring.drop_sums(tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+class EncodedRows:
+    """Nine rows of one token."""
+
+    def lengths(self):
+        return np.ones(9)
 
 
 def test_a_full_disk_leaves_nothing_half_written(world, lori_args, monkeypatch, capsys):

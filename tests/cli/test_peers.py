@@ -8,6 +8,7 @@ import re
 
 import pytest
 from conftest import BACKBONE, LORI_TERMS, assert_same, checkpoint
+from failing import fails
 
 from lori_pl import LatentReasoner
 from lori_pl.data import synthetic_problems
@@ -152,15 +153,37 @@ def test_a_decoder_of_another_tokenizer_is_refused(world, teacher, capsys, tmp_p
 
 
 def test_a_checkpoint_in_mid_stage_is_tested_as_it_stands(world, teacher, capsys):
-    settings = arguments("Coconut", teacher)
+    settings = arguments("Coconut", teacher) | {"latents_a_step": 2}
     flags = ["--trainer.max_steps", "3", "--test_after_fit", "false"]
     assert world.fit("Coconut", "run", *flags, **settings) == 0
     student = LatentReasoner.from_pretrained(world.folder / "run" / "student")
-    assert (student.settings.then, student.thought.latents) == ("words", 2)
-    last = str(world.folder / "run" / "checkpoints" / "last.ckpt")
-    assert world.run("test", "--ckpt_path", last, method="Coconut", root="tested", **settings) == 0
+    assert (student.settings.then, student.thought.latents) == ("words", 4)
+    last, folder = (str(world.folder / "run" / name) for name in ("checkpoints/last.ckpt", "student"))
+
+    def run(command, path, root, *flags):
+        return world.run(command, "--ckpt_path", path, *flags, method="Coconut", root=root, **settings)
+
+    assert run("test", last, "tested") == 0
     summary = json.loads((world.folder / "tested" / "summary.json").read_text())
-    assert summary["methods"]["coconut"]["passes"] > 2 + 1
+    assert summary["methods"]["coconut"]["passes"] > 4 + 1
+    # latents come by whole steps while words follow
+    assert run("test", folder, "three", "--latents", "3") == 2
+    assert "takes its latents 2 a step" in capsys.readouterr().err
+    assert run("validate", folder, "two", "--latents", "2") == 0
+    assert re.search(r"val/loss\D*\d", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "words"),
+    [
+        ("KaVa", ["--model.peer_compat=true"], "'peer_compat' is not accepted"),
+        ("PCCoT", ["--model.peer_compat=published"], "peer_compat.* Got value: published"),
+        ("PCCoT", ["--model.peer_compat=true"], r"set data\.template\.drop_last_step"),
+        ("Coconut", ["--model.peer_compat=true", "--model.stages.reset_optimizer=false"], "reset_optimizer is false"),
+    ],
+)
+def test_a_published_form_that_is_none_is_refused(world, teacher, capsys, name, flags, words):
+    fails(world, capsys, words, method=name, flags=flags, **arguments(name, teacher))
 
 
 def test_the_optimiser_forgets_when_a_stage_begins(world, monkeypatch):
@@ -182,3 +205,22 @@ def test_the_optimiser_forgets_when_a_stage_begins(world, monkeypatch):
     kept = settings | {"stages": {"steps": 2, "reset_optimizer": False}}
     assert world.fit("ICoTSI", "kept", *flags, **kept) == 0
     assert [count > 0 for count in seen] == [False] + [True] * 7
+
+
+@pytest.mark.slow
+def test_the_published_coconut_forgets_at_every_epoch_too(world, monkeypatch):
+    from lori_pl.methods import Coconut
+
+    seen = []
+    original = Coconut.training_step
+
+    def spy(self, batch, batch_idx):
+        seen.append(len(self.optimizers(use_pl_optimizer=False).state))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Coconut, "training_step", spy)
+    settings = {"backbone": BACKBONE, "student_init": "base", **PEERS["Coconut"], "stages": {"steps": 6}}
+    flags = ["--trainer.max_steps", "11", "--test_after_fit", "false", "--trainer.val_check_interval", "11"]
+    assert world.fit("Coconut", "run", *flags, **settings, peer_compat=True) == 0
+    # an epoch has eight steps
+    assert [step for step, count in enumerate(seen) if not count] == [0, 6, 8]

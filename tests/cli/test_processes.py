@@ -1,16 +1,23 @@
-"""Two processes are one on the same global batch: weights after training, and each test problem once."""
+"""Two processes are one on the same global batch: losses, weights after training, and each test problem once.
+
+And the two hold one model: the same weights bit for bit, or each its part of every weight.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import BACKBONE, BASE, checkpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_peers import PEERS, arguments
+from watching import WATCH, assert_one_model, losses
 
 from lori_pl.evaluation.records import read_outcomes
 
@@ -19,23 +26,50 @@ ONE_AND_MORE = ["--data.source.test", "17"]  # an uneven last batch
 pytestmark = pytest.mark.distributed
 # Adam would make steps of the rounding in a gradient that is zero
 DIVIDING = ["sharded", "fsdp1"]
-SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1", "--trainer.max_steps=10"]
+SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1", "--trainer.max_steps=10", *WATCH]
+METHODS = ["ExplicitCoT", "NoCoT", "Pause", *PEERS]
+
+
+def settings_of(name, teacher):
+    return arguments(name, teacher) if name in PEERS else {"backbone": {"name": teacher}}
+
+
+def start(*command) -> subprocess.CompletedProcess:
+    """Runs Python, which finds the callbacks of the tests."""
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=900, env=environment)
 
 
 def train_in_two(world, method, *flags, strategy="ddp", batch=4, **init_args) -> None:
     """A run in the folder ``two``, whose processes share the batches of a run in one."""
     run = ["fit", "--config", world.config("base", BASE), "--config", world.method(method, **init_args), *flags]
     run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", f"--data.batch_size={batch}"]
-    command = [sys.executable, "-m", "lori_pl", *run, f"--trainer.default_root_dir={world.folder / 'two'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = start("-m", "lori_pl", *run, f"--trainer.default_root_dir={world.folder / 'two'}")
     assert done.returncode == 0, done.stderr
+    if WATCH[0] in flags:
+        assert_one_model(world.folder / "two", checkpoint(world.folder / "two")["state_dict"], strategy in DIVIDING)
 
 
-def assert_equal_runs(world) -> None:
+def logged(folder: Path) -> dict[tuple[int, str], float]:
+    """What was written of the training's losses, by step and name."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    names = [name for name in events.Tags()["scalars"] if name.startswith("train/")]
+    return {(event.step, name): event.value for name in names for event in events.Scalars(name)}
+
+
+def assert_equal_runs(world, accumulated: bool = False) -> None:
     one, two = (checkpoint(world.folder / name)["state_dict"] for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+    one, two = (losses(world.folder / name) for name in ("one", "two"))  # of a run that went on its last part's
+    assert two
+    assert two == pytest.approx({place: one[place] for place in two}, rel=0, abs=1e-5)
+    if not accumulated:  # of whose batches the last alone is written
+        one, two = (logged(world.folder / name) for name in ("one", "two"))
+        assert {step for step, _ in two} >= {0, 9}
+        assert two == pytest.approx(one, rel=0, abs=1e-5)
     one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("one", "two"))
     assert len(two.ids) == 17
     assert two.ids == one.ids
@@ -54,9 +88,9 @@ def test_lori(world, lori_args, factors):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PEERS)
-def test_a_peer(world, teacher, name):
-    settings = arguments(name, teacher)
+@pytest.mark.parametrize("name", METHODS)
+def test_another_method(world, teacher, name):
+    settings = settings_of(name, teacher)
     flags = [*SGD, *ONE_AND_MORE]  # with stages that end
     assert world.fit(name, "one", *flags, **settings) == 0
     train_in_two(world, name, *flags, **settings)
@@ -103,7 +137,7 @@ def test_a_step_that_is_no_number_in_one_process_is_left_out_of_all(world, strat
     run = ["fit", "--config", world.config("base", BASE), "--config", world.method("ExplicitCoT", backbone=BACKBONE)]
     run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", "--data.batch_size=4", *SGD]
     run += ["--non_finite.policy=skip", "--trainer.max_steps=4", f"--trainer.default_root_dir={world.folder / 'run'}"]
-    done = subprocess.run([sys.executable, str(script), *run], capture_output=True, text=True, timeout=900)
+    done = start(str(script), *run)
     assert done.returncode == 0, done.stderr
     assert "step 3 is left out" in done.stderr
     for rank in range(2):
@@ -182,8 +216,7 @@ def test_what_fsdp1_does_not_take(world, teacher, flags, said):
         *flags,
         f"--trainer.default_root_dir={world.folder / 'run'}",
     ]
-    command = [sys.executable, "-m", "lori_pl", *run]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = start("-m", "lori_pl", *run)
     assert done.returncode != 0
     assert re.search(said, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
@@ -207,7 +240,7 @@ def test_accumulated_with_recomputed_layers_in_parts(world, lori_args, strategy)
     assert world.fit("LoRi", "one", *flags, **lori_args) == 0
     more = ["--trainer.accumulate_grad_batches=2", "--model.backbone.gradient_checkpointing=true"]
     train_in_two(world, "LoRi", *flags, *more, strategy=strategy, batch=2, **lori_args)
-    assert_equal_runs(world)
+    assert_equal_runs(world, accumulated=True)
 
 
 @pytest.mark.slow
@@ -224,12 +257,23 @@ def test_half_precision_in_parts(world, lori_args, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", DIVIDING)
-@pytest.mark.parametrize("name", ["ExplicitCoT", "NoCoT", "Pause", *PEERS])
+@pytest.mark.parametrize("name", METHODS)
 def test_another_method_sharded(world, teacher, name, strategy):
-    settings = arguments(name, teacher) if name in PEERS else {"backbone": {"name": teacher}}
+    settings = settings_of(name, teacher)
     flags = [*SGD, *ONE_AND_MORE]
     assert world.fit(name, "one", *flags, **settings) == 0
     train_in_two(world, name, *flags, strategy=strategy, **settings)
+    assert_equal_runs(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
+def test_a_decoder_that_waits_for_the_first_latents(world, teacher, strategy):
+    """In a stage without latents; its weights decay all the same."""
+    settings = {**settings_of("SIMCoTCoconut", teacher), "first_stage": 0}
+    flags = [*SGD, *ONE_AND_MORE, "--model.optimizer.init_args.weight_decay=0.1"]
+    assert world.fit("SIMCoTCoconut", "one", *flags, **settings) == 0
+    train_in_two(world, "SIMCoTCoconut", *flags, strategy=strategy, **settings)
     assert_equal_runs(world)
 
 
@@ -249,6 +293,7 @@ def test_a_run_goes_on_under_another_strategy(world, lori_args, first, second):
     """With AdamW's moments, which a sharded run holds in parts."""
     adam = ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.init_args.eps=0.01"]
     flags = [*adam, "--model.schedule.decay=none", "--model.schedule.warmup=0", *ONE_AND_MORE, "--trainer.max_steps=8"]
+    flags += WATCH
     assert world.fit("LoRi", "one", *flags, **lori_args) == 0
     for strategy, more in ((first, ["--trainer.max_steps=4"]), (second, ["--ckpt_path=last"])):
         if strategy is None:
@@ -257,7 +302,8 @@ def test_a_run_goes_on_under_another_strategy(world, lori_args, first, second):
             train_in_two(world, "LoRi", *flags, *more, strategy=strategy, **lori_args)
         if "--ckpt_path=last" not in more:
             assert checkpoint(world.folder / "two")["global_step"] == 4
-            (world.folder / "two" / "correct.npz").unlink()
+            for left in ("correct.npz", "rank0.pt", "rank1.pt"):
+                (world.folder / "two" / left).unlink(missing_ok=True)
     one, two = (checkpoint(world.folder / name)["optimizer_states"][0]["state"] for name in ("one", "two"))
     assert one.keys() == two.keys()
     for number, state in one.items():
@@ -287,8 +333,7 @@ def test_a_folder_is_tested_in_parts(world, lori_args, strategy):
         *ONE_AND_MORE,
     ]
     test += [f"--ckpt_path={student}", f"--trainer.strategy={strategy}", "--trainer.devices=2"]
-    command = [sys.executable, "-m", "lori_pl", *test, f"--trainer.default_root_dir={world.folder / 'parts'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = start("-m", "lori_pl", *test, f"--trainer.default_root_dir={world.folder / 'parts'}")
     assert done.returncode == 0, done.stderr
     one, two = (read_outcomes(world.folder / name / "correct.npz") for name in ("run", "parts"))
     assert two.ids == one.ids

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import pytest
 import torch
 import yaml
 from conftest import BACKBONE, assert_same, checkpoint
+from safetensors.torch import load_file, save_file
+from test_stop_signals import tell
 
 from lori_pl import LatentReasoner
 from lori_pl.evaluation.records import read_outcomes
@@ -29,6 +34,60 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
     whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
     assert whole["global_step"] == parts["global_step"] == 11
     assert_same(whole["state_dict"], parts["state_dict"])
+
+
+@pytest.mark.parametrize(
+    "decay", ["late", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "cosine"))]
+)
+def test_resumed_in_mid_decay_equals_uninterrupted(world, monkeypatch, decay):
+    """Stopped where the rate falls: rate, moments and weights are, bit for bit, those of a run that nothing stopped."""
+    flags = [f"--model.schedule.decay={decay}", "--model.schedule.decay_share=0.8", "--model.schedule.warmup=0.1"]
+    flags += ["--trainer.max_steps=11", "--trainer.val_check_interval=11", "--test_after_fit=false"]
+    flags += ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.init_args.lr=0.01"]
+    assert world.fit("ExplicitCoT", "whole", *flags, backbone=BACKBONE) == 0
+    with monkeypatch.context() as patch:
+        tell(patch, "training_step", 6)
+        assert world.fit("ExplicitCoT", "parts", *flags, backbone=BACKBONE) == 143
+    stopped = checkpoint(world.folder / "parts")
+    assert stopped["global_step"] == 6
+    (rate,) = {group["lr"] for group in stopped["optimizer_states"][0]["param_groups"]}
+    assert 0.001 < rate < 0.009
+    assert world.fit("ExplicitCoT", "parts", *flags, "--ckpt_path=last", backbone=BACKBONE) == 0
+    whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
+    assert whole["global_step"] == parts["global_step"] == 11
+    assert_same(whole["state_dict"], parts["state_dict"])
+    assert whole["lr_schedulers"] == parts["lr_schedulers"]
+    one, two = (saved["optimizer_states"][0] for saved in (whole, parts))
+    assert one["param_groups"] == two["param_groups"]
+    assert one["state"].keys() == two["state"].keys()
+    for number, state in one["state"].items():
+        assert_same(state, two["state"][number])
+
+
+def test_another_teacher_is_refused(world, teacher, lori_args, capsys):
+    """By its weights: one that was only moved is the same."""
+    moved, other = world.folder / "moved", world.folder / "other"
+    for copy in (moved, other):
+        shutil.copytree(teacher, copy)
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] += 0.01
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--trainer.max_steps=2", "--test_after_fit=false"]
+    assert world.fit("LoRi", "run", *flags, **lori_args) == 0
+    flags += ["--ckpt_path=last", "--trainer.max_steps=3"]
+    capsys.readouterr()
+    assert world.fit("LoRi", "run", *flags, **{**lori_args, "teacher": {"name": str(other)}}) == 2
+    (said,) = capsys.readouterr().err.splitlines()[-1:]
+    assert re.search(rf"was trained with the teacher {teacher} \(digest \w+\), and this run has {other} \(", said)
+    assert world.fit("LoRi", "run", *flags, **{**lori_args, "teacher": {"name": str(moved)}}) == 0
+    # a checkpoint that notes no teacher
+    file = world.folder / "run" / "checkpoints" / "last.ckpt"
+    old = checkpoint(world.folder / "run")
+    assert old["lori_pl"].pop("teacher")["name"] == str(moved)
+    torch.save(old, file)
+    flags += ["--trainer.max_steps=4", f"--ckpt_path={file}"]
+    assert world.fit("LoRi", "run", *flags, **{**lori_args, "teacher": {"name": str(other)}}) == 0
+    assert checkpoint(world.folder / "run")["lori_pl"]["teacher"]["name"] == str(other)
 
 
 def test_a_run_whose_folder_was_moved_keeps_its_best_checkpoint(world, monkeypatch):

@@ -22,10 +22,12 @@ from lori_pl import LatentReasoner
 from lori_pl.alignment import AnchorAlignment
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.cli import main
+from lori_pl.data.problem import problems_digest
 from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi, Method, NoCoT, Pause
+from lori_pl.methods.base import is_written
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.teacher import FrozenTeacher
 from lori_pl.sweep.child import PROGRESS
@@ -58,6 +60,7 @@ def test_a_lori_run_leaves_summary_outcomes_student_config_and_pictures(world, l
     assert values["passes"] >= 1 + 3 + 1
     with np.load(run / "correct.npz", allow_pickle=False) as outcomes:
         bits = outcomes["lori/0"]
+        assert outcomes["problems"] == values["problems"]
     assert bits.mean() == pytest.approx(values["accuracy"])
     assert (run / "spectrum.png").stat().st_size > 1000
     events = EventAccumulator(str(run / "tensorboard")).Reload().Tags()
@@ -394,6 +397,7 @@ def test_one_test_reports_each_of_several_sets(world, capsys):
         outcomes = read_outcomes(world.folder / "run" / file)
         assert values["n"] == len(outcomes.ids) == n
         assert set(outcomes.steps.tolist()) == ({3} if name == "long" else {1, 2})
+        assert outcomes.problems == problems_digest(Synthetic(**sources[name]["init_args"]).load("test").problems)
 
 
 def test_a_run_that_is_not_tested_needs_no_test_problems(world, capsys):
@@ -448,6 +452,22 @@ def test_tokens_are_those_of_the_sequences_that_are_trained(reasoning, tokens):
     throughput.on_train_batch_start(trainer, None, batch, 0)
     throughput.on_train_batch_end(trainer, SimpleNamespace(reasoning=reasoning), None, batch, 0)
     assert throughput.state_dict()["tokens"] == tokens
+
+
+@pytest.mark.parametrize(
+    ("every", "written"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (3, [2, 4]), (50, [4]), (0, [])], ids=str
+)
+@pytest.mark.parametrize("end", ["steps", "epochs"])
+def test_what_the_logger_writes_is_known_before_the_step(every, written, end):
+    """Of five steps, in the last epoch of two, of five batches each, or by their number."""
+    found = []
+    for step in range(5):
+        place = {"global_step": step, "max_steps": 5, "max_epochs": -1, "current_epoch": 0, "is_last_batch": False}
+        if end == "epochs":
+            place |= {"max_steps": -1, "max_epochs": 2, "current_epoch": 1, "is_last_batch": step == 4}
+        if is_written(SimpleNamespace(log_every_n_steps=every, **place)):
+            found.append(step)
+    assert found == written
 
 
 def test_a_loss_without_a_weight_is_named(world, lori_args, capsys, monkeypatch):

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import BACKBONE, BASE, assert_same, checkpoint
 from failing import fails
+from lightning.pytorch.callbacks import timer
 
 from lori_pl.callbacks import stop_signals
 from lori_pl.callbacks.stop_signals import StopSignals
 from lori_pl.methods import ExplicitCoT
+from lori_pl.sweep.child import CELL
 
 FLAGS = ["--model.schedule.decay", "none", "--model.schedule.warmup", "0", "--test_after_fit", "false"]
 
@@ -24,9 +26,11 @@ FLAGS += ["--trainer.num_sanity_val_steps", "0"]
 STEPS = ["--trainer.max_steps", "11"]
 
 
-def tell(monkeypatch, hook: str, call: int, number: int = signal.SIGTERM, again: bool = False) -> None:
+def tell(
+    monkeypatch, hook: str, call: int, number: int = signal.SIGTERM, again: bool = False, kind=ExplicitCoT
+) -> None:
     """Has the process get a signal in the ``call``-th call of a method's hook."""
-    original = getattr(ExplicitCoT, hook)
+    original = getattr(kind, hook)
     calls = []
 
     def told(self, *batch):
@@ -37,7 +41,7 @@ def tell(monkeypatch, hook: str, call: int, number: int = signal.SIGTERM, again:
                 os.kill(os.getpid(), number)
         return original(self, *batch)
 
-    monkeypatch.setattr(ExplicitCoT, hook, told)
+    monkeypatch.setattr(kind, hook, told)
 
 
 @pytest.fixture
@@ -208,6 +212,31 @@ def test_max_time_ends_in_a_checkpoint(world):
     flags += ["--ckpt_path=auto", "--trainer.val_check_interval=1000"]
     assert world.fit("ExplicitCoT", "run", *FLAGS, *flags, backbone=BACKBONE) == 0
     assert checkpoint(world.folder / "run")["global_step"] > first + 1
+
+
+def test_the_time_of_a_cell_is_that_of_all_its_attempts(world, monkeypatch):
+    """Ten seconds, of a clock by which a step takes one; the first attempt is stopped after four."""
+    clock = [0.0]
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    original = ExplicitCoT.training_step
+
+    def ticking(self, *batch):
+        clock[0] += 1
+        return original(self, *batch)
+
+    monkeypatch.setattr(ExplicitCoT, "training_step", ticking)
+    monkeypatch.setenv(CELL, "1")
+    flags = ["--trainer.max_steps=-1", "--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:10", "--ckpt_path=auto"]
+    flags += ["--trainer.val_check_interval=1000", "--trainer.check_val_every_n_epoch=null", *FLAGS]
+    with monkeypatch.context() as patch:
+        tell(patch, "training_step", 4)
+        assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 143
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
+    assert checkpoint(world.folder / "run")["global_step"] == 10
+    # killed in its test: it is tested, and not trained any more
+    assert world.fit("ExplicitCoT", "run", *flags, "--test_after_fit=true", backbone=BACKBONE) == 0
+    assert checkpoint(world.folder / "run")["global_step"] == 10
+    assert (world.folder / "run" / "summary.json").is_file()
 
 
 def test_a_time_that_is_none_is_one_line(world, capsys):

@@ -35,6 +35,13 @@ def test_a_student_is_tested_at_other_numbers_of_latents(world, lori_args, monke
     assert (trained["validation"] != "", one["validation"]) == (True, "")
     assert bad["status"] == "failed"
     assert "latents is -1: give 0 or more" in bad["reason"]
+    # a sweep that takes the run's row over tests the student where it lies
+    again = {**sweep, "output": "more", "reuse": ["out"], "tests": {"latents": [1, 3]}}
+    Path("more.yaml").write_text(yaml.safe_dump(again))
+    assert main(["sweep", "more.yaml"]) == 0
+    taken, same, other = ResultTable("more/results.csv").rows()
+    assert (taken, same["command"], same["accuracy"]) == (trained, one["command"], one["accuracy"])
+    assert f"--ckpt_path=out/cells/{trained['cell']}/student" in other["command"]
     # the recorded command repeats the test
     command = one["command"].replace(f"out/cells/{one['cell']}", "again").split()[3:]
     assert main(command) == 0

@@ -19,6 +19,10 @@ from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.errors import LoriError
 
 
+def trainer(**settings) -> SimpleNamespace:
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), **settings)
+
+
 def data(**options) -> PairedDataModule:
     module = PairedDataModule(Synthetic(train=100, validation=20, test=20), **{"batch_size": 8, **options})
     module.setup("fit")
@@ -68,7 +72,7 @@ def test_processes_share_each_global_batch():
     parts = []
     for rank in (0, 1):
         module = data(batch_size=4)
-        module.trainer = SimpleNamespace(world_size=2, global_rank=rank, current_epoch=0, accumulate_grad_batches=1)
+        module.trainer = trainer(world_size=2, global_rank=rank, current_epoch=0, accumulate_grad_batches=1)
         parts.append(rows(module.train_dataloader()))
     for batch, one, two in zip(rows(data().train_dataloader()), *parts, strict=True):
         assert len(one) == len(two) == 4
@@ -117,7 +121,7 @@ def test_evaluation_under_several_processes_repeats_but_misses_none(world):
     module = data()
     seen = []
     for rank in range(world):
-        module.trainer = SimpleNamespace(world_size=world, global_rank=rank)
+        module.trainer = trainer(world_size=world, global_rank=rank)
         part = flat(module.val_dataloader())
         assert len(part) == -(-20 // world)
         seen += part
@@ -196,7 +200,7 @@ def test_statistics_take_each_problem_once_on_two_processes():
     module = data()
     seen = []
     for rank in range(2):
-        module.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        module.trainer = trainer(world_size=2, global_rank=rank)
         seen += flat(module.statistics_dataloader(17))
     assert sorted(seen) == list(range(17))
 
@@ -242,7 +246,7 @@ def test_a_step_has_the_same_problems_however_it_is_divided(processes, accumulat
     parts = []
     for rank in range(processes):
         module = data(batch_size=8 // accumulated // processes or 1)
-        module.trainer = SimpleNamespace(
+        module.trainer = trainer(
             world_size=processes, global_rank=rank, current_epoch=0, accumulate_grad_batches=accumulated
         )
         parts.append(rows(module.train_dataloader()))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities import move_data_to_device
 
+from lori_pl.data.moving import pins
 from lori_pl.data.pairing import EncodedProblems, Ragged, explicit_batch, pad, pad_questions, paired_batch
 from lori_pl.data.problem import Problem
 from lori_pl.data.synthetic import synthetic_problems
@@ -237,3 +241,31 @@ def test_a_batch_is_its_rows(seed, rows, tokens):
         answer = problems[row].answer
         assert text(explicit.ids[place, int(explicit.anchor[place]) + 1][None]) == answer
         assert text(batch.answer[place, batch.anchor + 1][None]) == answer
+
+
+def test_a_batch_moves_as_a_whole_and_what_stands_twice_moves_once():
+    problems = EncodedProblems(PROBLEMS, Encoder(MARKED, Template(), True), steps=True)
+    batch = paired_batch([0, 1], STEPS, problems, None, pieces=True)
+    batch.statistics = {"anchor/states": torch.ones(2, 3)}
+    seen = []
+    moved = batch.each(lambda tensor: seen.append(tensor) or tensor.clone())
+    assert len(seen) == len({id(tensor) for tensor in seen})
+    assert moved.teacher is moved.explicit is not batch.explicit
+    assert moved.pieces is batch.pieces
+    assert (moved.anchor, moved.explicit.written) == (batch.anchor, batch.explicit.written)
+    for name in ("index", "question", "answer_mask"):
+        assert getattr(moved, name) is not getattr(batch, name)
+        assert torch.equal(getattr(moved, name), getattr(batch, name))
+    # as Lightning does it
+    there = move_data_to_device(batch, torch.device("meta"))
+    assert there.teacher is there.explicit
+    assert there.question.is_meta
+    assert there.explicit.anchor.is_meta
+    assert there.statistics["anchor/states"].is_meta
+
+
+def test_only_a_gpu_pins():
+    assert not pins(None)
+    for kind, pinned in (("cpu", False), ("cuda", True), ("mps", False)):
+        trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(kind)))
+        assert pins(trainer) is pinned

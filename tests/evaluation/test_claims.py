@@ -10,7 +10,7 @@ from scipy import stats
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import Measured, adjust, claim, compare_models, paired_t
-from lori_pl.evaluation.intervals import paired_difference
+from lori_pl.evaluation.intervals import bootstrap_difference, paired_difference
 from lori_pl.evaluation.records import Outcomes
 
 A = [0.50, 0.62, 0.70, 0.55, 0.61]
@@ -93,11 +93,13 @@ def test_one_pair_of_models_by_their_problems():
     assert (found.only_first, found.only_second) == (12, 3)
     assert found.p == pytest.approx(stats.binomtest(3, 15).pvalue)
     assert found.bounds == paired_difference(a, b)[1:]
+    assert found.bootstrap == bootstrap_difference(a, b)
     assert claim("a", "b", measured(a=A, b=B), outcomes).one_pair is None  # five seeds are no pair of models
 
 
 def test_models_that_agree_on_every_problem():
-    assert compare_models([True, False], [True, False]).p == 1.0
+    found = compare_models([True, False], [True, False])
+    assert (found.p, found.bootstrap) == (1.0, None)
 
 
 def test_the_effect_by_number_of_steps():

@@ -7,7 +7,7 @@ import pytest
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.comparison import compare
-from lori_pl.evaluation.intervals import paired_difference
+from lori_pl.evaluation.intervals import bootstrap_difference, paired_difference
 from lori_pl.evaluation.records import Outcomes
 
 
@@ -40,6 +40,17 @@ def test_the_line_has_both_intervals():
     assert line.startswith("a - b: +9.0 points (95 % interval -3.7 to +21.7, t over 2 seeds); by seed")
     assert "0: +10.0 (" in line
     assert "1: +8.0 (" in line
+
+
+def test_one_pair_of_models_has_the_bootstrap_s_interval_too():
+    found = compare(outcomes(a=[50, 60], b=[40]), "a", "b")
+    assert found.bootstrap == bootstrap_difference(right(50), right(40))
+    # ten problems of a hundred decide: 10 points, with a binomial's spread of 3
+    assert str(found).endswith("; by bootstrap: +5.0 to +16.0")
+    several = compare(outcomes(a=[50, 60], b=[40, 40]), "a", "b")
+    assert several.bootstrap is None
+    assert "bootstrap" not in str(several)
+    assert "bootstrap" not in str(compare(outcomes(a=[50], b=[50]), "a", "b"))
 
 
 def test_without_a_common_seed_there_is_nothing_to_compare():

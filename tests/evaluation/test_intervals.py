@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.intervals import paired_difference, wilson
+from lori_pl.evaluation.intervals import bootstrap_difference, paired_difference, wilson
 
 
 # Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, method 3.
@@ -95,5 +95,48 @@ def test_pairing_narrows_the_interval_of_models_that_fail_together():
     ],
 )
 def test_paired_difference_refuses(a, b, message):
+    for interval in (paired_difference, bootstrap_difference):
+        with pytest.raises(LoriError, match=message):
+            interval(a, b)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+@pytest.mark.parametrize("counts", [(150, 60, 30, 160), (5, 10, 2, 23), (0, 300, 20, 80)])
+def test_the_bootstrap_has_the_quantiles_of_its_exact_distribution(counts, level):
+    """Of n draws, how many have only the first right, and only the second, is multinomial."""
+    n = sum(counts)
+    draws = np.random.default_rng(1).multinomial(n, np.array(counts) / n, size=200_000)
+    differences = (draws[:, 1] - draws[:, 2]) / n
+    expected = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    # the error of a quantile of 9,999 draws, and the grid of the differences
+    tolerance = 0.1 * differences.std() + 1 / n
+    assert bootstrap_difference(*_bits(*counts), level) == pytest.approx(expected, abs=tolerance)
+
+
+def test_the_bootstrap_is_the_same_each_time_and_turns_with_the_models():
+    a, b = _bits(400, 300, 120, 180)
+    for few in (9, 19, 99):  # so few that other draws would show
+        low, high = bootstrap_difference(a, b, resamples=few)
+        assert bootstrap_difference(a, b, resamples=few) == (low, high)
+        assert bootstrap_difference(a, b, resamples=few, seed=1) != (low, high)
+        assert bootstrap_difference(b, a, resamples=few) == pytest.approx((-high, -low), abs=1e-12)
+
+
+def test_the_bootstrap_keeps_a_problem_s_outcomes_together():
+    together, apart = bootstrap_difference(*_bits(500, 40, 10, 450)), bootstrap_difference(*_bits(270, 270, 240, 220))
+    assert together[0] > 0 > apart[0]
+    assert together == pytest.approx(paired_difference(*_bits(500, 40, 10, 450))[1:], abs=0.005)
+
+
+def test_where_every_draw_is_the_same_the_bootstrap_has_no_interval():
+    for counts in ((3, 0, 0, 4), (0, 5, 0, 0), (0, 1, 0, 0)):
+        assert bootstrap_difference(*_bits(*counts)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"level": 95}, "between 0 and 1, not 95"), ({"resamples": 0}, "a bootstrap of 0 resamples")],
+)
+def test_the_bootstrap_refuses_what_makes_no_sense(settings, message):
     with pytest.raises(LoriError, match=message):
-        paired_difference(a, b)
+        bootstrap_difference([1, 0], [0, 0], **settings)

@@ -1,12 +1,15 @@
 import os
 import stat
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lori_pl.data.problem import Problem, problems_digest
+from lori_pl.data.synthetic import synthetic_problems
 from lori_pl.errors import LoriError
 from lori_pl.evaluation import records
 from lori_pl.evaluation.records import (
@@ -91,6 +94,41 @@ def test_numbers_of_steps_stay_with_their_problems(tmp_path):
         read_outcomes(path)
 
 
+def test_two_worlds_share_ids_and_numbers_of_steps_but_no_digest():
+    easy, hard = (synthetic_problems(20, 0, "test", max_steps=4, distractors=n) for n in (0, 1))
+    assert [problem.id for problem in easy] == [problem.id for problem in hard]
+    assert len({problems_digest(easy), problems_digest(hard), problems_digest(easy[1:])}) == 3
+    assert problems_digest(easy[::-1]) == problems_digest(easy)
+    one = Problem("a", "1 ?", ["<<1+1=2>>"], "2")
+    assert problems_digest([one]) == problems_digest([replace(one, steps=[])])
+    for changed in (replace(one, id="b"), replace(one, question="2 ?"), replace(one, answer="3")):
+        assert problems_digest([one]) != problems_digest([changed])
+
+
+def test_outcomes_of_another_world_are_not_merged(tmp_path):
+    path = tmp_path / "correct.npz"
+    write_outcomes(path, ["a", "b"], [1, 0], "lori", 0, steps=[4, 4], problems="easy")
+    before = path.read_bytes()
+    with pytest.raises(LoriError, match=r"lori/1 has as many of the same ids, but with other questions or answers"):
+        write_outcomes(path, ["a", "b"], [1, 0], "lori", 1, steps=[4, 4], problems="hard")
+    assert path.read_bytes() == before
+    write_outcomes(path, ["b", "a"], [1, 0], "lori", 1, steps=[4, 4], problems="easy")
+    assert read_outcomes(path).problems == "easy"
+    assert read_outcomes(path).bits["lori", 1].tolist() == [False, True]
+
+
+def test_a_file_without_a_digest_takes_the_first_that_comes_and_keeps_it(tmp_path):
+    path = tmp_path / "correct.npz"
+    write_outcomes(path, ["a", "b"], [1, 0], "old", 0)
+    assert read_outcomes(path).problems is None
+    write_outcomes(path, ["a", "b"], [1, 0], "new", 0, problems="easy")
+    write_outcomes(path, ["a", "b"], [1, 0], "old", 1)
+    assert read_outcomes(path).problems == "easy"
+    with pytest.raises(LoriError, match="other questions or answers"):
+        write_outcomes(path, ["a", "b"], [1, 0], "new", 1, problems="hard")
+    assert list(read_outcomes(path).bits) == [("old", 0), ("new", 0), ("old", 1)]
+
+
 def test_a_crash_while_outcomes_are_written_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "correct.npz"
     write_outcomes(path, ["a"], [1], "lori", 0)
@@ -169,6 +207,37 @@ def test_every_row_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
         assert files[-1] == path.stat().st_size
         assert len(ResultTable(path).rows()) == seed + 1
     assert len(files) == 3
+
+
+def unseen(monkeypatch, path):
+    """For this process the file is not there when it first looks, as for a client of NFS that looked before it was."""
+    looks = []
+    exists = type(path).exists
+
+    def looked(self, **options):
+        looks.append(self)
+        return exists(self, **options) and not (self == path and looks.count(path) == 1)
+
+    monkeypatch.setattr(type(path), "exists", looked)
+
+
+def test_the_first_row_of_another_machine_is_kept_though_this_one_does_not_see_it(tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    ResultTable(path, ["status"]).append(_row(status="ok"))
+    unseen(monkeypatch, path)
+    ResultTable(path, ["other"]).append(_row(seed=1, rank=8))
+    rows = ResultTable(path).rows()
+    assert [(row["seed"], row["status"], row["rank"]) for row in rows] == [("0", "ok", ""), ("1", "", "8")]
+    assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_the_first_outcomes_of_another_machine_are_kept_though_this_one_does_not_see_them(tmp_path, monkeypatch):
+    path = tmp_path / "correct.npz"
+    write_outcomes(path, ["a", "b"], [1, 0], "lori", 0)
+    unseen(monkeypatch, path)
+    write_outcomes(path, ["b", "a"], [1, 0], "lori", 1)
+    found = {key: bits.tolist() for key, bits in read_outcomes(path).bits.items()}
+    assert found == {("lori", 0): [True, False], ("lori", 1): [False, True]}
 
 
 def test_a_known_header_is_appended_to_without_a_rewrite(tmp_path):

@@ -5,11 +5,11 @@ Only the batch, the model's weights and the projector are taken from the method 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lori_pl.data.pairing import EncodedProblems, PairedBatch, paired_batch
@@ -41,9 +41,24 @@ def build(kind: Any, config: dict[str, Any] = TINY, lora: LoRA | None = None, **
     return method
 
 
-def batch_of(method: Any, rows: list[int], swap: bool = False, pieces: bool = False) -> PairedBatch:
-    """A batch of the embedded world; with `swap` every problem has another's rationale."""
+def batch_of(
+    method: Any, rows: list[int], swap: bool = False, pieces: bool = False, longer: bool = False
+) -> PairedBatch:
+    """A batch of the embedded world, whose answers are one token each.
+
+    Args:
+        method: The method, for its tokens.
+        rows: The problems.
+        swap: Every problem has another's rationale.
+        pieces: Also in pieces.
+        longer: Answers of two, four, one, three, two, ... tokens.
+    """
     problems = synthetic_problems(max(rows) + 1, 0, min_steps=2, max_steps=3)
+    if longer:
+        further = ("7", "3 8 3", "", "9 9")
+        problems = [
+            replace(problem, answer=f"{problem.answer} {further[i % 4]}".strip()) for i, problem in enumerate(problems)
+        ]
     encoded = EncodedProblems(problems, method.student.encoder, steps=pieces)
     if swap:
         order = [*range(1, len(problems)), 0]
@@ -58,13 +73,18 @@ def states(lm: Any, embedded: Tensor) -> list[Tensor]:
     return [hidden[0] for hidden in output.hidden_states]
 
 
+def surprise(lm: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """-log p of each token (T,)."""
+    return -lm.lm_head(hidden).log_softmax(-1)[range(len(targets)), targets]
+
+
 def cross_entropy(lm: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """Mean over tokens of -log p."""
-    return F.nll_loss(lm.lm_head(hidden).log_softmax(-1), targets)
+    return surprise(lm, hidden, targets).mean()
 
 
 def student(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Cross-entropy of a row's answer, its anchor states by layer from the embeddings on, and its latents' inputs."""
+    """-log p of a row's tokens behind <eot>, its anchor states by layer from the embeddings on, its latents' inputs."""
     reasoner = method.student
     lm, table = reasoner.lm, reasoner.lm.get_input_embeddings().weight
     sequence = table[batch.question[row][batch.question_mask[row]]]
@@ -73,8 +93,8 @@ def student(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, list[Ten
     answer = batch.answer[row][batch.answer_mask[row]]
     hidden = states(lm, torch.cat([sequence, table[answer]]))
     anchor = len(sequence) + batch.anchor
-    loss = cross_entropy(lm, hidden[-1][anchor:-1], answer[batch.anchor + 1 :])
-    return loss, [layer[anchor] for layer in hidden], latents
+    losses = surprise(lm, hidden[-1][len(sequence) : -1], answer[1:])
+    return losses, [layer[anchor] for layer in hidden], latents
 
 
 def one_by_one(method: Any, question: Tensor) -> Tensor:
@@ -98,18 +118,21 @@ def together(method: Any, question: Tensor) -> Tensor:
 
 
 def words(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, list[Tensor]]:
-    """Cross-entropy of a row's rationale and answer in words, and its anchor states by layer."""
+    """-log p of a row's rationale and answer in words, and its anchor states by layer."""
     lm, explicit = method.student.lm, batch.explicit
     ids = explicit.ids[row][explicit.mask[row]]
     hidden = states(lm, lm.get_input_embeddings().weight[ids])
     # the question is the student's without <bot>
     start = int(batch.question_mask[row].sum()) - 1
-    loss = cross_entropy(lm, hidden[-1][start - 1 : -1], ids[start:])
-    return loss, [layer[int(explicit.anchor[row])] for layer in hidden]
+    losses = surprise(lm, hidden[-1][start - 1 : -1], ids[start:])
+    return losses, [layer[int(explicit.anchor[row])] for layer in hidden]
 
 
-def joint_losses(method: Any, batch: PairedBatch, first: int) -> dict[str, Tensor]:
-    """The parts of CODI's loss; the distance starts at layer `first`, 0 for the embeddings."""
+def joint_losses(method: Any, batch: PairedBatch, first: int, published: bool = False) -> dict[str, Tensor]:
+    """The parts of CODI's loss; the distance starts at layer `first`, 0 for the embeddings.
+
+    With `published` the cross-entropies are means over all tokens of the batch, the student's prompt among them.
+    """
     rows = range(len(batch.index))
     pairs = [(student(method, batch, row), words(method, batch, row)) for row in rows]
     distances = []
@@ -120,6 +143,9 @@ def joint_losses(method: Any, batch: PairedBatch, first: int) -> dict[str, Tenso
         smooth = torch.where(difference < 1, difference.square() / 2, difference - 0.5)
         distances.append(smooth.mean() / theirs.std())
     distillation = sum(distances) / len(distances)
-    task = sum(mine[0] for mine, _ in pairs) / len(pairs)
-    teacher = sum(theirs[0] for _, theirs in pairs) / len(pairs)
+    if published:
+        task, teacher = (torch.cat([pair[side][0] for pair in pairs]).mean() for side in (0, 1))
+    else:
+        task = sum(mine[0][batch.anchor :].mean() for mine, _ in pairs) / len(pairs)
+        teacher = sum(theirs[0].mean() for _, theirs in pairs) / len(pairs)
     return {"task": task, "distillation": distillation, "teacher": teacher}

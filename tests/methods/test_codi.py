@@ -26,9 +26,9 @@ def build(**settings):
 @pytest.mark.parametrize("peer_compat", [False, True])
 def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, peer_compat):
     method = build(latents=latents, peer_compat=peer_compat, drop_last_step=peer_compat)
-    batch = batch_of(method, [0, 1, 2])
+    batch = batch_of(method, [0, 1, 2], longer=True)
     total, parts = method.losses(batch)
-    expected = joint_losses(method, batch, 0 if peer_compat else 1)
+    expected = joint_losses(method, batch, 0 if peer_compat else 1, published=peer_compat)
     assert parts.keys() == expected.keys()
     for name, value in expected.items():
         assert_close(parts[name], value, atol=1e-5, rtol=1e-5, msg=name)
@@ -46,7 +46,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, peer_compa
 
 def test_a_model_whose_attention_slides_reads_the_question_twice_and_has_the_same_losses():
     method = build(config={**TINY, "model_type": "mistral", "sliding_window": 128, "num_key_value_heads": 2})
-    batch = batch_of(method, [0, 1, 2])
+    batch = batch_of(method, [0, 1, 2], longer=True)
     _, parts = method.losses(batch)
     for name, value in joint_losses(method, batch, 1).items():
         assert_close(parts[name], value, atol=1e-5, rtol=1e-5, msg=name)
@@ -55,8 +55,8 @@ def test_a_model_whose_attention_slides_reads_the_question_twice_and_has_the_sam
 def test_each_problems_losses_are_its_own_in_any_batch():
     method = build()
     rows = [0, 1, 2, 3]
-    _, together = method.losses(batch_of(method, rows))
-    alone = [method.losses(batch_of(method, [row]))[1] for row in rows]
+    _, together = method.losses(batch_of(method, rows, longer=True))
+    alone = [method.losses(batch_of(method, [row], longer=True))[1] for row in rows]
     for name in ("task", "teacher"):
         assert_close(together[name], torch.stack([parts[name] for parts in alone]).mean(), atol=1e-5, rtol=1e-5)
 
@@ -90,6 +90,12 @@ def test_without_distance_and_teacher_it_is_the_latents_alone():
     batch = batch_of(method, [0, 1, 2])
     total, parts = method.losses(batch)
     assert_close(total - parts["teacher"], method.task_loss(batch))
+
+
+def test_a_published_mean_is_said_to_be_of_the_batch():
+    named = "the cross-entropies are means over the batch's tokens"
+    assert named in build(peer_compat=True, drop_last_step=True).over_batch
+    assert named not in build().over_batch
 
 
 def test_peer_compat_wants_the_last_step_left_out_and_freezes_the_markers():

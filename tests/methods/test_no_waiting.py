@@ -13,7 +13,9 @@ from lightning.fabric.utilities import move_data_to_device
 from test_every_method import METHODS, build, make
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment, anchor, core_statistics, low_rank, subspace
-from lori_pl.methods import ExplicitCoT, LoRi
+from lori_pl.data.template import Template
+from lori_pl.methods import CODI, Coconut, ExplicitCoT, ICoTSI, LoRi, PCCoT, SIMCoT, SIMCoTCoconut
+from lori_pl.methods.joint import JointMethod
 from lori_pl.methods.terms import measure
 from lori_pl.models.backbone import Backbone
 
@@ -42,6 +44,18 @@ def test_no_step_waits(kind, stage, attention):
     total.backward()
     assert total.is_meta
     assert all(part.is_meta for part in parts.values())
+
+
+@pytest.mark.usefixtures("no_autocast")
+@pytest.mark.parametrize("stage", [1, None], ids=["first", "last"])
+@pytest.mark.parametrize("kind", [CODI, PCCoT, SIMCoT, Coconut, SIMCoTCoconut, ICoTSI])
+def test_no_step_as_published_waits(kind, stage):
+    drop = {"template": Template(drop_last_step=True)} if issubclass(kind, JointMethod) else {}
+    method = build(kind, stage, peer_compat=True, **drop)
+    batch = move_data_to_device(make(method, [0, 1, 2], longer=True), META)
+    total, _ = method.to(META).losses(batch)
+    total.backward()
+    assert total.is_meta
 
 
 @pytest.mark.usefixtures("no_autocast")

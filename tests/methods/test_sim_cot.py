@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from plain import TINY, batch_of, build, cross_entropy, joint_losses, one_by_one, states, student
+from plain import TINY, batch_of, build, cross_entropy, joint_losses, one_by_one, states, student, surprise
 from torch.testing import assert_close
 
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
-from lori_pl.methods import CODI, SIMCoT, SIMCoTCoconut
+from lori_pl.methods import CODI, Coconut, SIMCoT, SIMCoTCoconut
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone
 
@@ -28,24 +28,29 @@ def steps_of(method, batch, row, most):
 
 
 @pytest.mark.parametrize("latents", [1, 2, 4])
-@pytest.mark.parametrize("width", [16, 24])
-def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, width):
+@pytest.mark.parametrize(("width", "peer_compat"), [(16, False), (24, False), (16, True)])
+def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, width, peer_compat):
+    """As published: of each latent the mean over all tokens of its steps, and the mean over latents that have one."""
     decoder = None if width == 16 else Backbone(config={**TINY, "hidden_size": width})
-    method = build(SIMCoT, latents=latents, gamma=1.5, w_steps=0.5, decoder=decoder)
-    batch = batch_of(method, [0, 1, 2], pieces=True)
+    settings = {"decoder": decoder, "peer_compat": peer_compat, "template": Template(drop_last_step=peer_compat)}
+    method = build(SIMCoT, latents=latents, gamma=1.5, w_steps=0.5, **settings)
+    batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
     total, parts = method.losses(batch)
-    expected = joint_losses(method, batch, 1)
+    expected = joint_losses(method, batch, 0 if peer_compat else 1, published=peer_compat)
     lm, problems = method.decoder.lm, []
+    places: list[list[torch.Tensor]] = [[] for _ in range(latents)]
     table = lm.get_input_embeddings().weight
     for row in range(3):
         _, _, inputs = student(method, batch, row)
         written = []
-        for latent, ids in zip(inputs, steps_of(method, batch, row, latents), strict=False):
+        for latent, ids, place in zip(inputs, steps_of(method, batch, row, latents), places, strict=False):
             sequence = torch.cat([method.decoder.bridge(latent)[None], table[torch.tensor(ids[:-1])]])
-            written.append(cross_entropy(lm, states(lm, sequence)[-1], torch.tensor(ids)))
-        assert len(written) == min(latents, int(batch.steps[row]))
+            place.append(surprise(lm, states(lm, sequence)[-1], torch.tensor(ids)))
+            written.append(place[-1].mean())
+        assert len(written) == min(latents, int(batch.steps[row]) - peer_compat)
         problems.append(torch.stack(written).mean())
-    expected["steps"] = torch.stack(problems).mean()
+    published = torch.stack([torch.cat(place).mean() for place in places if place]).mean()
+    expected["steps"] = published if peer_compat else torch.stack(problems).mean()
     for name, value in expected.items():
         assert_close(parts[name], value, atol=1e-5, rtol=1e-5, msg=name)
     whole = expected["task"] + 1.5 * expected["distillation"] + expected["teacher"] + 0.5 * expected["steps"]
@@ -64,8 +69,11 @@ def test_on_coconut_each_stage_s_latents_write_the_steps_that_they_took_away(sta
     method = build(SIMCoTCoconut, w_steps=0.5, peer_compat=peer_compat, **settings)
     method.enter(stage)
     removed = min(stage, 2)
-    batch = batch_of(method, [0, 1, 2], pieces=True)
+    batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
     total, parts = method.losses(batch)
+    coconut = build(Coconut, peer_compat=peer_compat, **settings)
+    coconut.enter(stage)
+    assert_close(parts["task"], coconut.losses(batch)[0])
     if not removed:
         assert parts.keys() == {"task"}
         return
@@ -88,6 +96,13 @@ def test_on_coconut_each_stage_s_latents_write_the_steps_that_they_took_away(sta
     expected = published if peer_compat else torch.stack(problems).mean()
     assert_close(parts["steps"], expected, atol=1e-5, rtol=1e-5)
     assert_close(total, parts["task"] + 0.5 * expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_peer_compat_takes_over_the_batch_is_said():
+    method = build(SIMCoTCoconut, stages=Stages(steps=2), peer_compat=True)
+    assert "peer_compat sums CE_steps over the batch" in method.over_batch
+    method = build(SIMCoT, peer_compat=True, template=Template(drop_last_step=True))
+    assert "the cross-entropies are means over the batch's tokens" in method.over_batch
 
 
 def test_without_the_steps_it_is_codi_and_the_student_the_same():

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from plain import batch_of, build, cross_entropy, one_by_one, states
+from plain import TINY, batch_of, build, one_by_one, states, surprise
 from torch.testing import assert_close
 
+from lori_pl.data.datamodule import PreparedSplit
+from lori_pl.data.pairing import EncodedProblems
+from lori_pl.data.synthetic import synthetic_problems
+from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
-from lori_pl.methods import Coconut, ExplicitCoT, ICoTSI, LoRi, NoCoT
+from lori_pl.methods import Coconut, ExplicitCoT, ICoTSI, LoRi, NoCoT, SIMCoTCoconut
 from lori_pl.methods.stages import Stages
+from lori_pl.models.backbone import Backbone, LoRA
 
 STAGES = Stages(steps=3)
 
@@ -56,26 +62,37 @@ def test_a_stage_has_one_length(settings, message):
 # ---- iCoT-SI ---------------------------------------------------------------------------------------------------------
 
 
+def left_by(method, batch, left):
+    """By problem, -log p of the tokens behind the question, where `left` cuts the rationale."""
+    lm, losses = method.student.lm, []
+    for row in range(len(batch.index)):
+        question, rationale, answer, _ = tokens_of(method, batch, row)
+        ids = torch.cat([question, left(rationale), answer])
+        hidden = states(lm, lm.get_input_embeddings().weight[ids])[-1]
+        losses.append(surprise(lm, hidden[len(question) - 1 : -1], ids[len(question) :]))
+    return losses
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("stage", [0, 1, 5, 9])
-def test_icot_si_is_explicit_cot_on_what_is_left(stage, side):
-    method = build(ICoTSI, stages=STAGES, remove_all=20, side=side, smoothing=None)
+@pytest.mark.parametrize("peer_compat", [False, True])
+def test_icot_si_is_explicit_cot_on_what_is_left(stage, side, peer_compat):
+    method = build(ICoTSI, stages=STAGES, remove_all=20, side=side, smoothing=None, peer_compat=peer_compat)
     method.enter(stage)
-    batch = batch_of(method, [0, 1, 2], pieces=True)
-    lm, expected = method.student.lm, []
-    for row in range(3):
-        question, rationale, answer, _ = tokens_of(method, batch, row)
-        left = rationale[stage:] if side == "left" else rationale[: len(rationale) - stage]
-        ids = torch.cat([question, left, answer])
-        hidden = states(lm, lm.get_input_embeddings().weight[ids])[-1]
-        expected.append(cross_entropy(lm, hidden[len(question) - 1 : -1], ids[len(question) :]))
-    assert_close(method.task_losses(batch), torch.stack(expected), atol=1e-5, rtol=1e-5)
+    batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
+    expected = left_by(method, batch, lambda steps: steps[stage:] if side == "left" else steps[: len(steps) - stage])
+    means = torch.stack([losses.mean() for losses in expected])
+    assert_close(method.task_losses(batch), means, atol=1e-5, rtol=1e-5)
+    total, parts = method.losses(batch)
+    assert_close(total, torch.cat(expected).mean() if peer_compat else means.mean(), atol=1e-5, rtol=1e-5)
+    assert parts == {"task": total}
+    assert method.over_batch == (["the loss is the mean over the batch's tokens"] if peer_compat else [])
     assert method.student.reasoning == "words"
 
 
 def test_with_nothing_removed_icot_si_is_explicit_cot_and_with_all_no_cot():
     method = build(ICoTSI, stages=STAGES, remove_all=4, smoothing=None)
-    batch = batch_of(method, [0, 1, 2], pieces=True)
+    batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
     method.enter(0)
     assert_close(method.task_losses(batch), build(ExplicitCoT).task_losses(batch))
     method.enter(4)
@@ -85,6 +102,21 @@ def test_with_nothing_removed_icot_si_is_explicit_cot_and_with_all_no_cot():
     assert method.stage == method.final_stage == 5
     assert_close(method.task_losses(batch), build(NoCoT).task_losses(batch))
     assert method.student.given == method.student.encoder.prompt
+
+
+def test_the_published_icot_si_counts_the_prompt_to_the_end_and_takes_all_where_the_stage_says_so():
+    """Not one stage later, and not in an earlier one by an offset."""
+    method = build(ICoTSI, stages=STAGES, remove_all=4, peer_compat=True)
+    batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
+    method.enter(3)
+    (_, kept, _), *_ = method.shortened(batch.pieces, np.full(3, 2))
+    assert kept.tolist() == batch.pieces.parts[0][1][5:].tolist()
+    assert method.student.given == []
+    method.enter(4)
+    assert method.is_final
+    assert method.student.given == method.student.encoder.prompt
+    expected = torch.cat(left_by(method, batch, lambda steps: steps[:0])).mean()
+    assert_close(method.losses(batch)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_offsets_are_geometric_anew_each_time_and_none_outside_training():
@@ -111,8 +143,6 @@ def test_what_an_offset_takes_beyond_the_limit_takes_everything():
     method = build(ICoTSI, stages=STAGES, remove_all=6)
     method.enter(5)
     pieces = batch_of(method, [0, 1], pieces=True).pieces
-    import numpy as np
-
     short, bare = method.shortened(pieces, np.array([1, 2]))
     assert len(short[1]) == len(pieces.parts[0][1]) - 6
     assert len(bare[1]) == 0
@@ -123,29 +153,36 @@ def test_what_an_offset_takes_beyond_the_limit_takes_everything():
 
 
 @pytest.mark.parametrize("projector", [False, True])
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_coconut_writes_the_remaining_steps_behind_the_latents(stage, projector):
-    method = build(Coconut, stages=STAGES, latents_a_step=2, latent_stages=2, first_stage=0, projector=projector)
+@pytest.mark.parametrize(
+    ("stage", "peer_compat"), [(0, False), (1, False), (2, False), (3, False), (1, True), (3, True)]
+)
+def test_coconut_writes_the_remaining_steps_behind_the_latents(stage, projector, peer_compat):
+    """In the last stage (3) the answer, whose prompt counts as published and is given otherwise."""
+    settings = {"latents_a_step": 2, "latent_stages": 2, "first_stage": 0, "peer_compat": peer_compat}
+    method = build(Coconut, stages=STAGES, projector=projector, **settings)
     method.enter(stage)
-    assert method.student.thought.latents == 2 * stage
-    assert method.student.given == method.student.encoder.eot
-    batch = batch_of(method, [0, 1, 2], pieces=True)
+    assert method.student.thought.latents == 2 * min(stage, 2)
+    assert method.student.given == (method.student.encoder.suffix if stage == 3 else method.student.encoder.eot)
+    batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
     total, _ = method.losses(batch)
     reasoner, table = method.student, method.student.lm.get_input_embeddings().weight
-    summed, count = 0.0, 0
-    method.latents = 2 * stage  # for the plain computation
+    method.latents = 2 * min(stage, 2)  # for the plain computation
+    losses = []
     for row in range(3):
         question, rationale, answer, begins = tokens_of(method, batch, row)
-        begin = begins[stage] if stage < len(begins) else len(rationale)
+        begin = begins[stage] if stage < min(len(begins), 3) else len(rationale)
         embedded = table[torch.cat([question, torch.tensor(reasoner.encoder.bot)])]
         ids = torch.cat([torch.tensor(reasoner.encoder.eot), rationale[begin:], answer])
         sequence = torch.cat([embedded, one_by_one(method, embedded), table[ids]])
         hidden = states(reasoner.lm, sequence)[-1][-len(ids) :]
-        summed = summed + cross_entropy(reasoner.lm, hidden[:-1], ids[1:]) * (len(ids) - 1)
-        count += len(ids) - 1
-    assert_close(total, summed / count, atol=1e-5, rtol=1e-5)
+        given = len(reasoner.encoder.prompt) if stage == 3 and not peer_compat else 0
+        losses.append(surprise(reasoner.lm, hidden[:-1], ids[1:])[given:])
+    expected = torch.cat(losses).mean()
+    assert_close(total, expected, atol=1e-5, rtol=1e-5)
+    means = torch.stack([each.mean() for each in losses])
+    assert_close(method.task_losses(batch), means, atol=1e-5, rtol=1e-5)
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    found, wanted = (torch.autograd.grad(loss, trained, allow_unused=True) for loss in (total, summed / count))
+    found, wanted = (torch.autograd.grad(loss, trained, allow_unused=True) for loss in (total, expected))
     # what a stage does not use has a gradient of zero, lest data parallelism wait for it
     assert all(gradient is not None for gradient in found)
     for one, other in zip(found, wanted, strict=True):
@@ -178,8 +215,84 @@ def test_coconut_begins_where_it_is_told_to():
         ({"latents_a_step": 0}, "latents_a_step is 0"),
         ({"latent_stages": 0}, "latent_stages 0"),
         ({"first_stage": 5}, "first_stage is 5: give 0 to 4"),
+        ({"peer_compat": True, "stages": Stages(steps=3, reset_optimizer=False)}, "reset_optimizer is false"),
     ],
 )
 def test_coconut_refuses_numbers_out_of_range(settings, message):
     with pytest.raises(LoriError, match=message):
-        build(Coconut, stages=STAGES, **settings)
+        build(Coconut, **{"stages": STAGES} | settings)
+
+
+def marker_rows(method, token="<<"):
+    """The rows of a token and of both markers, as they are read and as they are written."""
+    reasoner = method.student
+    ids = torch.tensor([reasoner.tokenizer.convert_tokens_to_ids(token), *reasoner.encoder.bot, *reasoner.encoder.eot])
+    return reasoner.embed(ids[None])[0], reasoner.lm.get_output_embeddings().weight[ids]
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=4, targets=["q_proj"])], ids=["whole", "lora"])
+@pytest.mark.parametrize("kind", [Coconut, SIMCoTCoconut])
+def test_the_published_markers_start_as_copies_of_a_step_s_first_token(kind, lora):
+    config = {**TINY, "tie_word_embeddings": False}
+    for peer_compat in (True, False):
+        method = build(kind, config, lora=lora, stages=STAGES, peer_compat=peer_compat)
+        for row, bot, eot in marker_rows(method):
+            assert torch.equal(row, bot) is peer_compat
+            assert torch.equal(row, eot) is peer_compat
+
+
+def test_markers_that_were_trained_stay(tmp_path):
+    first = build(Coconut, stages=STAGES, latents_a_step=1, latent_stages=1)
+    first.student.save_pretrained(tmp_path / "first")
+    backbone = Backbone(name=str(tmp_path / "first"))
+    again = Coconut(backbone, stages=STAGES, student_init="base", template=Template(), peer_compat=True)
+    again.configure_model()
+    for before, after in zip(marker_rows(first), marker_rows(again), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_the_published_start_of_the_markers_wants_a_tokenizer_with_that_token():
+    backbone = Backbone(tokenizer="digits", config=TINY)
+    method = Coconut(backbone, stages=STAGES, student_init="base", template=Template(), peer_compat=True)
+    with pytest.raises(LoriError, match="the token '<<', which the student's tokenizer does not have: set it to false"):
+        method.configure_model()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [5, 10]),
+        ({"peer_compat": True}, [3, 5, 6, 9, 10]),
+        ({"stages": Stages(steps=5, reset_optimizer=False)}, []),
+    ],
+)
+def test_the_optimiser_forgets_at_stages_and_as_published_at_epochs(monkeypatch, settings, expected):
+    method = build(Coconut, **{"stages": Stages(steps=5), "latent_stages": 2} | settings)
+    monkeypatch.setattr(Coconut, "steps_an_epoch", 3)
+    assert [step for step in range(12) if method.begins_anew(step)] == expected
+
+
+@pytest.mark.parametrize(("stage", "latents"), [(0, None), (1, None), (1, 4), (2, None), (2, 7)])
+def test_outside_a_training_the_positions_are_those_of_what_is_read(stage, latents, monkeypatch):
+    method = build(Coconut, stages=STAGES, latents_a_step=2, latent_stages=2)
+    problems = synthetic_problems(4, 0, min_steps=2, max_steps=3)
+    encoded = EncodedProblems(problems, method.student.encoder, steps=True)
+    split = PreparedSplit("validation", problems, encoded, None)
+    ((_, _, trained),) = method.sequences(split)
+    method.enter(stage)
+    method.trains, method.latents_at_run = False, latents
+    method.set_latents()
+    ((_, lm, lengths),) = method.sequences(split)
+    assert lm is method.student.lm
+    seen = []
+    original = type(method.student).run
+    monkeypatch.setattr(
+        type(method.student),
+        "run",
+        lambda self, inputs, mask, *rest: seen.append(int(mask.sum())) or original(self, inputs, mask, *rest),
+    )
+    for row in range(4):
+        seen.clear()
+        method.task_losses(batch_of(method, [row], pieces=True))
+        assert max(seen) == lengths[row] - 1  # but for the last token, behind which nobody asks
+    assert latents is not None or (trained >= lengths).all()

@@ -64,6 +64,19 @@ def test_equal_loss_and_gradients_through_latent_steps(kind):
         torch.testing.assert_close(got[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_equal_loss_and_gradients_under_autocast():
+    plain = tiny_reasoner().train()
+    checkpointed = copy.deepcopy(plain)
+    checkpoint_layers(checkpointed.lm)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        losses = [latent_loss(reasoner) for reasoner in (plain, checkpointed)]
+    torch.testing.assert_close(*losses, atol=0, rtol=0)
+    expected, got = (gradients(r, loss) for r, loss in zip((plain, checkpointed), losses, strict=True))
+    assert expected.keys() == got.keys()
+    for name, gradient in expected.items():
+        assert (got[name] - gradient).norm() <= 0.02 * gradient.norm() + 1e-4, name
+
+
 def test_equal_loss_and_gradients_of_adapters_with_dropout():
     """As the configs of 3B and more have it."""
     plain = tiny_reasoner(lora=LoRA(rank=2, alpha=4.0, dropout=0.3)).train()

@@ -12,6 +12,7 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
 from lori_pl.models.attention import recorded_attention
 from lori_pl.models.backbone import prepare_training
+from lori_pl.models.casting import weights_cast_once
 from lori_pl.models.compiling import compile_layers
 from lori_pl.models.hidden import LayerSelection
 
@@ -66,6 +67,23 @@ def test_losses_and_gradients_are_those_without(kind, lora, engine):
     again, _ = loss_and_gradients(reasoner)
     assert torch.equal(again, got)
     assert graphs() == 4
+
+
+@pytest.mark.slow
+def test_under_autocast_that_casts_each_weight_once():
+    reasoner = tiny_reasoner(num_hidden_layers=3).train()
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), weights_cast_once(torch.device("cpu")):
+            return loss_and_gradients(reasoner)
+
+    loss, expected = run()
+    compile_layers(reasoner.lm, "aot_eager")
+    got, gradients = run()
+    assert torch.isclose(got, loss, rtol=0.02)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() <= 0.05 * expected[name].norm() + 1e-4, name
 
 
 def test_other_lengths_and_numbers_of_latents_need_no_new_graph():

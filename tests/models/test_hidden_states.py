@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -149,6 +150,22 @@ def test_padding_and_other_rows_change_no_trajectory(batch):
     changed, changed_anchor = teacher(dataclasses.replace(batch, ids=other))
     torch.testing.assert_close(changed[:2], trajectory[:2])
     torch.testing.assert_close(changed_anchor[:2], anchor[:2])
+
+
+def test_the_teacher_reads_no_further_than_the_last_anchor(batch):
+    lm = tiny_lm(markers=False)
+    widths = []
+    decoder_layers(lm)[0].register_forward_pre_hook(
+        lambda _module, args, keywords: widths.append((args[0] if args else keywords["hidden_states"]).shape[1]),
+        with_kwargs=True,
+    )
+    trajectory, anchor = FrozenTeacher(lm, LayerSelection())(batch)
+    assert widths == [int(batch.anchor.max()) + 1]
+    assert widths[0] < batch.ids.shape[1]
+    whole = replace(batch, anchored=batch.ids.shape[1])
+    further, at_anchor = FrozenTeacher(lm, LayerSelection())(whole)
+    torch.testing.assert_close(trajectory, further)
+    torch.testing.assert_close(anchor, at_anchor)
 
 
 def test_hooks_keep_only_the_chosen_tokens(batch):

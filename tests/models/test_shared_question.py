@@ -91,8 +91,8 @@ def test_the_question_goes_through_the_model_once():
     losses(reasoner, batch, True)
     hook.remove()
     behind = batch.explicit.mask.sum(1) - batch.explicit.begin
-    # the question with <bot>, the words but for the last, two latents, the third with the answer
-    assert widths == [batch.question.shape[1], int(behind.max()) - 1, 1, 1, 1 + batch.answer.shape[1]]
+    # the question with <bot>, the words but for the last, two latents, the third with the answer but for its last
+    assert widths == [batch.question.shape[1], int(behind.max()) - 1, 1, 1, batch.answer.shape[1]]
 
 
 def test_a_model_that_makes_its_own_mask_reads_it_anew():

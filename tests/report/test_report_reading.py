@@ -39,6 +39,7 @@ def test_claims_are_those_of_the_recorded_outcomes(tmp_path):
         assert each.effect.mean == pytest.approx(same.mean)
         assert each.effect.bounds == pytest.approx(same.bounds)
         assert each.adjusted >= each.p
+    assert "bootstrap" not in tables.claims(section).heads  # five seeds are no pair of models
 
 
 def test_claims_of_all_groups_are_corrected_together(tmp_path):
@@ -130,7 +131,10 @@ def test_runs_of_one_name_and_seed_stand_for_themselves(tmp_path):
     section = only(material)
     assert list(section.group.methods) == ["lori (a)", "lori (b)"]
     assert "share name and seed (lori)" in notes(material)
-    assert section.claims[0].one_pair is not None
+    found = section.claims[0]
+    assert found.one_pair is not None
+    table = tables.claims(section)
+    assert table.rows[0][table.heads.index("bootstrap")] == tables.span(found.one_pair.bootstrap)
 
 
 def test_runs_on_other_problems_are_apart(tmp_path):
@@ -141,6 +145,63 @@ def test_runs_on_other_problems_are_apart(tmp_path):
     assert not any(section.claims for section in material.sections)
     material = gather([here, there], pairs=[("lori", "no_cot")])
     assert "lori and no_cot have no test problems and seed in common" in notes(material)
+
+
+def test_runs_on_other_problems_of_the_same_ids_are_apart(tmp_path):
+    folders = []
+    for place, (name, problems) in enumerate({"lori": None, "no_cot": "easy", "pause": "hard", "codi": "easy"}.items()):
+        folder = run(tmp_path / name, name, 0, bits := answers(0.5, place))
+        (folder / "correct.npz").unlink()
+        write_outcomes(folder / "correct.npz", IDS, bits, name, 0, STEPS, problems)
+        folders.append(folder)
+    material = gather(folders)
+    # the first is of an earlier version and does not say
+    assert [list(section.group.methods) for section in material.sections] == [["lori", "no_cot", "codi"], ["pause"]]
+    assert {(each.first, each.second) for section in material.sections for each in section.claims} == {
+        ("lori", "no_cot"),
+        ("lori", "codi"),
+    }
+    # and with other numbers of steps they are others, also without a digest
+    (folders[3] / "correct.npz").unlink()
+    write_outcomes(folders[3] / "correct.npz", IDS, answers(0.5, 3), "codi", 0, STEPS + 1)
+    assert [list(s.group.methods) for s in gather(folders).sections] == [["lori", "no_cot"], ["pause"], ["codi"]]
+
+
+def test_runs_without_outcomes_are_told_apart_by_their_summaries(tmp_path):
+    folders = []
+    for name, problems in (("lori", "easy"), ("no_cot", "hard"), ("pause", "easy")):
+        folder = run(tmp_path / name, name, 0, answers(0.5, 0))
+        (folder / "correct.npz").unlink()
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["methods"][name]["problems"] = problems
+        (folder / "summary.json").write_text(json.dumps(summary))
+        folders.append(folder)
+    material = gather(folders)
+    assert [list(section.group.methods) for section in material.sections] == [["lori", "pause"], ["no_cot"]]
+
+
+def test_rows_on_other_problems_are_compared_among_themselves_alone(tmp_path):
+    """As many problems of the same ids: a sweep over worlds has a pair of methods in each."""
+    table = ResultTable(tmp_path / "results.csv")
+    worlds = {"easy": 2, "hard": 1}
+    for seed in range(3):
+        for world, place in worlds.items():
+            for method in ("lori", "no_cot"):
+                bits = answers(0.3 + 0.1 * place, 10 * seed + len(method))
+                table.append(row(f"{method}_{world}", seed, bits) | {"problems": world})
+    pairs = [("lori_easy", "no_cot_easy"), ("lori_hard", "no_cot_hard"), ("lori_easy", "lori_hard")]
+    material = gather([tmp_path], pairs=pairs)
+    assert [(each.first, each.second) for each in only(material).claims] == pairs[:2]
+    assert [len(each.differences) for each in only(material).claims] == [3, 3]
+    assert "lori_easy and lori_hard have no test problems and seed in common" in notes(material)
+    assert "Runs have different test problems, though as many" in notes(material)
+
+
+def test_outcomes_of_other_problems_say_nothing_of_a_pair(tmp_path):
+    folder = sweep(tmp_path, {"lori": 0.8, "no_cot": 0.4}, 1, problems="hard")
+    assert only(gather([folder])).claims[0].one_pair is not None
+    write_outcomes(folder / "correct.npz", IDS, answers(0.8, 0), "lori", 0, STEPS, "easy")
+    assert only(gather([folder])).claims[0].one_pair is None
 
 
 def test_other_numbers_of_problems_are_not_compared(tmp_path):

@@ -60,7 +60,7 @@ class Bench:
     def run_fake(self, line, log, keep_open=()):
         folder = log.parent
         assert line[:3] == [sys.executable, "-m", "lori_pl"]
-        assert line[3] == ("test" if any(part.startswith("--ckpt_path=out/") for part in line) else "fit")
+        assert line[3] == ("test" if any("--ckpt_path=" in part and "/student" in part for part in line) else "fit")
         self.ran.append(folder.name)
         self.before(folder)
         return run_child([sys.executable, "-S", "fake_run.py", *line[4:]], log)

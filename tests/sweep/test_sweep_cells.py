@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser
 
 from lori_pl.errors import LoriError
 from lori_pl.sweep.cells import draw, expand, flag_text
-from lori_pl.sweep.specification import Interval, RandomSearch, load_specification
+from lori_pl.sweep.fields import Interval
+from lori_pl.sweep.specification import RandomSearch, load_specification
 
 
 @pytest.fixture
@@ -53,6 +54,23 @@ def test_variants_are_sets_of_flags_under_a_name(cells):
     plain = cells(text)
     # a variant without flags is the run that is there already
     assert {cell.id for cell in plain} < {cell.id for cell in found}
+
+
+def test_a_variant_may_bring_config_files_behind_the_others(cells):
+    listed = cells("configs: [base.yaml]\ngrid: {config: [[lori.yaml, other/lori.yaml], other/lori.yaml]}")
+    two = "two: {config: [lori.yaml, other/lori.yaml]}"
+    named = cells(f"configs: [base.yaml]\nvariants: {{{two}, one: {{config: other/lori.yaml, m.k: 1}}}}")
+    assert [cell.configs for cell in named] == [
+        ("base.yaml", "lori.yaml", "other/lori.yaml"),
+        ("base.yaml", "other/lori.yaml"),
+    ]
+    # the name does not matter: it is the run that is there already
+    assert named[0].id == listed[0].id
+    assert named[1].id != listed[1].id
+    assert "--m.k=1" in named[1].command(Path("out"))
+    assert not any(part.startswith("--config=[") for part in named[0].command(Path("out")))
+    both = cells(f"grid: {{config: [base.yaml]}}\nvariants: {{{two}}}")
+    assert both[0].id == listed[0].id
 
 
 def test_tests_of_a_student_follow_its_run(cells):

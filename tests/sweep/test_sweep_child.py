@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lori_pl.sweep import child
-from lori_pl.sweep.child import PROGRESS, failure_reason, progress_file, run_child
+from lori_pl.sweep.child import CELL, PROGRESS, failure_reason, progress_file, run_child
 
 
 def _python(code):
@@ -27,7 +27,8 @@ def test_a_run_is_timed_and_its_output_kept(tmp_path):
 def test_a_run_is_told_where_to_say_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = Path("log.txt")
-    run_child(_python(f"import os; os.chdir('/'); open(os.environ[{PROGRESS!r}], 'w').write('1/2')"), log)
+    write = f"open(os.environ[{PROGRESS!r}], 'w').write('1/2' if {CELL!r} in os.environ else 'no cell')"
+    run_child(_python(f"import os; os.chdir('/'); {write}"), log)
     assert progress_file(log).read_text() == "1/2"
     assert progress_file(log).parent == tmp_path
 
@@ -135,6 +136,17 @@ def test_what_a_run_leaves_running_is_ended(tmp_path):
 def test_the_reason_is_one_line_from_the_log(tmp_path, exit_code, log, reason):
     (tmp_path / "log.txt").write_text(log)
     assert failure_reason(exit_code, tmp_path / "log.txt") == reason
+
+
+def test_the_reason_is_this_attempts_and_not_an_earlier_ones(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("ValueError: earlier\n")
+    start = log.stat().st_size
+    assert failure_reason(-9, log, start) == "ended by signal 9 (Killed, perhaps out of memory)"
+    with log.open("a") as file:
+        file.write("going on\n")
+    assert failure_reason(1, log, start) == "going on"
+    assert failure_reason(1, log) == "ValueError: earlier going on"
 
 
 def test_the_reason_is_found_at_the_end_of_a_long_log(tmp_path):

@@ -139,7 +139,7 @@ def _work(*flags):
 SEARCH = """
 configs: [base.yaml]
 output: out
-search: {trials: 8, metric: accuracy, space: {model.rank: {low: 20, high: 70}}}
+search: {trials: 8, metric: accuracy, on_test: true, space: {model.rank: {low: 20, high: 70}}}
 seeds: [0, 1]
 """
 

@@ -1,5 +1,6 @@
 """What a sweep shows: progress, its plan and its status."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -36,6 +37,26 @@ def test_the_eta_is_the_mean_time_of_a_finished_run_for_each_that_waits(bench):
     assert lines[0].endswith("  accuracy 0.5000 (no loss, accuracy_steps_3 in summary.json)  1 min  ETA 2 min")
     assert lines[1].endswith("  3 min  ETA 2 min")
     assert lines[2].endswith("  1 h 30 min")
+
+
+def test_the_memory_of_a_gpu_has_a_column_of_its_own(bench):
+    gpu = {"machine": "NVIDIA H100", "peak_gpu_memory_mib": 2345.5}
+    for said in ({}, gpu):
+        summary = json.dumps({"methods": {"lori": {"accuracy": 0.5}}, **said})
+
+        def run(line, log, keep_open=(), summary=summary):
+            (log.parent / "summary.json").write_text(summary)
+            return ChildResult(0, 60.0, 1234.0)
+
+        bench.run_fake = run
+        bench.run(SWEEP, "seeds=[0]", f"grid.model.rank=[{len(said)}]")
+        assert ("GPU MiB" in bench.printed) == bool(said)
+    on_cpu, on_gpu = bench.rows()
+    assert (on_cpu["peak_memory_mib"], on_cpu["peak_gpu_memory_mib"]) == ("1234.0", "")
+    assert [on_gpu[name] for name in ("peak_memory_mib", "peak_gpu_memory_mib", "machine")] == [
+        *("1234.0", "2345.5", "NVIDIA H100"),
+    ]
+    assert re.search(r"1234 .* 2346 ", bench.printed)
 
 
 def say_progress(bench, text="120/1400"):
@@ -89,6 +110,18 @@ def test_a_dry_run_lists_cells_with_status_and_command_and_touches_nothing(bench
     )
     assert bench.ran == []
     assert Path("out/results.csv").read_bytes() == before
+
+
+def test_a_dry_run_tells_whose_rows_will_be_taken_over_and_whose_students_tested(bench):
+    bench.run(SWEEP, "grid.model.rank=[4]", "seeds=[0]")
+    sweep = bench.sweep(SWEEP, "output=more", "reuse=[out]", "seeds=[0]", "tests={latents: [3]}")
+    show_plan(sweep)
+    lines = bench.said().splitlines()
+    assert [line.split("  ")[1] for line in lines[::2]] == ["in out", "to run", "to run", "to run"]
+    students = [line.split("--ckpt_path=")[1].split()[0] for line in lines[3::4]]
+    first, second = (cell.id for cell in sweep.cells if cell.test is None)
+    assert students == [f"out/cells/{first}/student", f"more/cells/{second}/student"]
+    assert not Path("more").exists()
 
 
 def test_the_status_tells_what_is_done_at_work_left_and_best(bench):

@@ -13,8 +13,8 @@ from sweep_bench import FAKE_RUN, SWEEP
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
 from lori_pl.sweep import cell_runner
+from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.looking import show_status
-from lori_pl.sweep.specification import SWEEP_COLUMNS
 from lori_pl.sweep.summary import read_summary
 
 
@@ -121,6 +121,58 @@ def test_the_student_of_a_run_is_tested_anew_in_rows_of_its_own(bench):
     assert "best: lori[rank=8], accuracy 0.08 over 1 seeds" in bench.said()
 
 
+REUSING = [*TESTS, "output=more", "reuse=[out]"]
+
+
+def students_tested(folder):
+    """What the recorded tests took, by the value that is tested."""
+    rows = ResultTable(f"{folder}/results.csv").rows()
+    return [(row["latents"], row["command"].split("--ckpt_path=")[1].split()[0]) for row in rows if row["latents"]]
+
+
+@pytest.mark.parametrize("taken_before", [False, True])
+def test_the_student_of_a_run_that_was_taken_over_is_tested_where_it_lies(bench, taken_before):
+    bench.run(SWEEP, "seeds=[0]")
+    students = [f"out/cells/{row['cell']}/student" for row in bench.rows()]
+    if taken_before:
+        bench.run(SWEEP, "seeds=[0]", "output=more", "reuse=[out]")
+        assert bench.ran == []
+    assert bench.run(SWEEP, *REUSING) == 0
+    assert len(bench.ran) == 4
+    taken = [("1", students[0]), ("2", students[0]), ("1", students[1]), ("2", students[1])]
+    assert sorted(students_tested("more")) == sorted(taken)
+    accuracies = {row["accuracy"] for row in ResultTable("more/results.csv").rows() if row["latents"]}
+    assert accuracies == {"0.05", "0.06", "0.09", "0.1"}
+
+
+@pytest.mark.parametrize("taken_before", [False, True])
+def test_a_reused_run_without_its_student_is_told_before_anything_runs(bench, taken_before):
+    bench.run(SWEEP, "seeds=[0]", "grid.model.rank=[8]")
+    if taken_before:
+        bench.run(SWEEP, "seeds=[0]", "output=more", "reuse=[out]", "grid.model.rank=[8]")
+    Path("out/cells").rename("elsewhere")
+    # 4 would be run, and before the test
+    with pytest.raises(
+        LoriError, match=r"field 'tests': cell 5 tests the student of run .* none in out/cells/.*/student"
+    ):
+        bench.run(SWEEP, *REUSING)
+    assert bench.ran == []
+    # what stays without tests, or has a test recorded, needs no student
+    assert bench.run(SWEEP, *REUSING, only=1) == 0
+    assert len(bench.ran) == 1
+    Path("elsewhere").rename("out/cells")
+    assert bench.run(SWEEP, *REUSING) == 0
+    assert len(bench.ran) == 4
+
+
+def test_a_folder_of_results_that_was_moved_with_its_runs_has_their_students(bench):
+    bench.run(SWEEP, "seeds=[0]", "grid.model.rank=[8]")
+    Path("out").rename("moved")
+    assert bench.run(SWEEP, *TESTS, "output=more", "reuse=[moved]", "grid.model.rank=[8]") == 0
+    (cell,) = [path.name for path in Path("moved/cells").iterdir()]
+    assert students_tested("more") == [("1", f"moved/cells/{cell}/student"), ("2", f"moved/cells/{cell}/student")]
+
+
 def test_a_student_that_is_not_there_yet_is_not_tested(bench):
     flags = [*TESTS, "grid.model.rank=[13, 8]"]
     assert bench.run(SWEEP, *flags, only=2) == 0
@@ -211,6 +263,22 @@ def test_failed_cells_keep_a_row_with_the_reason_and_are_retried_only_on_demand(
     assert [row["status"] for row in bench.rows()] == ["failed"] * 3 + ["ok", "ok"] + ["failed"] * 2
     assert bench.run(text) == 0
     assert bench.ran == []
+
+
+def test_a_retry_that_goes_on_and_is_killed_is_not_blamed_on_the_first_error(bench):
+    def leave(folder):
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        torch.save({"global_step": 3}, folder / "checkpoints" / "last.ckpt")
+
+    bench.before = leave
+    flags = (SWEEP, "grid.model.rank=[13]", "seeds=[0]")
+    bench.run(*flags)
+    Path("fake_run.py").write_text(FAKE_RUN.replace("rank == 99", "rank == 13").replace("raise", "pass  # raise"))
+    bench.run(*flags, retry_failed=True)
+    first, second = (row["reason"] for row in bench.rows())
+    assert first == "ValueError: rank 13 brings no luck"
+    assert second.startswith("ended by signal 9 (Killed, perhaps out of memory): training with")
+    assert "no luck" in Path(f"out/cells/{bench.ran[0]}/log.txt").read_text()  # it went on in the same folder
 
 
 def test_each_row_lands_before_the_next_run_starts(bench):
@@ -341,6 +409,41 @@ def test_a_failure_elsewhere_is_not_counted_here(bench):
     assert [row["status"] for row in bench.rows()] == ["failed", "ok"]
 
 
+COMPARED = SWEEP.replace("seeds: [0, 1]", "seeds: [0]\nlabel: 'lori_{model.rank}'\ncompare: [[lori_8, lori_4]]")
+
+
+def test_runs_of_another_world_are_neither_merged_nor_compared(bench):
+    """Their ids and numbers of steps are alike: the problems' digest tells them apart."""
+    world = {}
+
+    def leave(folder):
+        problems = world.get(len(bench.ran), "easy")
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, True], "lori", 0, [4, 4], problems)
+
+    bench.before = leave
+    bench.run(COMPARED)
+    assert read_outcomes("out/correct.npz").problems == "easy"
+    assert "lori_8 - lori_4: +0.0 points" in bench.printed
+    world[2] = "hard"
+    bench.run(COMPARED, "output=more")
+    assert "the outcomes stay in more/cells/" in bench.printed
+    assert "other questions or answers" in bench.printed
+    assert list(read_outcomes("more/correct.npz").bits) == [("lori_4", 0)]
+    assert "lori_8 - lori_4: more/correct.npz has no outcomes of 'lori_8', whose test problems are" in bench.printed
+
+
+def test_outcomes_of_a_cell_that_had_other_problems_are_not_compared(bench):
+    """The file still has them under the name of a cell that now has other problems."""
+    bench.run(COMPARED)
+    for method in ("lori_4", "lori_8"):
+        write_outcomes("out/correct.npz", ["p", "q"], [True, False], method, 0, problems="easy")
+    table = ResultTable("out/results.csv")
+    for row in bench.rows():
+        table.append({**row, "problems": "hard" if row["method"] == "lori_8" else "easy"})
+    (line,) = bench.sweep(COMPARED).comparisons()
+    assert line.startswith("lori_8 - lori_4: out/correct.npz has no outcomes of 'lori_8'")
+
+
 def test_outcomes_of_the_runs_are_collected(bench):
     ids = {"ids": ["a", "b"]}
 
@@ -384,11 +487,11 @@ def test_a_summary_that_is_none_is_refused(tmp_path, content, message):
 
 
 def test_a_metric_of_the_method_goes_before_the_runs(tmp_path):
-    entry = {"accuracy": 1, "loss": 2, "other": 3, "zero": 0}
+    entry = {"accuracy": 1, "loss": 2, "other": 3, "zero": 0, "problems": "ab12"}
     whole = {"methods": {"a": entry}, "loss": 4, "rate": 5, "zero": 6, "sets": {"svamp": {"accuracy": 0.5}}}
     (tmp_path / "summary.json").write_text(json.dumps(whole))
     names = ["loss", "rate", "zero", "none", "sets.svamp.accuracy", "rate.none"]
     assert read_summary(tmp_path / "summary.json", names) == (
         "a",
-        {"accuracy": 1, "loss": 2, "rate": 5, "zero": 0, "sets.svamp.accuracy": 0.5},
+        {"accuracy": 1, "loss": 2, "rate": 5, "zero": 0, "problems": "ab12", "sets.svamp.accuracy": 0.5},
     )

@@ -70,6 +70,16 @@ def test_a_trial_is_run_with_every_seed_and_judged_by_the_mean(searching):
     assert searching.ran == []
 
 
+def test_what_was_chosen_on_the_test_set_is_told(searching):
+    text = SEARCH.replace("metric: loss", "metric: accuracy").replace("trials: 6", "trials: 1")
+    searching.run(text, "search.on_test=true")
+    assert "best accuracy 0.5 with" in searching.printed
+    assert "chosen on the test set: its result there is no test of it" in searching.printed
+    searching.run(SEARCH, "search.trials=1")
+    assert "best loss" in searching.printed
+    assert "chosen on the test set" not in searching.printed
+
+
 def test_more_trials_go_on_and_the_first_are_the_same(searching):
     searching.run(SEARCH, "search.trials=3")
     before = [row["cell"] for row in searching.rows()]

@@ -1,7 +1,8 @@
 import pytest
 
 from lori_pl.errors import LoriError
-from lori_pl.sweep.specification import Interval, load_specification
+from lori_pl.sweep.fields import Interval
+from lori_pl.sweep.specification import load_specification
 
 FULL = """
 name: rank
@@ -105,7 +106,7 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
             "configs: [a]\nsearch: {trials: 0, space: {k: {low: 1, high: 2}}}",
             "field 'search.trials': expected a positive",
         ),
-        ("configs: [a]\nsearch: {trials: 2, metric: accuracy}", "field 'search.space': missing"),
+        ("configs: [a]\nsearch: {trials: 2, metric: accuracy, on_test: true}", "field 'search.space': missing"),
         ("configs: [a]\nsearch: {trails: 2}", "field 'search.trails': unknown field; known are trials, hours"),
         (
             "configs: [a]\nsearch: {trials: 2, metric: loss, hours: 0, space: {k: {choices: [1]}}}",
@@ -116,36 +117,41 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
             "'search.metric': expected one",
         ),
         (
-            "configs: [a]\nsearch: {trials: 2, metric: accuracy, sampler: best, space: {k: {choices: [1]}}}",
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, sampler: best, space: {k: {choices: [1]}}}",
             "expected one of tpe, random",
         ),
         (
-            "configs: [a]\nsearch: {trials: 2, metric: accuracy, storage: x.db, space: {k: {choices: [1]}}}",
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, storage: x.db, space: {k: {choices: [1]}}}",
             "expected a database's URL",
         ),
         (
-            "configs: [a]\nsearch: {trials: 2, metric: accuracy, seed: x, space: {k: {choices: [1]}}}",
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, seed: x, space: {k: {choices: [1]}}}",
             "field 'search.seed': expected a whole",
         ),
         (
-            "configs: [a]\nsearch: {trials: 2, metric: accuracy, space: {config: {choices: [b]}}}",
-            "config files vary under 'grid' only",
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, space: {config: {choices: [b]}}}",
+            "config files vary under 'grid' and 'variants'",
         ),
         (
-            "configs: [a]\nsearch: {trials: 2, metric: accuracy, space: {k: {choices: [1]}}}\n"
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, space: {k: {choices: [1]}}}\n"
             "random: {samples: 1, space: {j: {choices: [1]}}}",
             "field 'search': given beside 'random'",
         ),
-        ("configs: [a]\nvariants: {x: {config: b}}", "field 'variants.x.config': no flag"),
+        ("configs: [a]\nvariants: {x: {config: 3}}", "field 'variants.x.config': expected a config file, or a list"),
+        ("variants: {x: {k: 3}}", "field 'configs': missing"),
         ("configs: [a]\nfixed: {variant: x}", "field 'fixed.variant': no flag"),
         ("configs: [a]\ngrid: {variant: [x]}", "field 'grid.variant': no flag"),
         ("configs: [a]\nsearch: {trials: 2, space: {k: {choices: [1]}}}", "field 'search.metric': expected one of"),
+        (
+            "configs: [a]\nsearch: {trials: 2, metric: accuracy, on_test: 1, space: {k: {choices: [1]}}}",
+            "field 'search.on_test': expected true or false, got 1",
+        ),
         ("configs: [a]\nreuse: [nowhere]", "field 'reuse': nowhere holds no results.csv"),
         ("configs: [a]\ntests: {latents: 3}", "field 'tests.latents': expected a list of at least one value, got 3"),
         ("configs: [a]\ntests: {config: [b]}", "field 'tests.config': no flag"),
         ("configs: [a]\ntests: {k: [1]}\nfixed: {k: 1}", "field 'k': given more than once"),
         (
-            "configs: [a]\ntests: {j: [1]}\nsearch: {trials: 2, metric: accuracy, space: {k: {choices: [1]}}}",
+            "configs: [a]\nmetrics: [v]\ntests: {j: [1]}\nsearch: {trials: 2, metric: v, space: {k: {choices: [1]}}}",
             "field 'tests': the trials of a search are not tested again",
         ),
         ("configs: [a]\nvariants: [3]", r"field 'variants': expected a mapping"),
@@ -171,7 +177,7 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
         ),
         ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: true}}}", "needs a positive low, got 0"),
         ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: 1}}}", "expected true or false, got 1"),
-        ("configs: [a]\nrandom: {samples: 1, space: {config: {choices: [a]}}}", "config files vary under 'grid' only"),
+        ("configs: [a]\nrandom: {samples: 1, space: {config: {choices: [a]}}}", "config files vary under 'grid' and"),
         ("configs: [a\nname: b", r"file\.yaml, line 2: this sweep file is no YAML"),
         ("configs: [a]\nconfigs: [b]", r"file\.yaml, line 2: this sweep file is no YAML \(.*configs"),
         ("configs: [a]\nname: ${nothing}", r"file\.yaml: .*nothing.*: correct the interpolation"),
@@ -184,6 +190,23 @@ def test_a_malformed_file_is_refused_in_one_line_that_names_file_and_field(tmp_p
         _load(tmp_path, text)
     assert "\n" not in str(caught.value)
     assert "file.yaml" in str(caught.value)
+
+
+SEARCH = "configs: [a]\nmetrics: [{metric}]\nsearch: {{trials: 2, metric: {metric}, space: {{k: {{choices: [1]}}}}}}"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "low", "accuracy_steps_3", "test_sets.svamp.accuracy"])
+def test_a_search_does_not_choose_on_the_test_set_unless_asked(tmp_path, metric):
+    text = SEARCH.format(metric=metric)
+    with pytest.raises(LoriError, match=rf"'search\.metric': '{metric}' is the test set's.*choose by 'validation'"):
+        _load(tmp_path, text)
+    assert _load(tmp_path, text, "search.on_test=true").search.on_test
+
+
+@pytest.mark.parametrize("metric", ["validation", "loss", "seconds_of_training"])
+def test_what_the_training_says_of_itself_may_be_chosen_by(tmp_path, metric):
+    search = _load(tmp_path, SEARCH.format(metric=metric)).search
+    assert (search.metric, search.on_test) == (metric, False)
 
 
 def test_a_missing_file_is_refused(tmp_path):

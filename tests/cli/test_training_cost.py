@@ -1,0 +1,54 @@
+"""A run says what it cost: problems, and arithmetic that some of its batches were counted for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import BACKBONE, assert_same, checkpoint
+
+from lori_pl.callbacks import training_cost
+from lori_pl.callbacks.training_cost import TrainingCost
+
+FLAGS = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3"]
+
+
+def summary(world, root):
+    return json.loads((world.folder / root / "summary.json").read_text())
+
+
+def test_a_count_changes_nothing_and_a_few_say_what_all_do(world, lori_args, monkeypatch):
+    for root, samples in (("all", 20), ("some", 2), ("none", None)):
+        if samples is None:
+            monkeypatch.setattr(TrainingCost, "_can_look", lambda *_: False)
+        else:
+            monkeypatch.setattr(training_cost, "SAMPLES", samples)
+        assert world.fit("LoRi", root, *FLAGS, **lori_args) == 0
+    every, some, none = (summary(world, root) for root in ("all", "some", "none"))
+    assert every["problems_seen"] == some["problems_seen"] == none["problems_seen"] == 6 * 8
+    assert every["training_tflop"] > every["teacher_tflop"] > 0
+    for name in ("training_tflop", "teacher_tflop"):
+        assert some[name] == pytest.approx(every[name], rel=0.3)  # of batches of other lengths
+        assert name not in none
+    for root in ("some", "none"):
+        assert_same(checkpoint(world.folder / "all")["state_dict"], checkpoint(world.folder / root)["state_dict"])
+
+
+def test_a_resumed_run_counts_on(world, teacher):
+    settings = {"backbone": {}, "teacher": {"name": teacher}, "latents": 2}
+    flags = ["--trainer.val_check_interval", "3", "--model.schedule.decay", "none"]
+    assert world.fit("CODI", "whole", *flags, "--trainer.max_steps", "6", **settings) == 0
+    assert world.fit("CODI", "parts", *flags, "--trainer.max_steps", "3", **settings) == 0
+    resumed = ["--trainer.max_steps", "6", "--ckpt_path", "last"]
+    assert world.fit("CODI", "parts", *flags, *resumed, **settings) == 0
+    whole, parts = summary(world, "whole"), summary(world, "parts")
+    for name in ("problems_seen", "training_tflop", "teacher_tflop"):
+        assert whole[name] == parts[name]
+    assert whole["teacher_tflop"] == 0  # it is its own
+    assert whole["training_tflop"] > 0
+
+
+def test_no_cot_costs_less_than_words(world):
+    for name in ("NoCoT", "ExplicitCoT"):
+        assert world.fit(name, name, *FLAGS, backbone=BACKBONE) == 0
+    assert summary(world, "NoCoT")["training_tflop"] < summary(world, "ExplicitCoT")["training_tflop"]
