@@ -224,6 +224,11 @@ def pad(rows: Sequence[Ids], value: int, left: bool) -> tuple[Tensor, Tensor]:
     Returns:
         Ids (B, T) int64 and mask (B, T) bool.
     """
+    ids, mask = _padded(rows, value, left)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def _padded(rows: Sequence[Ids], value: int, left: bool) -> tuple[np.ndarray, np.ndarray]:
     width = max((len(row) for row in rows), default=0)
     ids = np.full((len(rows), width), value, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=bool)
@@ -231,7 +236,7 @@ def pad(rows: Sequence[Ids], value: int, left: bool) -> tuple[Tensor, Tensor]:
         columns = slice(width - len(row), width) if left else slice(0, len(row))
         ids[i, columns] = row
         mask[i, columns] = True
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    return ids, mask
 
 
 def pad_questions(questions: Sequence[Ids], encoder: Encoder, left: bool = True) -> tuple[Tensor, Tensor]:
@@ -254,27 +259,27 @@ def join_parts(parts: Sequence[Parts], encoder: Encoder, selected: Sequence[Ids]
         selected: Positions of the rationale tokens that make a trajectory; ``None`` for all.
     """
     prompt = np.asarray(encoder.prompt)
-    ids, mask = pad([np.concatenate([q, r, prompt, a]) for q, r, a in parts], encoder.pad, left=False)
-    question = torch.tensor([len(part[0]) for part in parts])[:, None]
-    rationale = torch.tensor([len(part[1]) for part in parts])[:, None]
+    ids, mask = _padded([np.concatenate([q, r, prompt, a]) for q, r, a in parts], encoder.pad, left=False)
+    question, rationale = (np.array([len(part[i]) for part in parts], dtype=np.int64)[:, None] for i in (0, 1))
     if selected is None:
-        columns = torch.arange(int(rationale.max()) if len(parts) else 0)[None]
+        columns = np.arange(int(rationale.max()) if len(parts) else 0)[None]
         rationale_mask = columns < rationale
     else:
-        columns, rationale_mask = pad(selected, 0, left=False)
-    target = mask & (torch.arange(ids.shape[1])[None] >= question)
-    weight = 1.0 / (target.sum(1, keepdim=True).clamp_min(1) * max(len(parts), 1))
+        columns, rationale_mask = _padded(selected, 0, left=False)
+    target = mask & (np.arange(ids.shape[1])[None] >= question)
+    count = target.sum(1, keepdims=True)
+    weight = np.float32(1) / (np.maximum(count, 1) * max(len(parts), 1)).astype(np.float32)
     anchor = (question + rationale)[:, 0] + len(prompt) - 1
     return ExplicitBatch(
-        ids=ids,
-        mask=mask,
-        target_index=target.flatten().nonzero()[:, 0],
-        target_weight=weight.expand_as(target)[target],
-        rationale_index=torch.where(rationale_mask, question + columns, 0),
-        rationale_mask=rationale_mask,
-        anchor=anchor,
-        begin=question[:, 0],
-        written=int(target.sum(1).max()) if len(parts) else 0,
+        ids=torch.from_numpy(ids),
+        mask=torch.from_numpy(mask),
+        target_index=torch.from_numpy(np.flatnonzero(target)),
+        target_weight=torch.from_numpy(np.broadcast_to(weight, target.shape)[target]),
+        rationale_index=torch.from_numpy(np.where(rationale_mask, question + columns, 0)),
+        rationale_mask=torch.from_numpy(rationale_mask),
+        anchor=torch.from_numpy(anchor),
+        begin=torch.from_numpy(question[:, 0].copy()),
+        written=int(count.max()) if len(parts) else 0,
         anchored=int(anchor.max()) + 1 if len(parts) else 0,
     )
 
@@ -297,15 +302,15 @@ def step_batch(pieces: Pieces, encoder: Encoder, most: int, takes_rest: bool = T
             places.append(place)
             numbers.append(number)
             shares.append(1.0 / (len(starts) * len(pieces.parts)))
-    ids, mask = pad(parts, encoder.pad, left=False)
-    weight = torch.tensor(shares)[:, None] / mask.sum(1, keepdim=True)
+    ids, mask = _padded(parts, encoder.pad, left=False)
+    weight = np.array(shares, dtype=np.float32)[:, None] / mask.sum(1, keepdims=True).astype(np.float32)
     return StepBatch(
-        ids=ids,
-        mask=mask,
+        ids=torch.from_numpy(ids),
+        mask=torch.from_numpy(mask),
         row=torch.tensor(places),
         number=torch.tensor(numbers),
-        target_index=mask.flatten().nonzero()[:, 0],
-        target_weight=weight.expand_as(mask)[mask],
+        target_index=torch.from_numpy(np.flatnonzero(mask)),
+        target_weight=torch.from_numpy(np.broadcast_to(weight, mask.shape)[mask]),
     )
 
 
