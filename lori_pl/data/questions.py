@@ -20,7 +20,7 @@ def read_questions(path: Path) -> list[Problem]:
         path: The file.
 
     Returns:
-        Problems without steps; the answer is empty where none is given, the id the number of the line or record.
+        Problems without steps; answer and id may be empty or absent: the id is then the number of the line or record.
 
     Raises:
         LoriError: If the file is missing, not UTF-8 or empty, or a record is malformed.
@@ -43,4 +43,4 @@ def _problem(row: Row) -> Problem:
     question = text_field(row.value, "question")
     answer = "" if row.value.get("answer") in (None, "") else answer_field(row.value, "answer")
     name = row.value.get("id")
-    return Problem(str(row.position + 1 if name is None else name), question, [], answer)
+    return Problem(str(row.position + 1 if name in (None, "") else name), question, [], answer)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 from conftest import BACKBONE, BASE, assert_same, checkpoint
 from failing import fails
 from lightning.pytorch.callbacks import timer
+from test_processes import start
 
 from lori_pl.callbacks import stop_signals
 from lori_pl.callbacks.stop_signals import StopSignals
@@ -263,33 +262,60 @@ def test_slurm_runs_the_job_once_more(world, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_process_stops_behind_the_same_step(world):
-    """The signal reaches one of two; the launcher ends well."""
-    flags = [*FLAGS, "--trainer.max_steps=100000", "--trainer.val_check_interval=100000"]
-    run = ["fit", "--config", world.config("base", BASE), "--config", world.method("ExplicitCoT", backbone=BACKBONE)]
-    run += [*flags, "--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=4"]
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "sharded", "fsdp1"])
+def test_every_process_stops_behind_the_same_step(world, lori_args, strategy):
+    """The signal reaches one of two; both end within seconds, and what goes on equals a run that nothing stopped."""
+    flags = [
+        *FLAGS,
+        *STEPS,
+        "--trainer.val_check_interval=100",
+        f"--trainer.strategy={strategy}",
+        "--trainer.devices=2",
+    ]
+    run = ["fit", "--config", world.config("base", BASE), "--config", world.method("LoRi", **lori_args), *flags]
+    run += ["--data.batch_size=4"]
     script = world.folder / "told.py"  # the launcher starts the others with the same file
     script.write_text(CHILD_IS_TOLD)
-    command = [sys.executable, str(script), *run, f"--trainer.default_root_dir={world.folder / 'two'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    parts = [*run, f"--trainer.default_root_dir={world.folder / 'parts'}"]
+    done = start(str(script), *parts)
     assert done.returncode == 143, done.stderr
-    step = checkpoint(world.folder / "two")["global_step"]
+    step = checkpoint(world.folder / "parts")["global_step"]
     assert 5 <= step <= 7
     assert f"stopped by SIGTERM after step {step}" in done.stderr
+    told = float((world.folder / "told").read_text())
+    for rank, status in enumerate([143, 0]):  # the launcher's own process ends well, so that nobody kills the first
+        ended, left = (world.folder / f"ended{rank}").read_text().split()
+        assert int(left) == status
+        assert 0 < float(ended) - told < 20
+    for arguments in ([*parts, "--ckpt_path=last"], [*run, f"--trainer.default_root_dir={world.folder / 'whole'}"]):
+        done = start("-m", "lori_pl", *arguments)
+        assert done.returncode == 0, done.stderr
+    whole, gone_on = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
+    assert whole["global_step"] == gone_on["global_step"] == 11
+    assert_same(whole["state_dict"], gone_on["state_dict"])
+    one, two = (saved["optimizer_states"][0]["state"] for saved in (whole, gone_on))
+    for number, state in one.items():
+        assert_same(state, two[number])
 
 
 # run by both processes; only the second gets the signal
 CHILD_IS_TOLD = """
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 from lori_pl.cli import main
-from lori_pl.methods import ExplicitCoT
-original = ExplicitCoT.training_step
+from lori_pl.methods import LoRi
+here = Path(__file__).parent
+original = LoRi.training_step
 def told(self, batch, index):
     if self.trainer.local_rank == 1 and self.trainer.global_step == 4:
+        (here / "told").write_text(str(time.time()))
         os.kill(os.getpid(), signal.SIGTERM)
     return original(self, batch, index)
-ExplicitCoT.training_step = told
-sys.exit(main())
+LoRi.training_step = told
+status = main()
+(here / f"ended{os.environ.get('LOCAL_RANK', 0)}").write_text(f"{time.time()} {status}")
+sys.exit(status)
 """
 
 

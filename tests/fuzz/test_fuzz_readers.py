@@ -1,4 +1,4 @@
-"""Readers of files that others made: whatever the bytes, a right result or one clear error.
+"""Answers, and readers of caches, checkpoints and folders: whatever the bytes, a right result or one clear error.
 
 A few hundred inputs each in the fast suite, 10,000 in the slow one.
 """
@@ -6,144 +6,25 @@ A few hundred inputs each in the fast suite, 10,000 in the slow one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from fuzzing import JSON, MANY, altered, explore, is_clear
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from lori_pl.cache.manifest import FORMAT, Manifest, read_manifest, read_plan
 from lori_pl.cache.shards import map_shard, write_sealed
 from lori_pl.checkpoint_files import CheckpointFiles, newest_sound, read_checkpoint
-from lori_pl.data import extract_answer, load_problems, same_answer
+from lori_pl.data import extract_answer, same_answer
 from lori_pl.data.answers import parse_number
 from lori_pl.errors import LoriError
 from lori_pl.models.saving import SETTINGS, read_settings
 
 pytestmark = pytest.mark.fuzz
-MANY = pytest.param(10_000, marks=pytest.mark.slow)
-
-
-def explore(count: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Checks a property on so many inputs."""
-    every = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    settings(max_examples=count, deadline=None, database=None, suppress_health_check=every)(given(strategy)(check))()
-
-
-def is_clear(error: LoriError) -> None:
-    """An error is one line."""
-    if "\n" in str(error) or not str(error):
-        pytest.fail(f"an error of several lines, or none: {error}")
-
-
-def altered(content: bytes) -> st.SearchStrategy[bytes]:
-    """The content with some bytes changed, cut off, or put in."""
-    place = st.integers(0, len(content))
-    change = st.tuples(st.sampled_from(["flip", "cut", "insert", "drop"]), place, st.binary(min_size=1, max_size=8))
-
-    def apply(changes: list[tuple[str, int, bytes]]) -> bytes:
-        found = content
-        for kind, where, new in changes:
-            if kind == "flip":
-                found = found[:where] + new + found[where + len(new) :]
-            elif kind == "cut":
-                found = found[:where]
-            elif kind == "insert":
-                found = found[:where] + new + found[where:]
-            else:
-                found = found[:where] + found[where + len(new) :]
-        return found
-
-    return st.lists(change, min_size=1, max_size=3).map(apply)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-FIELDS: dict[str, dict[str, Any]] = {
-    "gsm8k": {"question": "How many?", "answer": "He has <<2+3=5>>5.\n#### 5"},
-    "gsm8k_aug": {"question": "How many?", "cot": "<<2+3=5>>", "answer": "5"},
-    "gsm_hard": {"input": "How many?", "code": "def solution():\n    return 5", "target": 5.0},
-    "svamp": {
-        "ID": "chal-1",
-        "Body": "Ann has 2.",
-        "Question": "How many?",
-        "Equation": "( 2.0 + 3.0 )",
-        "Answer": 5.0,
-    },
-    "multiarith": {"iIndex": 1, "sQuestion": "How many?", "lSolutions": [5.0], "lEquations": ["X=2+3"]},
-    "prosqa": {"question": "Is it a or b?", "steps": ["It is a."], "answer": "It is a."},
-    "jsonl": {"question": "How many?", "rationale": "<<2+3=5>>", "answer": "5"},
-}
-WHOLE = {"svamp", "multiarith", "prosqa"}  # one JSON list rather than lines
-
-
-@st.composite
-def data_file(draw: st.DrawFn, source: str) -> bytes:
-    """Rows of a source of which some fields are missing or something else; or any bytes."""
-    if draw(st.integers(0, 9)) == 0:
-        return draw(st.binary(max_size=200))
-    rows = []
-    for _ in range(draw(st.integers(1, 3))):
-        row = dict(FIELDS[source])
-        for name in draw(st.lists(st.sampled_from(sorted(row)), max_size=2)):
-            if draw(st.booleans()):
-                row.pop(name, None)
-            else:
-                row[name] = draw(JSON)
-        rows.append(row if draw(st.integers(0, 9)) else draw(JSON))
-    text = json.dumps(rows) if source in WHOLE else "\n".join(json.dumps(row) for row in rows)
-    content = text.encode("utf-8", errors="surrogatepass")
-    return content if draw(st.integers(0, 4)) else draw(altered(content))
-
-
-@pytest.mark.parametrize("count", [60, MANY])
-@pytest.mark.parametrize("source", sorted(FIELDS))
-def test_data(source, count, tmp_path):
-    path = tmp_path / ("rows.json" if source in WHOLE else "rows.jsonl")
-
-    def check(content: bytes) -> None:
-        path.write_bytes(content)
-        try:
-            problems = load_problems(source, path)
-        except LoriError as error:
-            is_clear(error)
-            return
-        for problem in problems:
-            assert problem.id
-            assert problem.question.strip()
-            assert problem.answer.strip()
-            assert all(isinstance(step, str) for step in problem.steps)
-
-    explore(count, data_file(source), check)
-
-
-@pytest.mark.parametrize("count", [200, MANY])
-def test_text_data(count, tmp_path):
-    path = tmp_path / "train.txt"
-    line = st.text(alphabet="How many 2+3=5<>|#.,-\t\x0b\u2028é", max_size=40)
-
-    def check(lines: list[str]) -> None:
-        path.write_text("\n".join(lines), encoding="utf-8")
-        try:
-            problems = load_problems("gsm8k_aug", path)
-        except LoriError as error:
-            is_clear(error)
-            return
-        assert all(problem.answer.strip() for problem in problems)
-
-    explore(count, st.lists(line | st.just("How many?||<<2+3=5>> #### 5"), min_size=1, max_size=3), check)
-
-
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
