@@ -54,8 +54,9 @@ def damage(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
     except (OSError, zipfile.BadZipFile, zlib.error, struct.error, ValueError, RuntimeError, EOFError) as error:
-        return one_line(error) or type(error).__name__
-    return f"{wrong} has another checksum" if wrong else ""
+        return one_line(error)
+    # the name is the file's, and may hold anything
+    return f"{one_line(wrong)} has another checksum" if wrong else ""
 
 
 def newest_sound(folder: Path) -> Path | None:

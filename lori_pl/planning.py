@@ -231,11 +231,12 @@ def cost_of_step(
     own = [module for name, module in method.named_children() if name != "teacher"]
     fake = _to_fake(batch, mode)
     method.train()
-    with mode, LiveBytes() as live:  # as where weights are sharded, which keeps no cast for the next pass
-        with _cast(precision):
+    cast_anew: int | None = None
+    if precision in _MIXED:
+        with mode, LiveBytes() as live, _cast(precision):
             loss, _ = method.losses(fake)
-        cast_anew = live.now
-        del loss
+            cast_anew = live.now
+            del loss
     with mode, LiveBytes() as live:
         with _cast(precision):
             loss, _ = method.step_losses(fake)
@@ -272,7 +273,7 @@ def cost_of_step(
         gradients=gradients,
         optimizer=state,
         activations=activations,
-        cast_anew=cast_anew,
+        cast_anew=activations if cast_anew is None else cast_anew,
         moving=moving,
         stepping=stepping,
         flops=flops,

@@ -31,6 +31,17 @@ def test_what_is_written_is_read_and_a_new_one_takes_the_place_of_the_old(tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_what_is_wrong_is_one_line_whatever_a_damaged_part_is_called(tmp_path):
+    path = tmp_path / "last.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a\n\x1b[31mb", b"what was written")
+    path.write_bytes(path.read_bytes().replace(b"what was written", b"what was altered"))
+    reason = damage(path)
+    assert reason.endswith(" has another checksum")
+    assert "\n" not in reason
+    assert "\x1b" not in reason
+
+
 def test_the_newest_is_that_of_the_most_steps(tmp_path):
     assert newest_sound(tmp_path) is None
     save(tmp_path, "last.ckpt", 3)

@@ -16,9 +16,9 @@ from lori_pl.alignment.core_statistics import CoreStatistics, inverse_square_roo
 from lori_pl.alignment.distributed import copy_from_first_rank
 from lori_pl.alignment.losses import relative_frobenius, relative_frobenius_floor, standardised_smooth_l1
 from lori_pl.alignment.moments import Moments, SecondOrder, batch_moments, trajectory_moments
-from lori_pl.alignment.packing import pack_statistics, unpack_statistics
+from lori_pl.alignment.packing import pack_statistics, prefixed, unpack_statistics
 from lori_pl.alignment.precision import autocast_off
-from lori_pl.alignment.subspace import StudentFactors, TensorSubspace, prefixed
+from lori_pl.alignment.subspace import StudentFactors, TensorSubspace
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.alignment.tucker import LayerScale
 from lori_pl.errors import LoriError

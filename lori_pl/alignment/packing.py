@@ -1,4 +1,4 @@
-"""Statistics of a core as they are stored: in its entries' standard deviations, a symmetric matrix once."""
+"""What is stored: statistics of a core in its entries' standard deviations, a symmetric matrix once; parts by name."""
 
 from __future__ import annotations
 
@@ -45,3 +45,8 @@ def _triangle(deviation: Tensor) -> tuple[Tensor, Tensor]:
     size = deviation.shape[-1]
     rows, columns = torch.triu_indices(size, size, device=deviation.device)
     return rows, columns
+
+
+def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin so, without that."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lori_pl.alignment.distributed import is_distributed
+from lori_pl.alignment.packing import prefixed
 from lori_pl.alignment.procrustes import mode_procrustes
 from lori_pl.alignment.projection import FactorKind, Projection, random_factors
 from lori_pl.alignment.stiefel import orthonormality_error
@@ -293,11 +294,6 @@ class TensorSubspace(nn.Module):
                 f"has {self.teacher}; use the checkpoint's teacher and layers"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose names begin so, without that."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _provisional(rank: int | float) -> int:

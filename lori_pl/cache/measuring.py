@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lori_pl.alignment import Term
-from lori_pl.alignment.subspace import prefixed
+from lori_pl.alignment.packing import prefixed
 from lori_pl.cache.build import RowBatch, TeacherPass, row_loader
 from lori_pl.cache.shards import is_sound, map_shard, sealed_paths, write_sealed
 from lori_pl.data.moving import pins
@@ -55,7 +55,7 @@ class MeasureTeacher(TeacherPass):
     @property
     def sweeps(self) -> int:
         """Number of passes over the rows."""
-        return max((term.sweeps for term in self.named().values()), default=0)
+        return max((term.sweeps for term in self.measured.values()), default=0)
 
     def predict_dataloader(self) -> list[DataLoader[RowBatch]]:
         """The process's part of the rows, once a sweep; what an interrupted build has seen is passed over."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lori_pl.alignment.packing import prefixed
 from lori_pl.cache.manifest import Manifest, first_difference, read_manifest
 from lori_pl.cache.shards import file_checksum, map_shard
 from lori_pl.errors import LoriError
@@ -146,4 +147,4 @@ class CachedRows:
 
 def of_term(packed: dict[str, Tensor], term: str) -> dict[str, Tensor]:
     """That part of tensors by ``TERM/NAME`` which belongs to one term, by ``NAME``."""
-    return {name.partition("/")[2]: value for name, value in packed.items() if name.startswith(f"{term}/")}
+    return prefixed(packed, f"{term}/")

@@ -149,6 +149,8 @@ class StopSignals(pl.Callback):
         fetcher: Any = trainer.fit_loop._data_fetcher
         whole = not loop._should_accumulate()
         if number and whole and not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(fetcher):
+            # what the step logged: Lightning would write it behind this
+            trainer._logger_connector.update_train_step_metrics()
             self._stop(trainer, number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -18,7 +18,7 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         self.seconds = 0.0
         self._started = 0.0
-        self._problems = 0
+        self.problems = 0
         self._tokens = 0
 
     def on_train_batch_start(
@@ -33,13 +33,13 @@ class Throughput(pl.Callback):
         """Stops the clock and logs."""
         elapsed = time.perf_counter() - self._started
         self.seconds += elapsed
-        self._problems += len(batch.index)
+        self.problems += len(batch.index)
         # padding included: the shape is known without asking the device
         is_explicit = getattr(pl_module, "reasoning", None) == "words"
         sequences = (batch.explicit.ids,) if is_explicit else (batch.question, batch.answer)
         self._tokens += sum(ids.numel() for ids in sequences)
         if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
-            pl_module.log("speed/problems_per_second", self._problems / self.seconds)
+            pl_module.log("speed/problems_per_second", self.problems / self.seconds)
             pl_module.log("speed/tokens_per_second", self._tokens / self.seconds)
 
     def on_before_optimizer_step(
@@ -54,8 +54,8 @@ class Throughput(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps the training time over a resume."""
-        return {"seconds": self.seconds, "problems": self._problems, "tokens": self._tokens}
+        return {"seconds": self.seconds, "problems": self.problems, "tokens": self._tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""
-        self.seconds, self._problems, self._tokens = (state_dict[k] for k in ("seconds", "problems", "tokens"))
+        self.seconds, self.problems, self._tokens = (state_dict[k] for k in ("seconds", "problems", "tokens"))

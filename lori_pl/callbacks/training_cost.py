@@ -1,4 +1,4 @@
-"""What a training costs: its problems, and its arithmetic, which is counted on some of its batches."""
+"""What a training costs in arithmetic, which is counted on some of its batches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _WITHOUT_END = 500
 
 
 class TrainingCost(pl.Callback):
-    """Counts problems on every batch, and floating-point operations on twenty of them, evenly spread.
+    """Counts floating-point operations on twenty batches, evenly spread.
 
     Compiled layers and sharded weights are not looked into: there no operations are given.
     """
 
     def __init__(self) -> None:
-        self.problems = self.batches = self.samples = self.operations = self.teacher = 0
+        self.batches = self.samples = self.operations = self.teacher = 0
         self._batch = ExitStack()
         self._arithmetic: Arithmetic | None = None
         self._every = 1
@@ -50,7 +50,6 @@ class TrainingCost(pl.Callback):
         """Takes in what was counted."""
         self._batch.close()
         self.batches += 1
-        self.problems += len(batch.index)
         if (found := self._arithmetic) is not None:
             self.samples += 1
             self.operations += found.total
@@ -68,19 +67,17 @@ class TrainingCost(pl.Callback):
             processes: Number of processes, each of which has done as much.
 
         Returns:
-            ``problems_seen``, and where they were counted ``training_tflop`` and of these ``teacher_tflop``, those of
-            a frozen teacher, in 10^12 operations.
+            ``training_tflop``, and of these ``teacher_tflop``, those of a frozen teacher, in 10^12 operations; nothing
+            where they were not counted.
         """
-        found: dict[str, Any] = {"problems_seen": self.problems * processes}
-        if self.samples:
-            scale = self.batches * processes / self.samples / 1e12
-            found["training_tflop"] = _rounded(self.operations * scale)
-            found["teacher_tflop"] = _rounded(self.teacher * scale)
-        return found
+        if not self.samples:
+            return {}
+        scale = self.batches * processes / self.samples / 1e12
+        return {"training_tflop": _rounded(self.operations * scale), "teacher_tflop": _rounded(self.teacher * scale)}
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps the counts over a resume."""
-        return {name: getattr(self, name) for name in ("problems", "batches", "samples", "operations", "teacher")}
+        return {name: getattr(self, name) for name in ("batches", "samples", "operations", "teacher")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""

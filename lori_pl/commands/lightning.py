@@ -26,6 +26,7 @@ from lori_pl.callbacks.best_checkpoint import BestCheckpoint
 from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.callbacks.job_timer import JobTimer
 from lori_pl.callbacks.last_validation import LastValidation
+from lori_pl.callbacks.logged_step import LoggedStep
 from lori_pl.callbacks.predictions import PredictionWriter
 from lori_pl.callbacks.progress import ProgressFile
 from lori_pl.callbacks.regions import ProfiledRegions
@@ -177,7 +178,7 @@ class LoriCLI(LightningCLI):
             options = self.options.clone()
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
-            extra += [SameStart(), RunConfig(self.root / CONFIG, config), Throughput(), TrainingCost()]
+            extra += [SameStart(), RunConfig(self.root / CONFIG, config), LoggedStep(), Throughput(), TrainingCost()]
             extra += [AlignmentMonitor(), LastValidation()]
             extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
             if (duration := trainer.get("max_time")) and not any(issubclass(kind, Timer) for kind in given):
@@ -272,6 +273,7 @@ class LoriCLI(LightningCLI):
         for callback in self.trainer.callbacks:
             if isinstance(callback, Throughput):
                 found["seconds"] = round(callback.seconds, 1)
+                found["problems_seen"] = callback.problems * self.trainer.world_size
             if isinstance(callback, TrainingCost):
                 found |= callback.figures(self.trainer.world_size)
         return found

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +17,7 @@ from lori_pl.data.pairing import PairedBatch, pad
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods.latent import LatentMethod, StudentPass
-from lori_pl.methods.losses import batch_mean, token_mean, unused
+from lori_pl.methods.losses import batch_mean, token_losses, token_mean, unused
 from lori_pl.methods.stages import StagedMethod, Stages
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.embeddings import copy_marker_rows
@@ -193,9 +192,7 @@ class Coconut(StagedMethod, LatentMethod):
         columns = torch.tensor(before, device=ids.device)[:, None]
         question = (batch.question, batch.question_mask)
         found = self.student.read_pair(*question, ids, mask, 0, trajectory, anchor, columns)
-        target, logits = ids[:, 1:], self.student.logits(found.hidden).float()
-        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-        written = mask[:, 1:]
+        losses, written = token_losses(self.student, found.hidden, ids[:, 1:]), mask[:, 1:]
         signals = Signals(found.trajectory, None, found.anchor)
         return StudentPass(token_mean(losses, written), written.sum(1), signals, found.cache)
 

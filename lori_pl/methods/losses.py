@@ -20,6 +20,12 @@ def token_mean(loss: Tensor, mask: Tensor) -> Tensor:
     return (loss * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
+def token_losses(reasoner: LatentReasoner, hidden: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy (B, n) of tokens (B, n) that the states (B, n, D) predict."""
+    logits = reasoner.logits(hidden).float()
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+
+
 def batch_mean(losses: Tensor, tokens: Tensor) -> Tensor:
     """Mean over all tokens of the batch of all processes.
 
@@ -50,9 +56,7 @@ def answer_cross_entropy(reasoner: LatentReasoner, hidden: Tensor, batch: Paired
     """
     columns = slice(batch.answer.shape[1] - hidden.shape[1], None)
     with region("answer"):
-        logits = reasoner.logits(hidden).float()
-        target = batch.answer[:, columns]
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        loss = token_losses(reasoner, hidden, batch.answer[:, columns])
     return token_mean(loss, batch.answer_mask[:, columns])
 
 

@@ -13,6 +13,7 @@ from failing import fails
 from lori_pl import LatentReasoner
 from lori_pl.data import synthetic_problems
 from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.methods import Coconut, ICoTSI
 
 STAGES = {"stages": {"steps": 2}}
 PEERS = {
@@ -186,17 +187,21 @@ def test_a_published_form_that_is_none_is_refused(world, teacher, capsys, name, 
     fails(world, capsys, words, method=name, flags=flags, **arguments(name, teacher))
 
 
-def test_the_optimiser_forgets_when_a_stage_begins(world, monkeypatch):
-    from lori_pl.methods import ICoTSI
-
+def record_moments(monkeypatch, kind):
+    """How many weights have moments as each step begins, step by step."""
     seen = []
-    original = ICoTSI.training_step
+    original = kind.training_step
 
     def spy(self, batch, batch_idx):
         seen.append(len(self.optimizers(use_pl_optimizer=False).state))
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(ICoTSI, "training_step", spy)
+    monkeypatch.setattr(kind, "training_step", spy)
+    return seen
+
+
+def test_the_optimiser_forgets_when_a_stage_begins(world, monkeypatch):
+    seen = record_moments(monkeypatch, ICoTSI)
     settings = {"backbone": BACKBONE, **PEERS["ICoTSI"]}
     flags = ["--trainer.max_steps", "8", "--test_after_fit", "false"]
     assert world.fit("ICoTSI", "run", *flags, **settings) == 0
@@ -209,16 +214,7 @@ def test_the_optimiser_forgets_when_a_stage_begins(world, monkeypatch):
 
 @pytest.mark.slow
 def test_the_published_coconut_forgets_at_every_epoch_too(world, monkeypatch):
-    from lori_pl.methods import Coconut
-
-    seen = []
-    original = Coconut.training_step
-
-    def spy(self, batch, batch_idx):
-        seen.append(len(self.optimizers(use_pl_optimizer=False).state))
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(Coconut, "training_step", spy)
+    seen = record_moments(monkeypatch, Coconut)
     settings = {"backbone": BACKBONE, "student_init": "base", **PEERS["Coconut"], "stages": {"steps": 6}}
     flags = ["--trainer.max_steps", "11", "--test_after_fit", "false", "--trainer.val_check_interval", "11"]
     assert world.fit("Coconut", "run", *flags, **settings, peer_compat=True) == 0

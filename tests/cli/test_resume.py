@@ -11,6 +11,7 @@ import yaml
 from conftest import BACKBONE, assert_same, checkpoint
 from safetensors.torch import load_file, save_file
 from test_stop_signals import tell
+from watching import logged
 
 from lori_pl import LatentReasoner
 from lori_pl.evaluation.records import read_outcomes
@@ -184,6 +185,10 @@ def test_resumed_behind_its_last_validation_equals_uninterrupted(world, steps):
     whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
     assert whole["global_step"] == parts["global_step"] == 13
     assert_same(whole["state_dict"], parts["state_dict"])
+    # and what is logged stands under the same steps
+    one, two = (logged(world.folder / name) for name in ("whole", "parts"))
+    assert {step for step, _ in one} == set(range(13))
+    assert two == one
 
 
 def test_a_resumed_run_may_be_tested_on_other_problems(world):

@@ -12,6 +12,7 @@ from conftest import BACKBONE, BASE, assert_same, checkpoint
 from failing import fails
 from lightning.pytorch.callbacks import timer
 from test_processes import start
+from watching import logged
 
 from lori_pl.callbacks import stop_signals
 from lori_pl.callbacks.stop_signals import StopSignals
@@ -88,6 +89,9 @@ def test_a_run_that_goes_on_equals_an_uninterrupted_one(world, uninterrupted, mo
     parts = checkpoint(world.folder / "parts")
     assert parts["global_step"] == 11
     assert_same(whole["state_dict"], parts["state_dict"])
+    one, two = (logged(world.folder / name) for name in ("whole", "parts"))
+    assert {step for step, _ in one} == set(range(11))
+    assert two == one
     # every validation was done: that which the signal broke off once more, and none twice
     assert validations == [done for done in (3, 6, 9, 11) if done >= step]
     assert (world.folder / "parts" / "student").is_dir()

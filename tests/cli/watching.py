@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from lori_pl.models import generation
@@ -57,6 +58,13 @@ def losses(folder: Path) -> dict[tuple[int, str], float]:
                 for name, value in parts.items():
                     found[step, name].append(value)
     return {place: sum(values) / len(values) for place, values in found.items()}
+
+
+def logged(folder: Path) -> dict[tuple[int, str], float]:
+    """What was written of the training's losses, by step and name."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    names = [name for name in events.Tags()["scalars"] if name.startswith("train/")]
+    return {(event.step, name): event.value for name in names for event in events.Scalars(name)}
 
 
 def assert_one_model(folder: Path, state: dict[str, Tensor], divided: bool) -> None:
