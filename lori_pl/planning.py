@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,10 +19,11 @@ from lori_pl.arithmetic import Arithmetic
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.methods.base import Method
 from lori_pl.models.hidden import decoder_layers
+from lori_pl.sharding.fsdp2 import HALVES
 
 Strategy = Literal["single", "ddp", "sharded", "fsdp1"]
 
-_MIXED = ("bf16-mixed", "16-mixed")
+_MIXED = tuple(HALVES)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -99,6 +100,23 @@ def weigh(modules: Iterable[nn.Module]) -> Weights:
 
 
 @dataclass(frozen=True)
+class Halved:
+    """What differs where decoder layers are gathered in half precision, which mixed precision does under ``sharded``.
+
+    Args:
+        layer: Bytes of the largest layer as it is gathered.
+        layers: Those of all layers.
+        gradients: Most bytes of a layer's gradients, beside the fp32 in which they are summed over processes.
+        activations: Bytes that the forward pass keeps, of layers no copy of a weight among them.
+    """
+
+    layer: int
+    layers: int
+    gradients: int
+    activations: int
+
+
+@dataclass(frozen=True)
 class StepCost:
     """What one batch's forward, backward and optimiser step take on one process that holds everything.
 
@@ -117,6 +135,7 @@ class StepCost:
         flops: Floating-point operations of forward and backward, a multiplication and an addition as two.
         flat_gradients: Bytes of the gradients under FSDP1: of all weights of a layer in which any trains.
         of_one_type: Whether the weights of each layer, and those in none, are of one type, as FSDP1 asks.
+        halved: What differs where layers are gathered in half precision; ``None`` where they are not.
     """
 
     student: Weights
@@ -132,6 +151,7 @@ class StepCost:
     flops: int
     flat_gradients: int
     of_one_type: bool
+    halved: Halved | None = None
 
     def peak(
         self,
@@ -151,13 +171,16 @@ class StepCost:
         if strategy in ("single", "ddp"):
             buffers = self.gradients if strategy == "ddp" else 0
             return weights + self.optimizer + buffers + max(self.moving, self.gradients + self.stepping)
-        layers = 2 * self.layer.bytes if reshard_after_forward else weights - self.apart.bytes
-        whole = self.apart.bytes + layers
+        gathered = self.halved if strategy == "sharded" else None
+        if gathered is None:
+            gathered = Halved(self.layer.bytes, weights - self.apart.bytes, 0, self.cast_anew)
+        whole = self.apart.bytes + (2 * gathered.layer if reshard_after_forward else gathered.layers)
         for unit in (self.apart, self.layer):
             whole += unit.bytes if strategy == "fsdp1" and unit.trained else unit.trained
+        whole += gathered.gradients
         passing = max(self.moving - self.activations - self.gradients, 0)
         parts = 0 if cpu_offload else self.host(processes, strategy) + self.stepping // processes
-        return parts + whole + self.cast_anew + passing
+        return parts + whole + gathered.activations + passing
 
     def host(self, processes: int, strategy: Strategy = "sharded") -> int:
         """Bytes of a process's part of weights, gradients and moments: in the host's memory, with ``cpu_offload``."""
@@ -189,6 +212,20 @@ def hollow(method: Method) -> FakeTensorMode:
 def _cast(precision: str) -> AbstractContextManager[Any]:
     """What the Trainer puts around a step: its autocast casts a weight anew for each pass."""
     return MixedPrecision(precision, "cpu").forward_context() if precision in _MIXED else nullcontext()
+
+
+@contextmanager
+def _in_half(layers: list[nn.Module], half: torch.dtype) -> Iterator[None]:
+    """Runs a block with the layers' weights in another type; then they are as before."""
+    weights = [weight for layer in layers for weight in layer.parameters() if weight.is_floating_point()]
+    before = [weight.dtype for weight in weights]
+    for weight in weights:
+        weight.data = weight.data.to(half)
+    try:
+        yield
+    finally:
+        for weight, dtype in zip(weights, before, strict=True):
+            weight.data = weight.data.to(dtype)
 
 
 def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str) -> int:
@@ -232,11 +269,20 @@ def cost_of_step(
     fake = _to_fake(batch, mode)
     method.train()
     cast_anew: int | None = None
+    halved: Halved | None = None
     if precision in _MIXED:
         with mode, LiveBytes() as live, _cast(precision):
             loss, _ = method.losses(fake)
             cast_anew = live.now
             del loss
+        with mode, _in_half(layers, HALVES[precision]):
+            gathered = [weigh([layer]) for layer in layers]
+            with LiveBytes() as live, _cast(precision):
+                loss, _ = method.losses(fake)
+                kept = live.now
+                del loss
+        sizes = [layer.bytes for layer in gathered]
+        halved = Halved(max(sizes), sum(sizes), max(layer.trained for layer in gathered), kept)
     with mode, LiveBytes() as live:
         with _cast(precision):
             loss, _ = method.step_losses(fake)
@@ -279,6 +325,7 @@ def cost_of_step(
         flops=flops,
         flat_gradients=sum(flat),
         of_one_type=all(len({p.dtype for p in unit.parameters()}) < 2 for unit in units),
+        halved=halved,
     )
 
 

@@ -22,7 +22,7 @@ from lori_pl.methods import CODI, ExplicitCoT, ICoTSI, LoRi, NoCoT, PCCoT, SIMCo
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.models.hidden import decoder_layers
-from lori_pl.planning import LiveBytes, StepCost, Weights, cost_of_answer, cost_of_step, hollow, weigh
+from lori_pl.planning import Halved, LiveBytes, StepCost, Weights, cost_of_answer, cost_of_step, hollow, weigh
 
 CONFIG = {
     "model_type": "llama",
@@ -142,6 +142,7 @@ def test_half_precision_is_cast_as_the_trainer_casts(kind):
         loss, _ = real.losses(batch)
         anew = live.now
     assert half.cast_anew == pytest.approx(anew, rel=1e-4)
+    assert whole.halved is None
     assert whole.cast_anew == whole.activations
     assert half.activations == pytest.approx(activations, rel=1e-4)
     assert half.moving == pytest.approx(peak, rel=1e-4)
@@ -150,6 +151,10 @@ def test_half_precision_is_cast_as_the_trainer_casts(kind):
     passes = 1 if kind == "explicit" else 4  # question, two latents, the third with the answer
     assert anew > passes * layers / 2
     assert anew - activations == pytest.approx((passes - 1) * layers / 2, rel=0.1, abs=100)
+    # gathered in half, a layer's weights are kept by no pass
+    whole_layers = sum(p.nbytes for lm in real.models()[0] for layer in decoder_layers(lm) for p in layer.parameters())
+    assert half.halved.layers == whole_layers / 2
+    assert anew - half.halved.activations == pytest.approx(passes * layers / 2, rel=0.1, abs=100)
 
 
 def test_no_weight_is_read(monkeypatch, tmp_path):
@@ -181,6 +186,12 @@ def test_what_a_device_holds_under_each_strategy():
     # the parts are on the host, what is put together is not
     assert step.peak(4, "sharded", cpu_offload=True) == 20 + 2 * 20 + 20 + 20 + 1000
     assert step.host(4) == host
+    # layers gathered in halves: of a layer's gradients those and their sum's fp32; fewer activations
+    half = replace(step, halved=Halved(10, 80, 10, 700))
+    assert half.peak(4, "sharded") == parts + 20 + 2 * 10 + 20 + 20 + 10 + 700
+    assert half.peak(4, "sharded", reshard_after_forward=False) == parts + 20 + 80 + 20 + 20 + 10 + 700
+    assert half.peak(4, "ddp") == step.peak(4, "ddp")
+    assert half.peak(4, "fsdp1") == step.peak(4, "fsdp1")
     stepping = replace(step, moving=50, activations=20)
     assert stepping.peak() == 120 + 60 + 240 + 120 + 10
 

@@ -139,6 +139,55 @@ def test_everyone_computes_with_the_first_ones_weights(kind, tmp_path):
         assert 0.45 * total < found["held"] < 0.55 * total
 
 
+def in_halves(rank, folder, reshard):
+    """Two passes under autocast, as latents make them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    pair = make("tied", rank)
+    mesh, models = init_device_mesh("cpu", (2,)), [pair.student, pair.teacher]
+    shard(pair, models, [pair.teacher], ("losses",), mesh, CPU, reshard, False, torch.bfloat16)
+    layers = [layer for model in models for layer in decoder_layers(model)]
+    types, kept = set(), []
+    for layer in layers:
+        layer.mlp.up_proj.register_forward_pre_hook(lambda module, _: types.add(module.weight.dtype))
+    shapes = {(24, 16), (16, 24)}
+
+    def keep(tensor):
+        if tuple(tensor.shape) in shapes or tuple(tensor.T.shape) in shapes:
+            kept.append(tensor)
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = pair.losses(torch.arange(6)[None]) + pair.losses(torch.arange(3, 9)[None])
+    loss.backward()
+    assert types == {torch.bfloat16}
+    # gate, up and down of the student's two layers: the gathered weights themselves, for both passes
+    assert len({tensor.untyped_storage()._cdata for tensor in kept}) == 6
+    assert len(kept) >= 12
+    assert {value.dtype for value in pair.parameters()} == {torch.float32}
+    gradients = {name: whole(p.grad).clone() for name, p in pair.named_parameters() if p.grad is not None}
+    torch.save({"loss": loss.detach(), "gradients": gradients}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("reshard", [True, False])
+def test_layers_are_gathered_in_halves(reshard, tmp_path):
+    multiprocessing.start_processes(in_halves, (str(tmp_path), reshard), nprocs=2, start_method="fork")
+    torch.manual_seed(0)
+    pair = Pair("tied", None).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = pair.losses(torch.arange(6)[None]) + pair.losses(torch.arange(3, 9)[None])
+    loss.backward()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found["loss"], loss.detach(), rtol=0.01, atol=1e-4)
+        for name, value in pair.named_parameters():
+            if value.requires_grad:
+                gradient = found["gradients"][name]
+                assert gradient.dtype == torch.float32
+                torch.testing.assert_close(gradient, value.grad, rtol=0.1, atol=0.02 * float(value.grad.abs().max()))
+
+
 def differ(rank, folder, kinds, words):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     pair = make(kinds[rank], rank)

@@ -104,7 +104,7 @@ class TeacherPass(pl.LightningModule):
     def configure_model(self) -> None:
         """Nothing: the teacher is built already."""
 
-    def shard(self, mesh: DeviceMesh, device: torch.device, **options: bool) -> None:
+    def shard(self, mesh: DeviceMesh, device: torch.device, **options: Any) -> None:
         """Shards the teacher over processes, once; see `lori_pl.sharding.shard`."""
         if not isinstance(self.teacher, FSDPModule):
             shard(self.teacher, [self.teacher.lm], [self.teacher], (), mesh, device, **options)

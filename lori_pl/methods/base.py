@@ -167,7 +167,7 @@ class Method(AnsweringModule):
         """Where this process is to load language models; see `lori_pl.sharding.loading`."""
         return loading(self._trainer.strategy if self._trainer is not None else None)
 
-    def shard(self, mesh: DeviceMesh, device: torch.device, **options: bool) -> None:
+    def shard(self, mesh: DeviceMesh, device: torch.device, **options: Any) -> None:
         """Shards all weights over processes, once; see `lori_pl.sharding.shard`."""
         if not is_sharded(self):
             models, frozen = self.models()

@@ -349,7 +349,8 @@ class Distillation(Method):
                     seen = self.observed(last, wants_student)
                 yield seen
             for _ in range(more):
-                self.observed(last, wants_student)
+                with self.trainer.precision_plugin.forward_context():
+                    self.observed(last, wants_student)
                 with setting():
                     pass
 

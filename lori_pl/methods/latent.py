@@ -154,8 +154,9 @@ class LatentMethod(Distillation):
         values: dict[str, Tensor] = {}
         student = statistics = None
         if batch is not None and self.needs:
-            student = self.read_student(batch, self.student_layers, self.student_layers).signals
-            teacher = self.teacher_signals(batch)
+            with self.trainer.precision_plugin.forward_context():  # as a step reads
+                student = self.read_student(batch, self.student_layers, self.student_layers).signals
+                teacher = self.teacher_signals(batch)
             known = teacher is not None or batch.statistics is not None
         for name, term in self.named_terms.items():
             if batch is not None and student is not None and known:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -30,10 +31,14 @@ from lori_pl.sharding.single_files import SingleFiles, backend_for
 SHARDED = "sharded"
 """The strategy's name for ``trainer.strategy``."""
 
+HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""In what type a decoder layer's weights are gathered, by ``trainer.precision``: the one that autocast computes in."""
+
 
 class ShardedStrategy(SingleFiles, ModelParallelStrategy):
     """Lightning's FSDP2 over all processes: data-parallel, with student, terms and teacher sharded.
 
+    Under mixed precision a decoder layer is gathered in half precision, and its gradients are summed in fp32.
     Checkpoints are single files, as every strategy's are, so that a run may go on under another one.
 
     Args:
@@ -70,7 +75,8 @@ class ShardedStrategy(SingleFiles, ModelParallelStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         """Shards the method before Lightning makes its optimiser."""
         method: Any = self.lightning_module
-        method.shard(self.device_mesh["data_parallel"], self.root_device, **self.options)
+        half = HALVES.get(trainer.precision)
+        method.shard(self.device_mesh["data_parallel"], self.root_device, half=half, **self.options)
         super().setup(trainer)
 
     # ---- checkpoints: whole tensors, in the form that every strategy writes -----------------------------------------
@@ -138,6 +144,7 @@ def shard(
     device: torch.device,
     reshard_after_forward: bool,
     cpu_offload: bool,
+    half: torch.dtype | None = None,
 ) -> None:
     """Shards a module's weights, which are those of the first process: each decoder layer by itself, the rest together.
 
@@ -152,14 +159,22 @@ def shard(
         device: This process's device.
         reshard_after_forward: As in `ShardedStrategy`.
         cpu_offload: As in `ShardedStrategy`.
+        half: What decoder layers are gathered in; ``None`` for what they are in.
 
     Raises:
         LoriError: If another process built other weights than the first.
     """
     policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    # the states between layers stay as they are: autocast has its say of each product
+    precision = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
     sender = Sender(module, device)
     layers = [layer for model in models for layer in decoder_layers(model)]
-    for part in (*layers, *frozen):
+    for part in layers:
+        sender.send(part)
+        fully_shard(
+            part, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=precision, offload_policy=policy
+        )
+    for part in frozen:
         sender.send(part)
         fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward, offload_policy=policy)
     sender.send(module)
