@@ -8,6 +8,7 @@ from __future__ import annotations
 from lori_pl.alignment.anchor import AnchorAlignment
 from lori_pl.alignment.low_rank import LowRankAlignment
 from lori_pl.alignment.moments import Moments, batch_moments, trajectory_moments
+from lori_pl.alignment.stepwise import StepwiseAlignment
 from lori_pl.alignment.stiefel import StiefelWeight, orthonormality_error, stiefel_parameters
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.alignment.tucker import Factors, TrajectoryScale, TuckerFactors
@@ -18,6 +19,7 @@ __all__ = [
     "LowRankAlignment",
     "Moments",
     "Signals",
+    "StepwiseAlignment",
     "StiefelWeight",
     "Term",
     "TrajectoryScale",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lori_pl.alignment.distributed import copy_from_first_rank
 from lori_pl.alignment.losses import standardised_smooth_l1
-from lori_pl.alignment.low_rank import LowRankAlignment
+from lori_pl.alignment.low_rank import LowRankAlignment, only_projection
 from lori_pl.alignment.precision import at_least_float32, autocast_off
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.alignment.tucker import TrajectoryScale
@@ -85,12 +85,8 @@ class AnchorAlignment(Term):
                 f"student {student}; use anchor_space=low_rank"
             )
         if self.anchor_space == "low_rank":
-            self._projection = tuple(term for term in others if isinstance(term, LowRankAlignment))
-            if len(self._projection) != 1:
-                raise LoriError(
-                    f"AnchorAlignment: anchor_space=low_rank needs exactly one LowRankAlignment among the terms, found "
-                    f"{len(self._projection)}; add one, or use anchor_space=full"
-                )
+            who = "AnchorAlignment: anchor_space=low_rank"
+            self._projection = (only_projection(others, who, ", or use anchor_space=full"),)
         self._shapes = (student, teacher)
         self.register_buffer("deviation", torch.ones(teacher.layers))
         # of the core under low_rank, whose shape the other term's fit decides

@@ -388,6 +388,25 @@ class LowRankAlignment(Term):
             )
 
 
+def only_projection(others: Sequence[Term], who: str, else_what: str = "") -> LowRankAlignment:
+    """The `LowRankAlignment` among other terms, of which there must be one.
+
+    Args:
+        others: The other terms of the same model.
+        who: Who needs it, for the complaint.
+        else_what: What else can be done than to add one.
+
+    Raises:
+        LoriError: If there is none, or more than one.
+    """
+    found = [term for term in others if isinstance(term, LowRankAlignment)]
+    if len(found) != 1:
+        raise LoriError(
+            f"{who} needs exactly one LowRankAlignment among the terms, found {len(found)}; add one{else_what}"
+        )
+    return found[0]
+
+
 def _trajectory(signals: Signals | None) -> Tensor:
     if signals is None or signals.trajectory is None:
         raise LoriError("LowRankAlignment: a trajectory is missing; give Signals(trajectory=...) of this side")

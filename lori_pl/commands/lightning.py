@@ -272,7 +272,7 @@ class LoriCLI(LightningCLI):
         found: dict[str, Any] = {}
         for callback in self.trainer.callbacks:
             if isinstance(callback, Throughput):
-                found["seconds"] = round(callback.seconds, 1)
+                found["training_seconds"] = round(callback.seconds, 1)
                 found["problems_seen"] = callback.problems * self.trainer.world_size
             if isinstance(callback, TrainingCost):
                 found |= callback.figures(self.trainer.world_size)

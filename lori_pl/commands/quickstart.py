@@ -83,6 +83,6 @@ def collect(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Path]]:
             raise LoriError(f"{folder} is gone, but {sweep.table.path} says that it is done; remove {sweep.output}")
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         for name, values in summary["methods"].items():
-            methods[name] = {**values, "seconds": summary.get("seconds", 0.0)}
+            methods[name] = {**values, "seconds": summary.get("training_seconds", 0.0)}
             folders[name] = folder
     return methods, folders

@@ -35,6 +35,7 @@ LEARNED = {
     },
     "anchor": {"class_path": "lori_pl.alignment.AnchorAlignment", "init_args": {"anchor_space": "low_rank"}},
 }
+STEPWISE = {"class_path": "lori_pl.alignment.StepwiseAlignment", "init_args": {"positions": 4}}
 STEPS = ["--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--test_after_fit", "false"]
 
 
@@ -104,7 +105,8 @@ def logged(folder) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", [pytest.param("shared", marks=pytest.mark.slow), "learned"])
 def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, lori_args, kind, monkeypatch):
-    arguments = lori_args | (LEARNED if kind == "learned" else {})
+    arguments = lori_args | (LEARNED | {"terms": [STEPWISE]} if kind == "learned" else {})
+    names = {"loss", "task", "mean", "covariance", "anchor"} | ({"stepwise"} if kind == "learned" else set())
     losses = record_losses(monkeypatch)
     assert world.fit("LoRi", "live", *STEPS, **arguments) == 0
     assert build(world, arguments) == 0
@@ -118,7 +120,7 @@ def test_from_the_cache_training_is_the_same_and_never_loads_the_teacher(world, 
     live, from_cache = losses[:20], losses[20:]
     assert len(from_cache) == 20
     for one, other in zip(live, from_cache, strict=True):
-        assert one.keys() == other.keys() == {"loss", "task", "mean", "covariance", "anchor"}
+        assert one.keys() == other.keys() == names
         for name, value in one.items():
             assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
     assert [one["loss"] for one in live[:1]] == pytest.approx([from_cache[0]["loss"]], rel=1e-6)

@@ -27,6 +27,7 @@ def test_a_count_changes_nothing_and_a_few_say_what_all_do(world, lori_args, mon
     every, some, none = (summary(world, root) for root in ("all", "some", "none"))
     assert every["problems_seen"] == some["problems_seen"] == none["problems_seen"] == 6 * 8
     assert every["training_tflop"] > every["teacher_tflop"] > 0
+    assert every["training_seconds"] > 0
     for name in ("training_tflop", "teacher_tflop"):
         assert some[name] == pytest.approx(every[name], rel=0.3)  # of batches of other lengths
         assert name not in none

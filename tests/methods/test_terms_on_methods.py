@@ -7,7 +7,7 @@ import torch
 from plain import TINY, batch_of, build, states, student
 from torch.testing import assert_close
 
-from lori_pl.alignment import AnchorAlignment, LowRankAlignment, stiefel
+from lori_pl.alignment import AnchorAlignment, LowRankAlignment, StepwiseAlignment, stiefel
 from lori_pl.methods import CODI, Coconut, KaVa, LoRi, PCCoT, SIMCoT
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone
@@ -25,7 +25,7 @@ METHODS = {
 
 def with_terms(kind, layers):
     teacher = Backbone(tokenizer="synthetic", config=TINY)
-    terms = [LowRankAlignment(rank_hidden=4, w_mean=0.7), AnchorAlignment(w_anchor=0.2)]
+    terms = [LowRankAlignment(rank_hidden=4, w_mean=0.7), AnchorAlignment(w_anchor=0.2), StepwiseAlignment(0.4)]
     method = build(kind, teacher=teacher, terms=terms, layers=LayerSelection(layers), **METHODS[kind])
     if kind is Coconut:
         method.enter(method.final_stage)
@@ -56,9 +56,10 @@ def test_they_add_their_weighted_losses_to_the_methods_own(kind):
         term.assume_fitted()
     own, parts, _ = method.own_losses(batch)
     total, found = method.losses(batch)
-    assert found.keys() == parts.keys() | {"mean", "covariance", "anchor"}
-    assert all(found[name] > 0 for name in ("mean", "covariance", "anchor"))
-    expected = own + 0.7 * found["mean"] + 0.3 * found["covariance"] + 0.2 * found["anchor"]
+    weights = {"mean": 0.7, "covariance": 0.3, "anchor": 0.2, "stepwise": 0.4}
+    assert found.keys() == parts.keys() | weights.keys()
+    assert all(found[name] > 0 for name in weights)
+    expected = own + sum(weight * found[name] for name, weight in weights.items())
     assert_close(total, expected, atol=1e-5, rtol=1e-5)
 
 

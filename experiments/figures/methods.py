@@ -1,0 +1,169 @@
+"""Draws docs/images/methods.png and prints the README's table of all methods, both from their recorded results.
+
+Run in the root of the repository: ``python experiments/figures/methods.py [FOLDER] [FILE]``.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lori_pl.evaluation.claims import Claim, Measured, adjust, claim
+from lori_pl.evaluation.comparison import seed_interval
+
+FOLDER = Path("experiments/methods")
+FILE = Path("docs/images/methods.png")
+TENTH = 10
+"""The costs are those of a tenth of a training."""
+
+NAMES = {
+    "explicit_cot": ("explicit CoT", "#22303c"),
+    "no_cot": ("No-CoT", "#8a97a3"),
+    "pause": ("Pause", "#b9a18f"),
+    "icot_si": ("iCoT-SI", "#6a8f2b"),
+    "coconut": ("Coconut", "#3f9c9c"),
+    "codi": ("CODI", "#2f6fb3"),
+    "sim_cot_codi": ("SIM-CoT on CODI", "#b02f5c"),
+    "sim_cot_coconut": ("SIM-CoT on Coconut", "#e08aa8"),
+    "pccot": ("PCCoT", "#8b5fb0"),
+    "kava": ("KaVa", "#c2a300"),
+    "lori": ("LoRi", "#c8641e"),
+    "lori_pccot": ("LoRi on PCCoT", "#e8a878"),
+    "latent_only": ("latents alone", "#7fb2dd"),
+    "anchor_only": ("anchor alone", "#b99fd0"),
+}
+VARIANTS = {"": "", "_own_start": ", from random weights", "_equal_passes": ", 7 passes"}
+STEP = "accuracy_steps_"
+
+
+def rows_of(file: Path) -> dict[str, list[dict[str, str]]]:
+    """The last finished row of each method and seed by method: full's methods first, then their variants."""
+    if not file.is_file():
+        return {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        last = {(row["method"], row["seed"]): row for row in csv.DictReader(lines) if row["status"] == "ok"}
+    names = [name + variant for variant in VARIANTS for name in NAMES]
+    found = {name: [last[key] for key in sorted(last, key=lambda key: int(key[1])) if key[0] == name] for name in names}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def title(method: str) -> str:
+    """A method's name for people."""
+    for variant, words in VARIANTS.items():
+        if (base := method.removesuffix(variant)) in NAMES and base + variant == method:
+            return NAMES[base][0] + words
+    return method
+
+
+def mean(rows: Sequence[dict[str, str]], column: str, scale: float = 1.0) -> float | None:
+    """A column's mean over seeds, where every row has it."""
+    values = [row.get(column) or "" for row in rows]
+    return scale * float(np.mean([float(value) for value in values])) if rows and all(values) else None
+
+
+def shown(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The t interval of a mean over seeds, in percent, as far as there are such shares."""
+    bounds = seed_interval(values)
+    return None if bounds is None else (max(0, 100 * bounds[0]), min(100, 100 * bounds[1]))
+
+
+def table(
+    results: dict[str, list[dict[str, str]]], costs: dict[str, list[dict[str, str]]], steps: Sequence[str]
+) -> str:
+    heads = ["method", "accuracy (95 % interval over seeds)", "each seed"]
+    heads += [f"{step.removeprefix(STEP)} steps" for step in steps]
+    heads += ["passes", "ms", "problems seen", "training TFLOP", "of these teacher's", "training s", "peak MiB"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for name, rows in results.items():
+        accuracies = [float(row["accuracy"]) for row in rows]
+        bounds = interval(accuracies)
+        said = "one seed" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+        cells = [title(name), f"{100 * np.mean(accuracies):.1f} ({said})"]
+        cells.append(" ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies))
+        cells += [shown(mean(rows, step, 100), 1) for step in steps]
+        cells.append(shown(mean(rows, "passes"), 1))
+        cost = costs.get(name, [])
+        cells += [shown(mean(cost, "milliseconds"), 2), shown(mean(cost, "problems_seen", TENTH), 0)]
+        cells += [shown(mean(cost, column, TENTH), 0) for column in ("training_tflop", "teacher_tflop")]
+        cells += [shown(mean(cost, "training_seconds", TENTH), 0), shown(mean(cost, "peak_memory_mib"), 0)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def claims(results: dict[str, list[dict[str, str]]]) -> list[Claim]:
+    """LoRi against every other method of the table, corrected together."""
+    measured = {
+        (name, int(row["seed"])): Measured(float(row["accuracy"]), {}) for name, rows in results.items() for row in rows
+    }
+    seeds = {seed for name, seed in measured if name == "lori"}
+    others = [name for name in results if name in NAMES and name != "lori"]
+    others = [name for name in others if seeds & {seed for method, seed in measured if method == name}]
+    return adjust([claim("lori", name, measured) for name in others])
+
+
+def told(each: Claim) -> str:
+    """A claim in a line."""
+    bounds, values = each.effect.bounds, " ".join(f"{100 * value:+.1f}" for value in each.differences.values())
+    said = "" if bounds is None else f" ({100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f})"
+    p = "" if each.p is None or each.adjusted is None else f", p {each.p:.2g}, Holm {each.adjusted:.2g}"
+    return f"LoRi less {title(each.second)}: {100 * each.effect.mean:+.1f}{said}; {values}{p}: {each.verdict}"
+
+
+def draw(results: dict[str, list[dict[str, str]]]) -> Figure:
+    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+    ranked, by_passes = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    order = sorted(results, key=lambda name: np.mean([float(row["accuracy"]) for row in results[name]]))
+    for place, name in enumerate(order):
+        rows = results[name]
+        accuracies = [100 * float(row["accuracy"]) for row in rows]
+        base = next(base for base in NAMES if name in {base + variant for variant in VARIANTS})
+        colour, face = NAMES[base][1], NAMES[base][1] if name == base else "white"
+        if (bounds := interval([accuracy / 100 for accuracy in accuracies])) is not None:
+            ranked.plot(bounds, (place, place), color=colour, linewidth=1, alpha=0.6)
+        ranked.scatter(accuracies, [place] * len(rows), s=14, color=face, edgecolors=colour, linewidths=1, zorder=2)
+        passes = np.mean([float(row["passes"]) for row in rows])
+        by_passes.scatter(passes, np.mean(accuracies), s=34, color=face, edgecolors=colour, linewidths=1.4, zorder=2)
+        by_passes.vlines(passes, min(accuracies), max(accuracies), color=colour, linewidth=1, alpha=0.6)
+        by_passes.annotate(
+            title(name), (passes, np.mean(accuracies)), (5, 1), textcoords="offset points", fontsize=7, color=colour
+        )
+    ranked.set_yticks(range(len(order)), [title(name) for name in order], fontsize=8)
+    ranked.set(xlabel="accuracy (%): seeds, and the interval of their mean", xlim=(0, 103))
+    by_passes.set(xlabel="sequential model passes an answer", ylabel="accuracy (%)", xscale="log", ylim=(0, 103))
+    by_passes.set_xlim(1.7, 75)
+    by_passes.set_xticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
+    by_passes.minorticks_off()
+    for axes in (ranked, by_passes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder = Path(arguments[0]) if arguments else FOLDER
+    file = Path(arguments[1]) if len(arguments) > 1 else FILE
+    results = rows_of(folder / "results.csv")
+    if not results:
+        sys.exit(f"{folder / 'results.csv'} has no finished run: run `lori_pl sweep {folder}/full.yaml` first")
+    columns = next(iter(results.values()))[0]
+    steps = sorted((key for key in columns if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
+    print(table(results, rows_of(folder / "costs" / "results.csv"), steps))
+    print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}\n")
+    for each in claims(results):
+        print(f"- {told(each)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draw(results).savefig(file, dpi=130)
+    print(f"\n{file}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,123 @@
+"""The control with order: each latent follows one rationale token, which the trajectory's statistics never ask for.
+
+Not of the published method, whose statistics do not know which token came first: a control that tells what that costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lori_pl.alignment.losses import standardised_smooth_l1
+from lori_pl.alignment.low_rank import LowRankAlignment, only_projection
+from lori_pl.alignment.precision import autocast_off
+from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
+from lori_pl.errors import LoriError
+
+
+class StepwiseAlignment(Term):
+    r"""Smooth-L1 between the core of the i-th latent and that of the i-th chosen rationale token.
+
+        stepwise: smooth-L1((g_S,i - g_T,i) / sd), mean over the core's entries, over i, then over problems
+
+    g and sd are those of the `LowRankAlignment` among the terms, whose own weights may be zero. Pairs go as far as the
+    shorter side; a problem whose rationale has no token counts zero. With ``data.rationale_tokens: before_results`` the
+    i-th token is the one that predicts the i-th step's result. Not of the published method.
+
+    Args:
+        w_stepwise: Weight of the loss.
+        positions: How many of a rationale's tokens are kept, from its first: latents beyond follow none.
+        delta: Where the smooth-L1 turns from quadratic to linear, in standard deviations.
+
+    Raises:
+        LoriError: If an argument is out of range; from `prepare`, if there is not exactly one `LowRankAlignment`.
+    """
+
+    needs = frozenset({"trajectory"})
+
+    def __init__(self, w_stepwise: float = 1.0, positions: int = 8, delta: float = 1.0) -> None:
+        super().__init__()
+        if positions < 1:
+            raise LoriError(f"StepwiseAlignment: positions={positions}: give 1 or more")
+        if delta <= 0:
+            raise LoriError(f"StepwiseAlignment: delta={delta} must be positive")
+        self.weights = {"stepwise": w_stepwise}
+        self.positions = positions
+        self.delta = delta
+        self._projection: tuple[LowRankAlignment, ...] = ()  # in a tuple: not a sub-module, its keys stand once
+
+    @property
+    def measured_with(self) -> dict[str, Any]:
+        """The tokens kept, of which a cache holds no more."""
+        return {"positions": self.positions}
+
+    def rests_on(self, other: Term) -> bool:
+        """On the projection and its deviations."""
+        return isinstance(other, LowRankAlignment)
+
+    def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
+        """Find the projection; the order of the terms does not matter.
+
+        Raises:
+            LoriError: If `others` does not hold exactly one `LowRankAlignment`.
+        """
+        self._projection = (only_projection(others, "StepwiseAlignment"),)
+
+    @torch.no_grad()
+    def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
+        """`cores` (B, positions, r_L, r_D), zero where there is no token, and `real` (B, positions): 1 where one is."""
+        if teacher.trajectory is None:
+            raise LoriError("StepwiseAlignment: a trajectory is missing; give Signals(trajectory=...) of this side")
+        core = self._low_rank.subspace.target_core(teacher.trajectory).transpose(1, 2)
+        mask = core.new_ones(core.shape[:2], dtype=torch.bool) if teacher.mask is None else teacher.mask.bool()
+        if (lacking := self.positions - core.shape[1]) > 0:
+            core, mask = pad(core, (0, 0, 0, 0, 0, lacking)), pad(mask, (0, lacking))
+        # padding may stand on either side, and between tokens
+        first = (~mask).int().argsort(stable=True, dim=1)[:, : self.positions]
+        real = mask.gather(1, first)
+        cores = core.gather(1, first[..., None, None].expand(-1, -1, *core.shape[2:]))
+        return {"cores": cores.masked_fill(~real[..., None, None], 0.0), "real": real.to(cores)}
+
+    def pack(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """In standard deviations of the core's entries."""
+        return {**statistics, "cores": statistics["cores"] / self._low_rank.deviation}
+
+    def unpack(self, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `teacher_statistics` gave them, to rounding."""
+        found = {name: tensor.to(self._low_rank.deviation) for name, tensor in packed.items()}
+        return {**found, "cores": found["cores"] * self._low_rank.deviation}
+
+    def forward(self, student: Signals, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss `stepwise`.
+
+        Raises:
+            LoriError: If the projection is not fitted, or the statistics were made with other ranks or another batch.
+        """
+        if student.trajectory is None:
+            raise LoriError("StepwiseAlignment: a trajectory is missing; give Signals(trajectory=...) of this side")
+        if not self._low_rank.is_fitted:
+            raise LoriError("StepwiseAlignment: the LowRankAlignment that it rests on is not fitted")
+        with autocast_off(student.trajectory.device):
+            own = self._low_rank.subspace.student_core(student.trajectory).transpose(1, 2)
+            pairs = min(own.shape[1], self.positions)
+            own = own[:, :pairs]
+            target, real = (statistics[name].detach().to(own)[:, :pairs] for name in ("cores", "real"))
+            if target.shape != own.shape:
+                raise LoriError(
+                    f"StepwiseAlignment: the teacher's cores have shape {tuple(target.shape)}, the student's "
+                    f"{tuple(own.shape)}; make them with the same batch, ranks and positions"
+                )
+            deviation = self._low_rank.deviation
+            apart = standardised_smooth_l1(own.flatten(0, 1), target.flatten(0, 1), deviation, self.delta)
+            by_problem = (apart.view(real.shape) * real).sum(1) / real.sum(1).clamp_min(1)
+            return {"stepwise": by_problem.mean()}
+
+    @property
+    def _low_rank(self) -> LowRankAlignment:
+        if not self._projection:
+            raise LoriError("StepwiseAlignment: call prepare(student, teacher, others) first")
+        return self._projection[0]
