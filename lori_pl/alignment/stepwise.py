@@ -1,4 +1,4 @@
-"""The control with order: each latent follows one rationale token, which the trajectory's statistics never ask for.
+"""The control with order: each latent follows one rationale token, or trajectories are compared part by part.
 
 Not of the published method, whose statistics do not know which token came first: a control that tells what that costs.
 """
@@ -6,7 +6,7 @@ Not of the published method, whose statistics do not know which token came first
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,19 +18,25 @@ from lori_pl.alignment.precision import autocast_off
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.errors import LoriError
 
+Pairing = Literal["tokens", "parts"]
+
 
 class StepwiseAlignment(Term):
-    r"""Smooth-L1 between the core of the i-th latent and that of the i-th chosen rationale token.
+    r"""Smooth-L1 between the cores of latents and of the rationale tokens that stand in their place.
 
         stepwise: smooth-L1((g_S,i - g_T,i) / sd), mean over the core's entries, over i, then over problems
 
-    g and sd are those of the `LowRankAlignment` among the terms, whose own weights may be zero. Pairs go as far as the
-    shorter side; a problem whose rationale has no token counts zero. With ``data.rationale_tokens: before_results`` the
-    i-th token is the one that predicts the i-th step's result. Not of the published method.
+    g and sd are those of the `LowRankAlignment` among the terms, whose own weights may be zero; a problem whose
+    rationale has no token counts zero. Under ``tokens`` g_i is the core of the i-th latent, or of the i-th chosen
+    token, as far as the shorter side goes; with ``data.rationale_tokens: before_results`` that token predicts the i-th
+    step's result. Under ``parts`` both sides are cut into equal parts, whatever their lengths, and g_i is the i-th
+    part's mean core: a token that two parts share counts for each by its share. One part is the `mean` of
+    `LowRankAlignment`. Not of the published method.
 
     Args:
         w_stepwise: Weight of the loss.
-        positions: How many of a rationale's tokens are kept, from its first: latents beyond follow none.
+        positions: How many of a rationale's tokens are kept, from its first: latents beyond follow none; or the parts.
+        pairing: What is compared: ``tokens`` or ``parts``.
         delta: Where the smooth-L1 turns from quadratic to linear, in standard deviations.
 
     Raises:
@@ -39,21 +45,26 @@ class StepwiseAlignment(Term):
 
     needs = frozenset({"trajectory"})
 
-    def __init__(self, w_stepwise: float = 1.0, positions: int = 8, delta: float = 1.0) -> None:
+    def __init__(
+        self, w_stepwise: float = 1.0, positions: int = 8, pairing: Pairing = "tokens", delta: float = 1.0
+    ) -> None:
         super().__init__()
+        if pairing not in get_args(Pairing):
+            raise LoriError(f"StepwiseAlignment: pairing={pairing!r}: give tokens or parts")
         if positions < 1:
             raise LoriError(f"StepwiseAlignment: positions={positions}: give 1 or more")
         if delta <= 0:
             raise LoriError(f"StepwiseAlignment: delta={delta} must be positive")
         self.weights = {"stepwise": w_stepwise}
         self.positions = positions
+        self.pairing = pairing
         self.delta = delta
         self._projection: tuple[LowRankAlignment, ...] = ()  # in a tuple: not a sub-module, its keys stand once
 
     @property
     def measured_with(self) -> dict[str, Any]:
-        """The tokens kept, of which a cache holds no more."""
-        return {"positions": self.positions}
+        """What a cache holds of a problem."""
+        return {"positions": self.positions, "pairing": self.pairing}
 
     def rests_on(self, other: Term) -> bool:
         """On the projection and its deviations."""
@@ -69,11 +80,14 @@ class StepwiseAlignment(Term):
 
     @torch.no_grad()
     def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
-        """`cores` (B, positions, r_L, r_D), zero where there is no token, and `real` (B, positions): 1 where one is."""
+        """`cores` (B, positions, r_L, r_D), zero where there is none, and `real` (B, positions): 1 where one is."""
         if teacher.trajectory is None:
             raise LoriError("StepwiseAlignment: a trajectory is missing; give Signals(trajectory=...) of this side")
         core = self._low_rank.subspace.target_core(teacher.trajectory).transpose(1, 2)
         mask = core.new_ones(core.shape[:2], dtype=torch.bool) if teacher.mask is None else teacher.mask.bool()
+        if self.pairing == "parts":
+            real = mask.any(1, keepdim=True).expand(-1, self.positions)
+            return {"cores": parts(core, mask, self.positions), "real": real.to(core)}
         if (lacking := self.positions - core.shape[1]) > 0:
             core, mask = pad(core, (0, 0, 0, 0, 0, lacking)), pad(mask, (0, lacking))
         # padding may stand on either side, and between tokens
@@ -103,6 +117,8 @@ class StepwiseAlignment(Term):
             raise LoriError("StepwiseAlignment: the LowRankAlignment that it rests on is not fitted")
         with autocast_off(student.trajectory.device):
             own = self._low_rank.subspace.student_core(student.trajectory).transpose(1, 2)
+            if self.pairing == "parts":
+                own = parts(own, own.new_ones(own.shape[:2], dtype=torch.bool), self.positions)
             pairs = min(own.shape[1], self.positions)
             own = own[:, :pairs]
             target, real = (statistics[name].detach().to(own)[:, :pairs] for name in ("cores", "real"))
@@ -121,3 +137,27 @@ class StepwiseAlignment(Term):
         if not self._projection:
             raise LoriError("StepwiseAlignment: call prepare(student, teacher, others) first")
         return self._projection[0]
+
+
+def parts(core: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Mean cores of ``count`` equal parts of each row's tokens.
+
+    With n real tokens in a row, token j covers [j / n, (j + 1) / n] and part i [i / count, (i + 1) / count]; a token
+    counts for a part by how much of the part it covers.
+
+    Args:
+        core: (B, T, ...).
+        mask: (B, T) true at real tokens, wherever they stand.
+        count: Number of parts.
+
+    Returns:
+        (B, count, ...); zero in a row without tokens.
+    """
+    real = mask.to(core)
+    number = real.sum(1, keepdim=True).clamp_min(1)
+    end = real.cumsum(1) / number
+    begin = end - real / number
+    edge = torch.arange(count + 1, device=core.device, dtype=core.dtype)[:, None] / count
+    covered = torch.minimum(end[:, None], edge[1:]) - torch.maximum(begin[:, None], edge[:-1])
+    share = covered.clamp_min(0.0) * real[:, None] * count
+    return torch.einsum("bpt,bt...->bp...", share, core.masked_fill(~mask[(...,) + (None,) * (core.ndim - 2)], 0.0))

@@ -8,6 +8,7 @@ from test_anchor import fit
 from torch.nn.functional import smooth_l1_loss
 
 from lori_pl.alignment import LowRankAlignment, Signals, StepwiseAlignment, TrajectoryShape
+from lori_pl.alignment.stepwise import parts
 from lori_pl.errors import LoriError
 
 SHAPE = TrajectoryShape(3, 6)
@@ -18,8 +19,9 @@ def trajectory(problems=20, tokens=5, seed=0):
     return torch.randn(problems, 3, tokens, 6, generator=generator).cumsum(1)
 
 
-def fitted(positions=8, w_stepwise=1.0, **settings):
-    low_rank, stepwise = LowRankAlignment(rank_hidden=4, **settings), StepwiseAlignment(w_stepwise, positions)
+def fitted(positions=8, pairing="tokens", **settings):
+    low_rank = LowRankAlignment(rank_hidden=4, **settings)
+    stepwise = StepwiseAlignment(positions=positions, pairing=pairing)
     fit([stepwise, low_rank], SHAPE, SHAPE, Signals(trajectory=trajectory()), Signals(trajectory=trajectory(seed=3)))
     return low_rank, stepwise
 
@@ -68,6 +70,48 @@ def test_padding_may_stand_anywhere():
     assert losses[0] == losses[1]
 
 
+def test_one_part_is_the_mean_of_the_statistics():
+    low_rank, stepwise = fitted(1, "parts")
+    mask = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    teacher, student = Signals(trajectory(3, 4, 1), mask), Signals(trajectory(3, 3, 2))
+    expected = low_rank(student, low_rank.teacher_statistics(teacher))["mean"]
+    assert stepwise(student, stepwise.teacher_statistics(teacher))["stepwise"].item() == pytest.approx(expected.item())
+
+
+def test_parts_share_a_token_that_lies_in_both():
+    core = torch.tensor([[1.0, 10.0, 100.0, 7e3]])[..., None]
+    mask = torch.tensor([[True, True, True, False]])
+    halves = parts(core, mask, 2)[0, :, 0]
+    assert halves.tolist() == pytest.approx([2 / 3 + 10 / 3, 10 / 3 + 200 / 3])
+    assert parts(core, mask, 3)[0, :, 0].tolist() == pytest.approx([1.0, 10.0, 100.0], rel=1e-4)
+    # more parts than tokens: each is within one
+    assert parts(core, mask, 6)[0, :, 0].tolist() == pytest.approx([1.0, 1.0, 10.0, 10.0, 100.0, 100.0], rel=1e-4)
+    assert parts(core, torch.zeros_like(mask), 2).abs().sum() == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_parts_do_not_depend_on_length_or_padding(count):
+    core = trajectory(2, 6, 1).transpose(1, 2)
+    plain = parts(core, torch.ones(2, 6, dtype=torch.bool), count)
+    twice = parts(core.repeat_interleave(2, 1), torch.ones(2, 12, dtype=torch.bool), count)
+    torch.testing.assert_close(twice, plain)
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[:, [0, 2, 3, 5, 7, 8]] = True
+    spread = torch.full((2, 9, 3, 6), torch.nan)
+    spread[mask] = core.flatten(0, 1)
+    torch.testing.assert_close(parts(spread, mask, count), plain)
+    torch.testing.assert_close(plain.mean(1), core.mean(1))
+
+
+def test_parts_know_an_order_too():
+    _, stepwise = fitted(2, "parts")
+    teacher = trajectory(4, 3, 1)
+    statistics = stepwise.teacher_statistics(Signals(trajectory=teacher))
+    assert stepwise(Signals(trajectory=teacher), statistics)["stepwise"] < 1e-9
+    assert stepwise(Signals(trajectory=teacher.flip(2)), statistics)["stepwise"] > 0.1
+    assert {value.shape[:2] for value in statistics.values()} == {(4, 2)}
+
+
 def test_it_knows_an_order_that_the_statistics_do_not():
     low_rank, stepwise = fitted()
     teacher = trajectory(4, 3, 1)
@@ -97,13 +141,18 @@ def test_what_a_cache_keeps_gives_the_same():
     assert packed["cores"].abs().max() < 20  # in deviations
     for name, value in stepwise.unpack(packed).items():
         assert torch.allclose(value, statistics[name], atol=1e-6)
-    assert stepwise.measured_with == {"positions": 8}
+    assert stepwise.measured_with == {"positions": 8, "pairing": "tokens"}
     assert stepwise.rests_on(low_rank)
     assert not stepwise.rests_on(stepwise)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"positions": 0}, "positions=0: give 1"), ({"delta": 0}, "delta=0 must be positive")]
+    ("arguments", "message"),
+    [
+        ({"positions": 0}, "positions=0: give 1"),
+        ({"delta": 0}, "delta=0 must be positive"),
+        ({"pairing": "halves"}, "pairing='halves': give tokens or parts"),
+    ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(LoriError, match=message):

@@ -75,7 +75,7 @@ def test_rows_of_the_full_recipe_are_those_that_the_terms_take_over():
 
 def test_what_is_left_for_two_cores_stays_within_its_budget():
     """Those files with several seeds that are not run yet, of which the page gives the sum."""
-    names = ("keep", "keep_chains", "terms_full", "order_full")
+    names = ("keep", "keep_chains", "terms_full", "order_full", "order_parts")
     counted = [len(Sweep(load_specification(FOLDER / f"{name}.yaml")).cells) for name in names]
-    assert sum(counted) <= 80
+    assert sum(counted) <= 90
     assert f"{sum(counted)} cells, 14 of which stand elsewhere" in (FOLDER / "README.md").read_text()
