@@ -193,9 +193,9 @@ class LowRankAlignment(Term):
             LoriError: If trajectories are missing or not of the prepared shape.
         """
         if sweep < 2:
-            trajectories = [] if self._teacher_is_loaded else [(_trajectory(teacher), _mask(teacher))]
+            trajectories = [] if self._teacher_is_loaded else [(_trajectory(teacher), token_mask(teacher))]
             if self.observes_student:
-                trajectories.append((_trajectory(student), _mask(student)))
+                trajectories.append((_trajectory(student), token_mask(student)))
             self.subspace.observe(sweep, trajectories)
             return
         assert self._statistics is not None
@@ -203,13 +203,13 @@ class LowRankAlignment(Term):
             assert teacher.statistics is not None
             mean, has_tokens = teacher.statistics["mean"], teacher.statistics["weight"] > 0
         else:
-            hidden, mask = _trajectory(teacher), _mask(teacher)
+            hidden, mask = _trajectory(teacher), token_mask(teacher)
             core = self.subspace.target_core(hidden)
             moments = trajectory_moments(self._blocks(core), mask, self.second_order)
             self._statistics.observe(core, mask, moments)
             mean, has_tokens = moments.mean, mask.any(1)
         if self.subspace.is_paired and self.observes_student:
-            own_hidden, own_mask = _trajectory(student), _mask(student)
+            own_hidden, own_mask = _trajectory(student), token_mask(student)
             own = trajectory_moments(self._blocks(self.subspace.student_core(own_hidden)), own_mask, "none")
             self._statistics.observe_pair(own.mean, mean, has_tokens & own_mask.any(1))
 
@@ -267,7 +267,7 @@ class LowRankAlignment(Term):
     def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
         """`mean` (B, blocks, d), `second` (B, blocks, d, d) unless off, `weight` (B,): 0 without a rationale token."""
         self._require_fitted()
-        hidden, mask = _trajectory(teacher), _mask(teacher)
+        hidden, mask = _trajectory(teacher), token_mask(teacher)
         moments = trajectory_moments(self._blocks(self.subspace.target_core(hidden)), mask, self.second_order)
         statistics = {"mean": moments.mean, "weight": mask.any(1).to(moments.mean)}
         if moments.second is not None:
@@ -332,7 +332,7 @@ class LowRankAlignment(Term):
         if student is None:
             return self.subspace.diagnostics(None, None)
         hidden = _trajectory(student)
-        values = self.subspace.diagnostics(hidden, _mask(student))
+        values = self.subspace.diagnostics(hidden, token_mask(student))
         if statistics is not None and self.second_order != "none":
             values["covariance_floor"] = self._covariance_floor(hidden.shape[2], statistics)
         return values
@@ -413,7 +413,7 @@ def _trajectory(signals: Signals | None) -> Tensor:
     return signals.trajectory
 
 
-def _mask(signals: Signals | None) -> Tensor:
+def token_mask(signals: Signals | None) -> Tensor:
     """The token mask (B, T) as bool; all true where none is given."""
     hidden = _trajectory(signals)
     mask = signals.mask if signals is not None else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lori_pl.alignment.losses import standardised_smooth_l1
-from lori_pl.alignment.low_rank import LowRankAlignment, only_projection
+from lori_pl.alignment.low_rank import LowRankAlignment, only_projection, token_mask
 from lori_pl.alignment.precision import autocast_off
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.errors import LoriError
@@ -84,7 +84,7 @@ class StepwiseAlignment(Term):
         if teacher.trajectory is None:
             raise LoriError("StepwiseAlignment: a trajectory is missing; give Signals(trajectory=...) of this side")
         core = self._low_rank.subspace.target_core(teacher.trajectory).transpose(1, 2)
-        mask = core.new_ones(core.shape[:2], dtype=torch.bool) if teacher.mask is None else teacher.mask.bool()
+        mask = token_mask(teacher)
         if self.pairing == "parts":
             real = mask.any(1, keepdim=True).expand(-1, self.positions)
             return {"cores": parts(core, mask, self.positions), "real": real.to(core)}

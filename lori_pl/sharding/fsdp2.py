@@ -169,14 +169,12 @@ def shard(
     precision = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
     sender = Sender(module, device)
     layers = [layer for model in models for layer in decoder_layers(model)]
-    for part in layers:
+    as_they_are = MixedPrecisionPolicy()
+    for part, gathered in [*((layer, precision) for layer in layers), *((part, as_they_are) for part in frozen)]:
         sender.send(part)
         fully_shard(
-            part, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=precision, offload_policy=policy
+            part, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=gathered, offload_policy=policy
         )
-    for part in frozen:
-        sender.send(part)
-        fully_shard(part, mesh=mesh, reshard_after_forward=reshard_after_forward, offload_policy=policy)
     sender.send(module)
     if module not in frozen:
         fully_shard(module, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
