@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any, get_args
 
 
 class LoriError(ValueError):
@@ -10,6 +11,21 @@ class LoriError(ValueError):
 
     The command line prints the message alone, without a traceback, and exits with status 2.
     """
+
+
+def check_choice(what: str, value: object, choices: Any) -> None:
+    """Checks that a value is one of a `Literal`'s, for who does not come by the command line.
+
+    Args:
+        what: What has the value, for the message.
+        value: The value.
+        choices: The `Literal`.
+
+    Raises:
+        LoriError: If it is another.
+    """
+    if value not in (known := get_args(choices)):
+        raise LoriError(f"{what} is {value!r}: give one of {', '.join(map(str, known))}")
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,9 @@ from lori_pl.alignment.low_rank import LowRankAlignment, only_projection
 from lori_pl.alignment.precision import at_least_float32, autocast_off
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.alignment.tucker import TrajectoryScale
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, check_choice
+
+AnchorSpace = Literal["full", "low_rank"]
 
 
 class AnchorAlignment(Term):
@@ -37,8 +39,8 @@ class AnchorAlignment(Term):
         delta: Where the smooth-L1 turns from quadratic to linear, in units of sigma.
 
     Raises:
-        LoriError: If delta is not positive; from `prepare`, if shapes differ under `full` or `low_rank` finds no
-            `LowRankAlignment`.
+        LoriError: If delta is not positive or the space unknown; from `prepare`, if shapes differ under `full` or
+            `low_rank` finds no `LowRankAlignment`.
     """
 
     needs = frozenset({"anchor"})
@@ -46,10 +48,9 @@ class AnchorAlignment(Term):
     deviation: Tensor
     centre: Tensor
 
-    def __init__(
-        self, w_anchor: float = 1.0, anchor_space: Literal["full", "low_rank"] = "full", delta: float = 1.0
-    ) -> None:
+    def __init__(self, w_anchor: float = 1.0, anchor_space: AnchorSpace = "full", delta: float = 1.0) -> None:
         super().__init__()
+        check_choice("AnchorAlignment: anchor_space", anchor_space, AnchorSpace)
         if delta <= 0:
             raise LoriError(f"AnchorAlignment: delta={delta} must be positive")
         self.weights = {"anchor": w_anchor}

@@ -21,7 +21,11 @@ from lori_pl.alignment.precision import autocast_off
 from lori_pl.alignment.subspace import StudentFactors, TensorSubspace
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
 from lori_pl.alignment.tucker import LayerScale
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, check_choice
+
+Core = Literal["per_layer_mode", "joint"]
+Scope = Literal["problem", "batch"]
+CovarianceLoss = Literal["relative", "whitened"]
 
 _STUDENT_STATE = ("fitted", "subspace.own.", "subspace.start_correlation")
 _EPSILON = 0.1  # of the squared norm of the mean block: caps what a problem of little variation weighs
@@ -93,15 +97,25 @@ class LowRankAlignment(Term):
         w_covariance: float = 0.3,
         student_factors: StudentFactors = "shared",
         second_order: SecondOrder = "covariance",
-        core: Literal["per_layer_mode", "joint"] = "per_layer_mode",
-        scope: Literal["problem", "batch"] = "problem",
-        covariance_loss: Literal["relative", "whitened"] = "relative",
+        core: Core = "per_layer_mode",
+        scope: Scope = "problem",
+        covariance_loss: CovarianceLoss = "relative",
         layer_scale: LayerScale = "rms",
         delta: float = 1.0,
         floor: float = 1e-2,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        given: list[tuple[str, str, object]] = [
+            ("student_factors", student_factors, StudentFactors),
+            ("second_order", second_order, SecondOrder),
+            ("core", core, Core),
+            ("scope", scope, Scope),
+            ("covariance_loss", covariance_loss, CovarianceLoss),
+            ("layer_scale", layer_scale, LayerScale),
+        ]
+        for option, value, known in given:
+            check_choice(f"LowRankAlignment: {option}", value, known)
         if delta <= 0:
             raise LoriError(f"LowRankAlignment: delta={delta} must be positive")
         if not 0 < floor <= 1:
@@ -193,9 +207,9 @@ class LowRankAlignment(Term):
             LoriError: If trajectories are missing or not of the prepared shape.
         """
         if sweep < 2:
-            trajectories = [] if self._teacher_is_loaded else [(_trajectory(teacher), token_mask(teacher))]
+            trajectories = [] if self._teacher_is_loaded else [(trajectory_of(teacher), token_mask(teacher))]
             if self.observes_student:
-                trajectories.append((_trajectory(student), token_mask(student)))
+                trajectories.append((trajectory_of(student), token_mask(student)))
             self.subspace.observe(sweep, trajectories)
             return
         assert self._statistics is not None
@@ -203,13 +217,13 @@ class LowRankAlignment(Term):
             assert teacher.statistics is not None
             mean, has_tokens = teacher.statistics["mean"], teacher.statistics["weight"] > 0
         else:
-            hidden, mask = _trajectory(teacher), token_mask(teacher)
+            hidden, mask = trajectory_of(teacher), token_mask(teacher)
             core = self.subspace.target_core(hidden)
             moments = trajectory_moments(self._blocks(core), mask, self.second_order)
             self._statistics.observe(core, mask, moments)
             mean, has_tokens = moments.mean, mask.any(1)
         if self.subspace.is_paired and self.observes_student:
-            own_hidden, own_mask = _trajectory(student), token_mask(student)
+            own_hidden, own_mask = trajectory_of(student), token_mask(student)
             own = trajectory_moments(self._blocks(self.subspace.student_core(own_hidden)), own_mask, "none")
             self._statistics.observe_pair(own.mean, mean, has_tokens & own_mask.any(1))
 
@@ -267,7 +281,7 @@ class LowRankAlignment(Term):
     def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
         """`mean` (B, blocks, d), `second` (B, blocks, d, d) unless off, `weight` (B,): 0 without a rationale token."""
         self._require_fitted()
-        hidden, mask = _trajectory(teacher), token_mask(teacher)
+        hidden, mask = trajectory_of(teacher), token_mask(teacher)
         moments = trajectory_moments(self._blocks(self.subspace.target_core(hidden)), mask, self.second_order)
         statistics = {"mean": moments.mean, "weight": mask.any(1).to(moments.mean)}
         if moments.second is not None:
@@ -289,7 +303,7 @@ class LowRankAlignment(Term):
             LoriError: If the term is not fitted, or the statistics were made with other ranks or another batch.
         """
         self._require_fitted()
-        hidden = _trajectory(student)
+        hidden = trajectory_of(student)
         with autocast_off(hidden.device):
             own = trajectory_moments(self._blocks(self.subspace.student_core(hidden)), student.mask, self.second_order)
             target = self._target_moments(own, statistics)
@@ -331,7 +345,7 @@ class LowRankAlignment(Term):
         self._require_prepared()
         if student is None:
             return self.subspace.diagnostics(None, None)
-        hidden = _trajectory(student)
+        hidden = trajectory_of(student)
         values = self.subspace.diagnostics(hidden, token_mask(student))
         if statistics is not None and self.second_order != "none":
             values["covariance_floor"] = self._covariance_floor(hidden.shape[2], statistics)
@@ -407,15 +421,20 @@ def only_projection(others: Sequence[Term], who: str, else_what: str = "") -> Lo
     return found[0]
 
 
-def _trajectory(signals: Signals | None) -> Tensor:
+def trajectory_of(signals: Signals | None) -> Tensor:
+    """The trajectory (B, L, T, D) of one side.
+
+    Raises:
+        LoriError: If it is missing.
+    """
     if signals is None or signals.trajectory is None:
-        raise LoriError("LowRankAlignment: a trajectory is missing; give Signals(trajectory=...) of this side")
+        raise LoriError("alignment: a trajectory is missing; give Signals(trajectory=...) of this side")
     return signals.trajectory
 
 
 def token_mask(signals: Signals | None) -> Tensor:
     """The token mask (B, T) as bool; all true where none is given."""
-    hidden = _trajectory(signals)
+    hidden = trajectory_of(signals)
     mask = signals.mask if signals is not None else None
     if mask is None:
         return torch.ones(hidden.shape[0], hidden.shape[2], dtype=torch.bool, device=hidden.device)

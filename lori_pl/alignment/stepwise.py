@@ -6,17 +6,17 @@ Not of the published method, whose statistics do not know which token came first
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from lori_pl.alignment.losses import standardised_smooth_l1
-from lori_pl.alignment.low_rank import LowRankAlignment, only_projection, token_mask
+from lori_pl.alignment.low_rank import LowRankAlignment, only_projection, token_mask, trajectory_of
 from lori_pl.alignment.precision import autocast_off
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, check_choice
 
 Pairing = Literal["tokens", "parts"]
 
@@ -49,8 +49,7 @@ class StepwiseAlignment(Term):
         self, w_stepwise: float = 1.0, positions: int = 8, pairing: Pairing = "tokens", delta: float = 1.0
     ) -> None:
         super().__init__()
-        if pairing not in get_args(Pairing):
-            raise LoriError(f"StepwiseAlignment: pairing={pairing!r}: give tokens or parts")
+        check_choice("StepwiseAlignment: pairing", pairing, Pairing)
         if positions < 1:
             raise LoriError(f"StepwiseAlignment: positions={positions}: give 1 or more")
         if delta <= 0:
@@ -81,9 +80,7 @@ class StepwiseAlignment(Term):
     @torch.no_grad()
     def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
         """`cores` (B, positions, r_L, r_D), zero where there is none, and `real` (B, positions): 1 where one is."""
-        if teacher.trajectory is None:
-            raise LoriError("StepwiseAlignment: a trajectory is missing; give Signals(trajectory=...) of this side")
-        core = self._low_rank.subspace.target_core(teacher.trajectory).transpose(1, 2)
+        core = self._low_rank.subspace.target_core(trajectory_of(teacher)).transpose(1, 2)
         mask = token_mask(teacher)
         if self.pairing == "parts":
             real = mask.any(1, keepdim=True).expand(-1, self.positions)
@@ -111,12 +108,11 @@ class StepwiseAlignment(Term):
         Raises:
             LoriError: If the projection is not fitted, or the statistics were made with other ranks or another batch.
         """
-        if student.trajectory is None:
-            raise LoriError("StepwiseAlignment: a trajectory is missing; give Signals(trajectory=...) of this side")
+        hidden = trajectory_of(student)
         if not self._low_rank.is_fitted:
             raise LoriError("StepwiseAlignment: the LowRankAlignment that it rests on is not fitted")
-        with autocast_off(student.trajectory.device):
-            own = self._low_rank.subspace.student_core(student.trajectory).transpose(1, 2)
+        with autocast_off(hidden.device):
+            own = self._low_rank.subspace.student_core(hidden).transpose(1, 2)
             if self.pairing == "parts":
                 own = parts(own, own.new_ones(own.shape[:2], dtype=torch.bool), self.positions)
             pairs = min(own.shape[1], self.positions)
@@ -160,4 +156,5 @@ def parts(core: Tensor, mask: Tensor, count: int) -> Tensor:
     edge = torch.arange(count + 1, device=core.device, dtype=core.dtype)[:, None] / count
     covered = torch.minimum(end[:, None], edge[1:]) - torch.maximum(begin[:, None], edge[:-1])
     share = covered.clamp_min(0.0) * real[:, None] * count
-    return torch.einsum("bpt,bt...->bp...", share, core.masked_fill(~mask[(...,) + (None,) * (core.ndim - 2)], 0.0))
+    with autocast_off(core.device):
+        return torch.einsum("bpt,bt...->bp...", share, core.masked_fill(~mask[(...,) + (None,) * (core.ndim - 2)], 0.0))

@@ -45,7 +45,7 @@ class TrajectoryScale:
     """Streaming centre and scale of trajectories over all tokens.
 
     mean M (L, D) is the mean hidden state of each layer; rms s_l the root mean square of layer l's deviation from it,
-    over tokens and hidden entries. Updates and merges are Chan's (Chan, Golub, LeVeque 1983), in fp64: no
+    over tokens and hidden entries. Updates and merges over ranks are Chan's (Chan, Golub, LeVeque 1983), in fp64: no
     cancellation where the mean is much larger than the deviation.
 
     Args:
@@ -89,15 +89,6 @@ class TrajectoryScale:
         for tokens in _token_chunks(hidden, mask, self.mean):
             mean = tokens.mean(0)
             self._combine(len(tokens), mean, (tokens - mean).square().sum((0, 2)))
-
-    def merge(self, other: TrajectoryScale) -> None:
-        """Take in what `other` has seen, as if its tokens had been given to this one."""
-        if other.mean.shape != self.mean.shape:
-            raise LoriError(
-                f"TrajectoryScale: cannot merge layers x hidden {tuple(other.mean.shape)} into "
-                f"{tuple(self.mean.shape)}; merge accumulators of one model"
-            )
-        self._combine(*(tensor.to(self.mean.device) for tensor in (other.count, other.mean, other.deviation)))
 
     def merge_ranks(self) -> None:
         """Merge over all ranks of torch.distributed; every rank holds the same result."""
@@ -162,15 +153,6 @@ class Factors:
         """Share of the squared norm that the hidden factor keeps."""
         return _energy_share(self.hidden_spectrum, self.hidden.shape[1])
 
-    @property
-    def joint_energy_bounds(self) -> tuple[float, float]:
-        """Bounds on the share `|U_L^T H U_D|^2 / |H|^2` that both keep together; equal where one factor is square.
-
-        The mode Gram matrices do not determine the share itself, which takes another pass over the data.
-        """
-        upper = min(self.layer_energy, self.hidden_energy)
-        return max(0.0, self.layer_energy + self.hidden_energy - 1.0), upper
-
     def truncated(self, layers: int, hidden: int) -> Factors:
         """The same factors with at most these ranks."""
         return Factors(self.layer[:, :layers], self.hidden[:, :hidden], self.layer_spectrum, self.hidden_spectrum)
@@ -213,23 +195,6 @@ class TuckerFactors:
             by_layer = tokens.transpose(0, 1).flatten(1)
             self.layer_gram.addmm_(by_layer, by_layer.mT)
             self.count += len(tokens)
-
-    def merge(self, other: TuckerFactors) -> None:
-        """Take in what `other` has seen under the same centre and scale.
-
-        Raises:
-            LoriError: If its centre or scale differs.
-        """
-        device = self.mean.device
-        if self.mean.shape != other.mean.shape or not (
-            torch.equal(self.mean, other.mean.to(device)) and torch.equal(self.scale, other.scale.to(device))
-        ):
-            raise LoriError(
-                "TuckerFactors: cannot merge Gram matrices of different centre or scale; merge scales first"
-            )
-        self.count += other.count.to(device)
-        self.layer_gram += other.layer_gram.to(device)
-        self.hidden_gram += other.hidden_gram.to(device)
 
     def merge_ranks(self) -> None:
         """Merge over all ranks of torch.distributed; every rank holds the same result."""

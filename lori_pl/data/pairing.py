@@ -80,6 +80,12 @@ class EncodedProblems:
         """Gives the parts of each problem of ``rows``."""
         return [(self.questions[i], self.rationales[i], self.answers[i]) for i in rows]
 
+    @property
+    def step_count(self) -> np.ndarray:
+        """(n,) steps of each rationale, as the template keeps them; where it was asked where they begin."""
+        assert self.step_starts is not None
+        return self.step_starts.lengths
+
     def step_columns(self, number: int) -> np.ndarray:
         """(n,) where step ``number`` of each rationale begins: 0 for the first, its length where there are fewer."""
         starts = self.step_starts
@@ -166,7 +172,7 @@ class Pieces:
 
 @dataclass
 class StepBatch(TensorFields):
-    """The rationales of B problems, a step a row; where there are more steps than K, the last row holds the rest.
+    """The rationales of B problems, a step a row; a last row may hold several (`step_batch`).
 
     Args:
         ids: (N, S) tokens of a step and the end token, padded on the right.

@@ -273,7 +273,7 @@ class Method(AnsweringModule):
         return answer_cross_entropy(self.student, found.hidden, batch)
 
     def step_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """As :meth:`losses`, under autocast with one cast of each weight for all passes of the step."""
+        """As :meth:`losses`, under autocast with one cast of each training weight for all passes of the step."""
         # what is recomputed, or put together for a layer at a time, is not to be kept
         keeps = not self.backbone.gradient_checkpointing and not is_sharded(self)
         with weights_cast_once(self.device) if keeps else nullcontext():

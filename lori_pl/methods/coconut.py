@@ -51,6 +51,8 @@ class Coconut(StagedMethod, LatentMethod):
     """
 
     name = "coconut"
+    taken_away = ("latent_stages", "steps")
+    stage_settings = ("latents_a_step", "latent_stages", "first_stage")
 
     def __init__(
         self,
@@ -88,15 +90,9 @@ class Coconut(StagedMethod, LatentMethod):
         """The one behind the last that brings latents."""
         return self.latent_stages + 1 - self.first_stage
 
-    def idle_stages(self, split: PreparedSplit) -> str:
-        """Those beyond the longest rationale's steps."""
-        longest = int(split.steps.max())
-        if self.latent_stages <= longest:
-            return ""
-        return (
-            f"model.latent_stages is {self.latent_stages}, but the longest rationale has {longest} steps: "
-            f"{self.latent_stages - longest} stages take nothing away; set it to {longest}"
-        )
+    def longest(self, split: PreparedSplit) -> int:
+        """Its steps, without the last where the template leaves that out."""
+        return int(split.student.step_count.max())
 
     @property
     def removed(self) -> int:
@@ -197,7 +193,7 @@ class Coconut(StagedMethod, LatentMethod):
         return StudentPass(token_mean(losses, written), written.sum(1), signals, found.cache)
 
     def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
-        """The longest of all stages in a training; outside it those of the stage that the student is in."""
+        """The longest of all stages in a training; outside it those of the stage that the student is in; the terms'."""
         encoder, parts = self.student.encoder, split.student
         lengths = parts.questions.lengths + parts.answers.lengths + len(encoder.bot) + len(encoder.suffix)
         latents = self.latents if self.trains else self.student.thought.latents
@@ -207,10 +203,5 @@ class Coconut(StagedMethod, LatentMethod):
         left = [self.latents_a_step * k + parts.rationales.lengths - parts.step_columns(k) for k in gone]
         between = np.max([np.full_like(lengths, latents), *left], axis=0)
         what = f"question, up to {latents} latents, the steps that are left, answer prompt and answer"
-        return [(what, self.student.lm, lengths + between)]
-
-    @property
-    def checkpoint_settings(self) -> dict[str, Any]:
-        """Also what a stage's number means."""
-        names = ("latents_a_step", "latent_stages", "first_stage")
-        return {**super().checkpoint_settings, **{name: getattr(self, name) for name in names}}
+        _, *of_terms = super().sequences(split)
+        return [(what, self.student.lm, lengths + between), *of_terms]

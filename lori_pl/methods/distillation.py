@@ -21,7 +21,7 @@ from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, check_choice
 from lori_pl.methods.base import Method
 from lori_pl.methods.optimization import Schedule
 from lori_pl.methods.teachers import (
@@ -41,6 +41,8 @@ from lori_pl.models.identity import teacher_identity
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
 from lori_pl.regions import region
 from lori_pl.sharding import assembled
+
+Start = Literal["teacher", "base"]
 
 
 class Distillation(Method):
@@ -74,7 +76,7 @@ class Distillation(Method):
         self,
         backbone: Backbone,
         teacher: Backbone | None = None,
-        student_init: Literal["teacher", "base"] = "teacher",
+        student_init: Start = "teacher",
         terms: list[Term] | None = None,
         weights: dict[str, float] | None = None,
         layers: LayerSelection | None = None,
@@ -90,6 +92,7 @@ class Distillation(Method):
         super().__init__(backbone, template, optimizer, schedule, max_new_tokens)
         if statistics_problems is not None and statistics_problems < 1:
             raise LoriError(f"model.statistics_problems is {statistics_problems}: give 1 or more, or null for all")
+        check_choice("model.student_init", student_init, Start)
         self.student_init = student_init
         self.share_base = share_base
         self.teacher_backbone = None if teacher is None else loaded_like(teacher, self.backbone)

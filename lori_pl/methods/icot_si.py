@@ -11,11 +11,13 @@ from transformers import PreTrainedModel
 
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch, Pieces, join_parts
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, check_choice
 from lori_pl.methods.losses import batch_mean, explicit_cross_entropy
 from lori_pl.methods.stages import StagedMethod, Stages
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.thought import Reasoning
+
+Side = Literal["left", "right"]
 
 
 class ICoTSI(StagedMethod):
@@ -41,18 +43,21 @@ class ICoTSI(StagedMethod):
 
     name = "icot_si"
     reasoning: ClassVar[Reasoning] = "words"
+    taken_away = ("remove_all", "tokens")
+    stage_settings = ("remove_all", "side", "peer_compat")
 
     def __init__(
         self,
         backbone: Backbone,
         stages: Stages,
         remove_all: int = 39,
-        side: Literal["left", "right"] = "left",
+        side: Side = "left",
         smoothing: float | None = 4.0,
         peer_compat: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(backbone, **settings)
+        check_choice("model.side", side, Side)
         if remove_all < 0:
             raise LoriError(f"model.remove_all is {remove_all}: give 0 or more")
         if smoothing is not None and not smoothing > 0:
@@ -79,15 +84,9 @@ class ICoTSI(StagedMethod):
         """Also the published mean over tokens."""
         return [*super().over_batch, *(["the loss is the mean over the batch's tokens"] if self.peer_compat else [])]
 
-    def idle_stages(self, split: PreparedSplit) -> str:
-        """Those beyond the longest rationale's tokens."""
-        longest = int(split.student.rationales.lengths.max())
-        if self.remove_all <= longest:
-            return ""
-        return (
-            f"model.remove_all is {self.remove_all}, but the longest rationale has {longest} tokens: "
-            f"{self.remove_all - longest} stages take nothing away; set it to {longest}"
-        )
+    def longest(self, split: PreparedSplit) -> int:
+        """Its tokens."""
+        return int(split.student.rationales.lengths.max())
 
     def enter(self, stage: int) -> None:
         """Also lets the student answer at once in the last stage, and write before it."""
@@ -99,12 +98,6 @@ class ICoTSI(StagedMethod):
     def sequences(self, split: PreparedSplit) -> list[tuple[str, PreTrainedModel, np.ndarray]]:
         """The explicit ones: nothing is longer."""
         return [("question, rationale, answer prompt and answer", self.student.lm, split.student.lengths())]
-
-    @property
-    def checkpoint_settings(self) -> dict[str, Any]:
-        """Also what a stage's number means."""
-        names = ("remove_all", "side", "peer_compat")
-        return {**super().checkpoint_settings, **{name: getattr(self, name) for name in names}}
 
     def check_reasoning(self, reasoning: str, place: str) -> None:
         """Takes students of any stage."""

@@ -50,7 +50,8 @@ class JointMethod(LatentMethod):
     """Base of the methods that teach themselves: L = CE_student + gamma L_KD + CE_teacher.
 
     The teacher reads question, rationale and answer, the student question, K latents and answer; the question is read
-    once for both. L_KD is `anchor_distance`; the teacher's side of it has no gradients.
+    once for both. L_KD is `anchor_distance`; the teacher's side of it has no gradients. The last layer's states are
+    those behind the final norm, unless ``student_layers.final_norm`` (or ``layers.final_norm``) is false.
 
     Args:
         backbone: The language model.

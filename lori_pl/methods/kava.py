@@ -12,7 +12,7 @@ from torch import Tensor
 from lori_pl.alignment.distributed import batch_deviation
 from lori_pl.alignment.precision import autocast_off
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, check_choice
 from lori_pl.methods.joint import WordsPass
 from lori_pl.methods.latent import StudentPass
 from lori_pl.methods.pccot import PCCoT
@@ -47,7 +47,7 @@ class KaVa(PCCoT):
         settings: As in `LatentMethod` and `Distillation`.
 
     Raises:
-        LoriError: If the share is none, or there are no latents.
+        LoriError: If the share is none, the distance is unknown, or there are no latents.
     """
 
     name = "kava"
@@ -64,6 +64,7 @@ class KaVa(PCCoT):
         cache_distance: Distance = "smooth_l1",
         **settings: Any,
     ) -> None:
+        check_choice("model.cache_distance", cache_distance, Distance)
         # there is no published code to be like
         super().__init__(backbone, latents, passes, gamma, peer_compat=False, **settings)
         if not 0 <= importance <= 1:
@@ -122,7 +123,7 @@ class KaVa(PCCoT):
         distance = _DISTANCES[self.cache_distance](torch.stack(own, dim=1).float(), followed, reduction="none")
         by_token = distance.mean((2, 4)).transpose(1, 2)  # (B, K, L)
         weight = real / real.sum(1, keepdim=True).clamp_min(1)
-        by_layer = torch.einsum("bkl,bk->bl", by_token, weight).mean(0)
+        by_layer = (by_token * weight[..., None]).sum(1).mean(0)  # no product of matrices: autocast would halve it
         rows = followed.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)  # (B K, L, G d)
         return (by_layer / batch_deviation(rows, real.flatten())).mean()
 
@@ -139,7 +140,7 @@ def select_tokens(
 
     Args:
         read: What attention read in this layer.
-        rationale: (B, T) true at rationale tokens.
+        rationale: (B, S) true at the keys of rationale tokens.
         asking: (B, A) columns of the answer tokens, and (B, A) true where there is one.
         count: How many to pick.
         importance: lambda.

@@ -30,7 +30,7 @@ class StudentPass:
         losses: (B,) cross-entropy of what each student writes, the mean over its tokens.
         tokens: (B,) how many these are.
         signals: The states that were asked for.
-        cache: Keys and values of all that was read, where there are latents.
+        cache: Keys and values of all that was read, where it was read with a cache.
     """
 
     losses: Tensor

@@ -12,13 +12,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lori_pl.alignment import stiefel_parameters
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, check_choice
 from lori_pl.sharding.parts import whole_shape
+
+Decay = Literal["cosine", "linear", "late", "none"]
 
 
 @dataclass
 class Schedule:
-    """Learning rate by optimiser step: linear warm-up, then a decay to zero at the last step.
+    """Learning rate by optimiser step: a linear warm-up, times a decay over all steps that ends at zero.
 
     Args:
         warmup: Steps of warm-up (int), or a share of all steps (float below 1).
@@ -27,11 +29,12 @@ class Schedule:
     """
 
     warmup: int | float = 0.03
-    decay: Literal["cosine", "linear", "late", "none"] = "cosine"
+    decay: Decay = "cosine"
     decay_share: float = 0.3
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the values."""
+        check_choice("schedule.decay", self.decay, Decay)
         if not self.warmup >= 0 or (isinstance(self.warmup, float) and not self.warmup < 1):
             raise LoriError(
                 f"schedule.warmup is {self.warmup}: give a number of steps (int, 0 or more) or a share of all steps "

@@ -99,7 +99,7 @@ class StepSupervision(LatentMethod):
     def on_train_start(self) -> None:
         """Says of how many problems the last place has several steps."""
         super().on_train_start()
-        steps, most = self.data.splits["train"].steps, self.most_places
+        steps, most = self.data.splits["train"].student.step_count, self.most_places
         if more := int((steps > most).sum()):
             log.info(
                 "%d of %d training problems have more than %d steps: their last latents stand for the rest",

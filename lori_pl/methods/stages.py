@@ -66,6 +66,10 @@ class StagedMethod(Method):
     """
 
     reads_pieces: ClassVar[bool] = True
+    taken_away: ClassVar[tuple[str, str]]
+    """The setting that says how much of a rationale is taken away, and what of it that counts."""
+    stage_settings: ClassVar[tuple[str, ...]]
+    """The settings that say what a stage's number means."""
     stages: Stages
 
     stage = 0
@@ -89,9 +93,18 @@ class StagedMethod(Method):
         """Whether the last stage has been reached."""
         return self.stage >= self.final_stage
 
-    def idle_stages(self, split: PreparedSplit) -> str:
-        """What is wrong where stages take nothing away, since no rationale is so long; nothing where all do."""
-        return ""
+    def longest(self, split: PreparedSplit) -> int:
+        """How much the longest rationale has of what is taken away.
+
+        Raises:
+            NotImplementedError: If the method does not say it.
+        """
+        raise NotImplementedError
+
+    @property
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """Also what a stage's number means."""
+        return {**super().checkpoint_settings, **{name: getattr(self, name) for name in self.stage_settings}}
 
     def enter(self, stage: int) -> None:
         """Begins a stage, or goes on with it."""
@@ -129,8 +142,12 @@ class StagedMethod(Method):
     def on_train_start(self) -> None:
         """Takes up the stage of a resumed run, and warns of one that ends too early and of stages for nothing."""
         super().on_train_start()
-        if idle := self.idle_stages(self.data.splits["train"]):
-            log.warning("%s", idle)
+        setting, unit = self.taken_away
+        if (most := getattr(self, setting)) > (longest := self.longest(self.data.splits["train"])):
+            log.warning(
+                "model.%s is %d, but the longest rationale has %d %s: %d stages take nothing away; set it to %d",
+                *(setting, most, longest, unit, most - longest, longest),
+            )
         self.enter(self.stage_at(self.trainer.global_step))
         total = self.trainer.estimated_stepping_batches
         if np.isfinite(total) and self.stage_at(int(total) - 1) < self.final_stage:

@@ -29,8 +29,9 @@ class AttentionInputs:
 
     Args:
         query: (B, H, T, d).
-        key: (B, G, T, d), G key-value heads, each of which serves H / G queries.
-        value: (B, G, T, d).
+        key: (B, G, S, d), G key-value heads, each of which serves H / G queries; S is more than T where tokens stand
+            before the queries'.
+        value: (B, G, S, d).
         scaling: What the products of query and key are multiplied with.
     """
 

@@ -31,8 +31,7 @@ from transformers.utils import logging as hub_logging
 from lori_pl.errors import LoriError, one_line
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.compiling import compile_layers
-from lori_pl.models.embeddings import grow_embeddings, head_logits, hold_tokens
-from lori_pl.models.hidden import base_model
+from lori_pl.models.embeddings import hold_tokens
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 # the attribute under which a model remembers the backbone that it was loaded from
@@ -361,19 +360,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-__all__ = [
-    "Backbone",
-    "LoRA",
-    "base_model",
-    "frozen",
-    "grow_embeddings",
-    "head_logits",
-    "hollow_stays",
-    "load_causal_lm",
-    "load_config",
-    "lora_config",
-    "prepare_training",
-    "quiet_progress",
-]

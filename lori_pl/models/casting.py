@@ -1,4 +1,4 @@
-"""Under autocast, one cast of each weight a step instead of one a pass."""
+"""Under autocast, one cast of each training weight a step instead of one a pass."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def weights_cast_once(device: torch.device) -> Iterator[None]:
-    """Within the block autocast keeps the weights that it has cast, for all passes; behind it they are dropped.
+    """Within the block autocast keeps the training weights that it has cast, for all passes; then they are dropped.
 
     Lightning turns that off, so that each of a step's passes (question, every latent, answer) would cast all weights
     anew, and the backward pass keep a copy of each. Nothing changes where autocast is off, and no value but by the type
-    in which the passes' gradients of a weight are added up.
+    in which the passes' gradients of a weight are added up. Frozen weights autocast never keeps.
 
     Args:
         device: The model's.

@@ -14,9 +14,10 @@ from lori_pl.data.answers import extract_answer
 from lori_pl.data.pairing import pad_questions
 from lori_pl.data.template import Encoder, Template
 from lori_pl.errors import LoriError
-from lori_pl.models.backbone import DType, base_model, frozen, head_logits
+from lori_pl.models.backbone import DType, frozen
+from lori_pl.models.embeddings import head_logits
 from lori_pl.models.generation import Generation, Stopwatch, generate
-from lori_pl.models.hidden import LayerSelection, stack_layers
+from lori_pl.models.hidden import LayerSelection, base_model, stack_layers
 from lori_pl.models.masks import attention_mask, positions
 from lori_pl.models.pair_reading import read_pair, recorded
 from lori_pl.models.state import DecodingState, Reading

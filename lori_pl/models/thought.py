@@ -6,12 +6,12 @@ A thought is a module with a count of latents and a rule that extends a decoding
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, check_choice
 
 if TYPE_CHECKING:
     from lori_pl.models.reasoner import LatentReasoner
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LatentScale = Literal["embedding", "unit"]
 Reasoning = Literal["latent", "parallel", "pause", "none", "words"]
+Then = Literal["answer", "words"]
 MARKED: frozenset[Reasoning] = frozenset({"latent", "parallel", "pause"})
 """The kinds whose thought stands between ``<bot>`` and ``<eot>``."""
 
@@ -46,18 +47,15 @@ class ThoughtSettings:
     projector: bool = True
     latent_scale: LatentScale = "embedding"
     passes: int = 3
-    then: Literal["answer", "words"] = "answer"
+    then: Then = "answer"
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if self.reasoning not in get_args(Reasoning):
-            raise LoriError(f"reasoning '{self.reasoning}' is unknown; give one of {', '.join(get_args(Reasoning))}")
-        if self.latent_scale not in get_args(LatentScale):
-            raise LoriError(f"latent_scale '{self.latent_scale}' is unknown; give {' or '.join(get_args(LatentScale))}")
+        check_choice("reasoning", self.reasoning, Reasoning)
+        check_choice("latent_scale", self.latent_scale, LatentScale)
+        check_choice("then", self.then, Then)
         if type(self.latents) is not int or self.latents < 0:
             raise LoriError(f"latents is {self.latents!r}: give 0 or more (0 is <bot><eot> alone)")
-        if self.then not in ("answer", "words"):
-            raise LoriError(f"then '{self.then}' is unknown; give answer or words")
         if type(self.passes) is not int or self.passes < 1:
             raise LoriError(f"passes is {self.passes!r}: give 1 or more")
 

@@ -123,6 +123,8 @@ def test_a_layer_that_never_varies_and_bf16_states_are_finite():
 
 def test_bad_input_is_refused():
     other = TrajectoryShape(2, 6)
+    with pytest.raises(LoriError, match="anchor_space is 'other': give one of full, low_rank"):
+        AnchorAlignment(anchor_space="other")
     with pytest.raises(LoriError, match="delta=0 must be positive"):
         AnchorAlignment(delta=0)
     with pytest.raises(LoriError, match=r"teacher has 3 layers x 6 and the student 2 layers x 6; use .*low_rank"):

@@ -292,6 +292,9 @@ def test_shapes_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_arguments_out_of_range_are_refused():
+    for option in ("student_factors", "second_order", "core", "scope", "covariance_loss", "layer_scale"):
+        with pytest.raises(LoriError, match=f"LowRankAlignment: {option} is 'other': give one of "):
+            LowRankAlignment(**{option: "other"})
     with pytest.raises(LoriError, match="delta=0 must be positive"):
         LowRankAlignment(delta=0)
     with pytest.raises(LoriError, match="floor=2 is a share"):

@@ -78,6 +78,15 @@ def test_one_part_is_the_mean_of_the_statistics():
     assert stepwise(student, stepwise.teacher_statistics(teacher))["stepwise"].item() == pytest.approx(expected.item())
 
 
+def test_parts_are_in_full_precision_under_autocast():
+    _, stepwise = fitted(2, "parts")
+    teacher, student = Signals(trajectory(3, 4, 1)), Signals(trajectory(3, 3, 2))
+    plain = stepwise(student, stepwise.teacher_statistics(teacher))["stepwise"]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = stepwise(student, stepwise.teacher_statistics(teacher))["stepwise"]
+    assert torch.equal(mixed, plain)
+
+
 def test_parts_share_a_token_that_lies_in_both():
     core = torch.tensor([[1.0, 10.0, 100.0, 7e3]])[..., None]
     mask = torch.tensor([[True, True, True, False]])
@@ -151,7 +160,7 @@ def test_what_a_cache_keeps_gives_the_same():
     [
         ({"positions": 0}, "positions=0: give 1"),
         ({"delta": 0}, "delta=0 must be positive"),
-        ({"pairing": "halves"}, "pairing='halves': give tokens or parts"),
+        ({"pairing": "halves"}, "pairing is 'halves': give one of tokens, parts"),
     ],
 )
 def test_wrong_arguments(arguments, message):

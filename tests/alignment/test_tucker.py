@@ -67,15 +67,14 @@ def test_factors_equal_the_svd_of_the_unfolded_whole(layer_scale):
         assert (factor.gather(0, factor.abs().argmax(0, keepdim=True)) > 0).all()  # deterministic signs
     core = torch.einsum("nld,lk,dr->nkr", normalised, found.layer, found.hidden)
     share = float(core.square().sum() / normalised.square().sum())
-    low, high = found.joint_energy_bounds
-    assert low <= share <= high
-    assert streaming.factors(LAYERS, 5).joint_energy_bounds == pytest.approx((found.hidden_energy,) * 2)
+    # what both keep lies between what neither loses twice and what the poorer keeps
+    assert found.layer_energy + found.hidden_energy - 1 <= share <= min(found.layer_energy, found.hidden_energy)
     assert streaming.energy.item() == pytest.approx(normalised.square().sum().item())
 
 
 @settings(deadline=None, max_examples=25)
 @given(cut=st.integers(1, 5), seed=st.integers(0, 1000), problem_order=st.permutations(range(6)))
-def test_halves_merged_equal_one_pass_and_order_does_not_matter(cut, seed, problem_order):
+def test_neither_the_order_nor_the_cut_into_batches_matters(cut, seed, problem_order):
     hidden, mask = trajectories(seed=seed)
     _, whole = fit([(hidden, mask)])
     expected = whole.factors(2, 3)
@@ -84,20 +83,12 @@ def test_halves_merged_equal_one_pass_and_order_does_not_matter(cut, seed, probl
     token_order = torch.randperm(hidden.shape[2], generator=torch.Generator().manual_seed(seed))
     hidden, mask = hidden[order][:, :, token_order], mask[order][:, token_order]
     halves = [(hidden[:cut], mask[:cut]), (hidden[cut:], mask[cut:])]
-    scales = [TrajectoryScale(LAYERS, HIDDEN) for _ in halves]
-    for scale, half in zip(scales, halves, strict=True):
-        scale.update(*half)
-    scales[0].merge(scales[1])
-    scales[0].merge(TrajectoryScale(LAYERS, HIDDEN))  # one that saw nothing
-    parts = [TuckerFactors(scales[0]) for _ in halves]
-    for part, half in zip(parts, halves, strict=True):
-        part.update(*half)
-    parts[0].merge(parts[1])
-    merged = parts[0].factors(2, 3)
-    assert parts[0].count == whole.count
-    assert torch.allclose(merged.hidden_spectrum, expected.hidden_spectrum)
-    assert torch.allclose(merged.layer, expected.layer, atol=1e-7)
-    assert torch.allclose(merged.hidden, expected.hidden, atol=1e-7)
+    _, parts = fit(halves)
+    found = parts.factors(2, 3)
+    assert parts.count == whole.count
+    assert torch.allclose(found.hidden_spectrum, expected.hidden_spectrum)
+    assert torch.allclose(found.layer, expected.layer, atol=1e-7)
+    assert torch.allclose(found.hidden, expected.hidden, atol=1e-7)
 
 
 def test_chunks_of_any_size_give_the_same(monkeypatch):
@@ -175,15 +166,11 @@ def test_impossible_ranks_are_refused(layers, hidden, message):
 
 def test_bad_input_is_refused():
     hidden, mask = trajectories()
-    scale, streaming = fit([(hidden, mask)])
+    scale, _ = fit([(hidden, mask)])
     with pytest.raises(LoriError, match="no rationale token"):
         TuckerFactors(TrajectoryScale(LAYERS, HIDDEN))
     with pytest.raises(LoriError, match="no rationale token"):
         TuckerFactors(scale).factors(1, 1)
-    with pytest.raises(LoriError, match="different centre or scale"):
-        streaming.merge(fit([trajectories(seed=5)])[1])
-    with pytest.raises(LoriError, match=r"cannot merge layers x hidden \(2, 7\)"):
-        scale.merge(TrajectoryScale(2, HIDDEN))
     with pytest.raises(LoriError, match=r"trajectories have shape .*4 layers, tokens, 7"):
         scale.update(hidden[:, :3], mask)
     with pytest.raises(LoriError, match=r"token mask has shape \(6, 4\)"):

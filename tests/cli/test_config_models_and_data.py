@@ -14,7 +14,8 @@ from tokenizers import Regex, pre_tokenizers
 
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
-from lori_pl.models.backbone import Backbone, LoRA, grow_embeddings, load_causal_lm, prepare_training
+from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
+from lori_pl.models.embeddings import grow_embeddings
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,13 @@ import json
 import re
 
 import pytest
-from conftest import BACKBONE, LORI_TERMS, assert_same, checkpoint
+from conftest import BACKBONE, LORI_TERMS, SOURCE, assert_same, checkpoint
 from failing import fails
 
 from lori_pl import LatentReasoner
 from lori_pl.data import synthetic_problems
+from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.methods import Coconut, ICoTSI
 
@@ -118,18 +120,27 @@ def test_a_run_that_ends_before_its_last_stage_is_warned_of(world, teacher, capl
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "words"),
+    ("name", "drops", "changes", "words"),
     [
-        ("Coconut", {"latent_stages": 5}, "model.latent_stages is 5, but the longest rationale has 2 steps: 3 stages"),
-        ("ICoTSI", {"remove_all": 400}, r"remove_all is 400, but the longest rationale has \d+ tokens: \d+ stages"),
-        ("SIMCoT", {"latents": 1}, r"\d+ of 64 training problems have more than 1 steps: their last latents stand"),
+        ("Coconut", False, {"latent_stages": 5}, "latent_stages is 5, but the longest rationale has 2 steps: 3 stages"),
+        ("Coconut", True, {"latent_stages": 5}, "latent_stages is 5, but the longest rationale has 1 steps: 4 stages"),
+        ("ICoTSI", False, {"remove_all": 400}, "remove_all is 400, but the longest rationale has {tokens} tokens: "),
+        ("SIMCoT", False, {"latents": 1}, "{longer} of 64 training problems have more than 1 steps: their last"),
+        ("SIMCoT", True, {"latents": 1}, ""),
     ],
 )
-def test_stages_for_nothing_and_steps_without_a_place_are_told_of(world, teacher, caplog, name, changes, words):
+def test_stages_for_nothing_and_steps_without_a_place_are_told_of(world, teacher, caplog, name, drops, changes, words):
     caplog.set_level("INFO", logger="lori_pl")
     flags = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--test_after_fit", "false"]
+    flags += ["--data.template.drop_last_step", str(drops).lower()]
     assert world.fit(name, "run", *flags, **(arguments(name, teacher) | changes)) == 0
-    assert re.search(words, caplog.text)
+    data = PairedDataModule(Synthetic(**SOURCE["init_args"]))
+    data.setup("fit")
+    split = data.splits["train"]
+    longer, tokens = int((split.steps > 1).sum()), int(split.student.rationales.lengths.max())
+    assert 0 < longer < 64
+    assert words.format(longer=longer, tokens=tokens) in caplog.text
+    assert ("training problems have more than" in caplog.text) == (name == "SIMCoT" and not drops)
 
 
 def test_another_student_of_the_same_weights_is_refused(world, teacher, capsys):

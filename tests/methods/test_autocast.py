@@ -42,7 +42,7 @@ def step(method, batch, keep=True):
 
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_each_weight_is_cast_once_a_step_and_gets_its_gradient(kind, lora):
+def test_each_training_weight_is_cast_once_a_step_and_gets_its_gradient(kind, lora):
     method = build(kind, stage=1, lora=lora)
     batch = make(method, [0, 1, 2])
     ours, once = step(method, batch)

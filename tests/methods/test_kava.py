@@ -145,7 +145,7 @@ def test_the_token_that_is_asked_for_and_the_one_that_is_new_are_kept():
     assert not none.any()
 
 
-def test_the_choice_is_made_in_full_precision_under_autocast():
+def test_choice_and_distance_are_made_in_full_precision_under_autocast():
     method = build(latents=4, passes=2)
     batch = batch_of(method, [0, 1, 2, 3])
     plain = method.losses(batch)[1]["keys"]
@@ -160,6 +160,7 @@ def test_the_choice_is_made_in_full_precision_under_autocast():
         patch.setattr(torch.Tensor, "topk", spy)
         mixed = method.losses(batch)[1]["keys"]
     assert chosen == [torch.float32] * 2
+    assert mixed.dtype == torch.float32
     assert_close(mixed, plain, atol=0.02, rtol=0.02)
 
 

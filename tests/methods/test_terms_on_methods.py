@@ -8,6 +8,9 @@ from plain import TINY, batch_of, build, states, student
 from torch.testing import assert_close
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment, StepwiseAlignment, stiefel
+from lori_pl.data import synthetic_problems
+from lori_pl.data.datamodule import PreparedSplit
+from lori_pl.data.pairing import EncodedProblems
 from lori_pl.methods import CODI, Coconut, KaVa, LoRi, PCCoT, SIMCoT
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone
@@ -61,6 +64,21 @@ def test_they_add_their_weighted_losses_to_the_methods_own(kind):
     assert all(found[name] > 0 for name in weights)
     expected = own + sum(weight * found[name] for name, weight in weights.items())
     assert_close(total, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_sequences_on_which_they_are_measured_have_to_fit_too(kind):
+    method, _ = with_terms(kind, "all")
+    method.terms.append(LowRankAlignment(student_factors="learned"))  # measures the student
+    problems = synthetic_problems(4, 0, min_steps=3, max_steps=3)
+    encoded = EncodedProblems(problems, method.student.encoder, steps=True)
+    found = method.sequences(PreparedSplit("train", problems, encoded, None))
+    explicit = [
+        (lm, lengths.tolist()) for what, lm, lengths in found if what.startswith(("the teacher", "question, ra"))
+    ]
+    assert method.teacher is not None
+    for lm in (method.teacher.lm, method.student.lm):
+        assert (lm, encoded.lengths().tolist()) in explicit
 
 
 def test_orthonormal_factors_are_made_once_a_step(monkeypatch):

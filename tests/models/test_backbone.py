@@ -17,11 +17,10 @@ from lori_pl.errors import LoriError, one_line
 from lori_pl.models.backbone import (
     Backbone,
     frozen,
-    grow_embeddings,
-    head_logits,
     load_causal_lm,
     load_config,
 )
+from lori_pl.models.embeddings import grow_embeddings, head_logits
 from lori_pl.models.thought import ThoughtSettings
 
 IDS = torch.tensor([[5, 9, 30, 12]])

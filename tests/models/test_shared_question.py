@@ -9,8 +9,9 @@ import torch
 from tiny_models import pairs, tiny_reasoner
 
 from lori_pl.methods.losses import answer_cross_entropy, explicit_cross_entropy
-from lori_pl.models.backbone import LoRA, base_model
+from lori_pl.models.backbone import LoRA
 from lori_pl.models.checkpointing import checkpoint_layers
+from lori_pl.models.hidden import base_model
 from lori_pl.models.pair_reading import read_question
 
 KINDS = ("llama", "gpt2", "qwen2", "cohere")

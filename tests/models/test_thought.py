@@ -208,9 +208,7 @@ def test_wrong_number_of_latents_is_refused(reasoning, latents, message):
 def test_construction_refuses_negative_latents_and_unknown_reasoning():
     with pytest.raises(LoriError, match="latents is -2"):
         tiny_reasoner(latents=-2)
-    with pytest.raises(
-        LoriError, match="reasoning 'dream' is unknown; give one of latent, parallel, pause, none, words"
-    ):
+    with pytest.raises(LoriError, match="reasoning is 'dream': give one of latent, parallel, pause, none, words"):
         LatentReasoner(tiny_lm(), load_tokenizer("synthetic", True), Template(), ThoughtSettings("dream"))
     with pytest.raises(LoriError, match="the tokenizer lacks <bot> and <eot>"):
         LatentReasoner(tiny_lm(), load_tokenizer("synthetic", False), Template(), ThoughtSettings("latent"))
