@@ -86,16 +86,26 @@ def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
     Args:
         path: The folder to make or replace.
         write: Called with a path of the same name that does not exist yet, where it makes the folder.
+
+    Raises:
+        LoriError: If it is the folder that the command runs in, which cannot be moved.
     """
-    path = Path(path)
+    path = Path(path).absolute()
+    if path == Path.cwd():
+        raise LoriError(f"{path} is the folder that the command runs in; give another")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         part, old = Path(temporary) / "new" / path.name, Path(temporary) / "old"
         part.parent.mkdir()
         write(part)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(part, path)
+        try:
+            if path.exists():
+                os.replace(path, old)
+            os.replace(part, path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
 
 
 class FolderBusy(LoriError):

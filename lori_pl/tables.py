@@ -5,7 +5,19 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from lori_pl.errors import printable
+
 _WIDEST = 1000
+
+
+def say(line: str, console: Console | None = None) -> None:
+    """Prints a line as it stands: brackets in a name or a path are no markup, and a long one is not broken.
+
+    Args:
+        line: The line.
+        console: Where it is printed; standard output by default.
+    """
+    (console or Console()).print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_whole(table: Table, console: Console | None = None) -> None:

@@ -27,6 +27,39 @@ def test_a_folder_is_written_under_its_own_name(tmp_path):
     assert (tmp_path / "student" / "file").read_text() == "new"
 
 
+@pytest.mark.parametrize("fails_at", [0, 1, 2])
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch, fails_at):
+    """In writing it, in moving the old one away, in moving the new one there."""
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "file").write_text("old")
+    moves = []
+    original = os.replace
+
+    def move(source, target):
+        moves.append(source)
+        if len(moves) == fails_at:
+            raise OSError(errno.EIO, "no")
+        original(source, target)
+
+    def write(part):
+        part.mkdir()
+        if fails_at == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", move)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        replace_folder(folder, write)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert (folder / "file").read_text() == "old"
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LoriError, match="is the folder that the command runs in"):
+        replace_folder(".", lambda part: part.mkdir())
+
+
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lori_pl.evaluation.claims import Claim, Measured, adjust, claim
-from lori_pl.evaluation.comparison import seed_interval
+from lori_pl.evaluation.intervals import seed_interval
 
 FOLDER = Path("experiments/methods")
 FILE = Path("docs/images/methods.png")
@@ -86,7 +86,8 @@ def table(
     for name, rows in results.items():
         accuracies = [float(row["accuracy"]) for row in rows]
         bounds = interval(accuracies)
-        said = "one seed" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+        alone = "one seed" if len(accuracies) == 1 else "all alike"
+        said = alone if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
         cells = [title(name), f"{100 * np.mean(accuracies):.1f} ({said})"]
         cells.append(" ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies))
         cells += [shown(mean(rows, step, 100), 1) for step in steps]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from lori_pl.evaluation.comparison import seed_interval
+from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification
 
@@ -40,7 +40,9 @@ def finished(sweep: Sweep) -> dict[str, list[dict[str, str]]]:
 def interval(values: Sequence[float]) -> str:
     """The t interval of a mean over seeds, in percent, as far as there are such shares."""
     bounds = seed_interval(values)
-    return "one seed" if bounds is None else f"{max(0, 100 * bounds[0]):.1f} to {min(100, 100 * bounds[1]):.1f}"
+    if bounds is None:
+        return "one seed" if len(values) == 1 else "all alike"
+    return f"{max(0, 100 * bounds[0]):.1f} to {min(100, 100 * bounds[1]):.1f}"
 
 
 def timed_on(results: dict[str, list[dict[str, str]]]) -> str:

@@ -40,7 +40,7 @@ class Manifest:
         shards: The files, in order.
         state: The file of the terms' teacher side.
         versions: Libraries, and commit, that made it.
-        made: Time, seconds and other facts that nothing depends on.
+        made: Facts of the build that nothing depends on.
         format: Version of this layout.
     """
 

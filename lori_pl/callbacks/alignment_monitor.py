@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lori_pl.data.loading import collate_pairs
+from lori_pl.files import replace_file
 from lori_pl.methods.latent import LatentMethod
 
 
@@ -53,9 +54,8 @@ class AlignmentMonitor(pl.Callback):
         if not spectra or not trainer.is_global_zero:
             return
         figure = spectrum_figure(spectra)
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / "spectrum.png", dpi=120)
+        place = Path(trainer.default_root_dir) / "spectrum.png"
+        replace_file(place, lambda file: figure.savefig(file, dpi=120, format="png"))
         writer = getattr(trainer.logger, "experiment", None)
         if writer is not None and hasattr(writer, "add_figure"):
             writer.add_figure("alignment/spectrum", figure, global_step=trainer.global_step)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+
+from lori_pl.files import replace_file
 
 
 class PredictionWriter(pl.Callback):
@@ -47,10 +48,8 @@ class PredictionWriter(pl.Callback):
         for rank in range(trainer.world_size):
             merged |= dict(json.loads(self._part(rank).read_text(encoding="utf-8")))
             self._part(rank).unlink()
-        whole = self.path.with_name(f".{self.path.name}.whole")
-        lines = [json.dumps(row, ensure_ascii=False) for _, row in sorted(merged.items())]
-        whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(whole, self.path)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for _, row in sorted(merged.items())]
+        replace_file(self.path, lambda file: file.writelines(line.encode() for line in lines))
         print(f"predictions: {self.path} ({len(lines)} lines)")
 
     def _part(self, rank: int) -> Path:

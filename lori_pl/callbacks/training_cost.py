@@ -12,13 +12,13 @@ from lori_pl.arithmetic import Arithmetic
 from lori_pl.sharding import is_sharded
 
 SAMPLES = 20
-"""Batches on which arithmetic is counted, evenly over the training: stages differ, and a count takes time."""
+"""Least number of batches that are counted, evenly over the training: stages differ, and a count takes time."""
 _WITHOUT_END = 500
 """A batch in so many, where a training has no end."""
 
 
 class TrainingCost(pl.Callback):
-    """Counts floating-point operations on twenty batches, evenly spread.
+    """Counts floating-point operations on twenty to forty batches, evenly spread.
 
     Compiled layers and sharded weights are not looked into: there no operations are given.
     """

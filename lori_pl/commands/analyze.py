@@ -21,6 +21,7 @@ from lori_pl.analysis.rank import RankPart, measure_rank
 from lori_pl.analysis.report import JSON, draw, show, write
 from lori_pl.analysis.streams import Reader, batches_of, latent_states
 from lori_pl.checkpoint_files import read_checkpoint
+from lori_pl.commands.device import find_device
 from lori_pl.commands.lightning import LoriCLI, OwnOptions, parse
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import EncodedProblems
@@ -95,7 +96,7 @@ def main(arguments: list[str]) -> int:
     """
     options, rest = _parser().parse_known_args(arguments)
     folder = Path(options.folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.resolve() == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise LoriError(f"{folder} holds something already; remove it or give another --folder")
     for name, least in (("problems", FEWEST), ("top_k", 1), ("rank", 1), ("seed", 0)):
         if getattr(options, name) < least:
@@ -156,7 +157,7 @@ def load(options: Any, rest: list[str]) -> Subject:
     Raises:
         LoriError: As `main`.
     """
-    device = _device(options.device)
+    device = find_device(options.device)
     # the devices of the config may not be here
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
     cli = parse(["test", *rest, *here, "--ckpt_path", str(options.ckpt_path)])
@@ -185,15 +186,6 @@ def load(options: Any, rest: list[str]) -> Subject:
     for name, reader in readers(subject).items():
         reader.check(name, [problem.id for problem in split.problems])
     return subject
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise LoriError(f"--device {name} is not to be had here; give cpu, or the name of a device of torch") from error
-    return device
 
 
 def _problems(data: PairedDataModule, name: str | None, count: int) -> PreparedSplit:

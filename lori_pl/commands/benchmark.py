@@ -10,21 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
-from lori_pl.commands.lightning import CONFIG, STUDENT, OwnOptions, load_trained, parse
+from lori_pl.commands.device import find_device
+from lori_pl.commands.lightning import OwnOptions, load_trained, parse
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.problem import Problem
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, printable
 from lori_pl.evaluation.benchmark import PHASES, largest_batch, time_answers
 from lori_pl.evaluation.records import git_commit
 from lori_pl.evaluation.report import write_json
 from lori_pl.files import replace_file
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.saving import SETTINGS
-from lori_pl.tables import print_whole
+from lori_pl.report.pictures import plain, shortened
+from lori_pl.run_files import CONFIG, STUDENT
+from lori_pl.tables import print_whole, say
 
 JSON = "benchmark.json"
 PICTURE = "benchmark.png"
@@ -49,13 +52,14 @@ def main(arguments: list[str]) -> int:
     for name in ("problems", "repeats", "threads", "largest"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise LoriError(f"--{name} is {value}: give 1 or more")
+    device = find_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     students = named_students(options.student)
     sets = test_problems(rest, options.problems)
     result: dict[str, Any] = {
         "commit": git_commit(),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or "cpu",
+        "device": name_of(device),
         "threads": torch.get_num_threads(),
         "sets": {},
     }
@@ -63,7 +67,7 @@ def main(arguments: list[str]) -> int:
         steps = np.array([len(problem.steps) for problem in problems])
         rows: dict[str, Any] = {}
         for name, path in track(students.items(), f"{set_name}: {len(problems)} problems", transient=True):
-            reasoner = load_student(path, options.device, options.dtype)
+            reasoner = load_student(path, device, options.dtype)
             rows[name] = {}
             for size in sorted({1, largest_batch(reasoner, problems, options.max_new_tokens, options.largest)}):
                 timing = time_answers(reasoner, problems, size, options.max_new_tokens, options.repeats)
@@ -72,7 +76,7 @@ def main(arguments: list[str]) -> int:
         print_timings(set_name, rows)
     write_json(folder / JSON, result)
     replace_file(folder / PICTURE, lambda file: draw(result["sets"]).savefig(file, dpi=130, format="png"))
-    Console().print(f"{folder / JSON}, {folder / PICTURE}")
+    say(f"{folder / JSON}, {folder / PICTURE}")
     return 0
 
 
@@ -88,7 +92,9 @@ def _parser() -> OwnOptions:
     parser.add_argument("--largest", type=int, default=512, help="most problems a batch (default: 512)")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     parser.add_argument("--threads", type=int, help="threads on a CPU (default: torch's)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the weights")
     parser.add_argument("--out", default="runs/benchmark", metavar="DIR", help="folder of the table and the picture")
     return parser
@@ -102,7 +108,8 @@ def named_students(given: Sequence[str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for each in given:
-        name, _, rest = each.partition("=")
+        # a folder's own name may have the sign in it, as those of a sweep's runs
+        name, _, rest = ("", "", "") if Path(each).exists() else each.partition("=")
         path = Path(rest or each)
         if (path / STUDENT / SETTINGS).is_file():
             path = path / STUDENT
@@ -118,14 +125,19 @@ def named_students(given: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def load_student(path: Path, device: str, dtype: Any) -> LatentReasoner:
+def name_of(device: torch.device) -> str:
+    """What a device is called, for the record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
+
+
+def load_student(path: Path, device: torch.device, dtype: Any) -> LatentReasoner:
     """Loads a student's folder, or a checkpoint with the ``config.yaml`` of its run.
 
     Raises:
         LoriError: If it cannot be loaded.
     """
     if path.is_dir():
-        return LatentReasoner.from_pretrained(path, device, dtype)
+        return LatentReasoner.from_pretrained(path, str(device), dtype)
     config = next((folder / CONFIG for folder in path.resolve().parents[:2] if (folder / CONFIG).is_file()), None)
     if config is None:
         raise LoriError(f"{path}: no {CONFIG} of its run beside it or above; give the student's folder")
@@ -149,7 +161,7 @@ def test_problems(rest: list[str], limit: int) -> dict[str, list[Problem]]:
 
 def print_timings(title: str, rows: dict[str, Any]) -> None:
     """Prints a line for each student and batch size."""
-    table = Table(title=f"{title}: milliseconds a question, median (quartiles)")
+    table = Table(title=Text(printable(f"{title}: milliseconds a question, median (quartiles)")))
     for column in ("", "batch", "accuracy", "interval", "passes", "tokens", "ms", *PHASES):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name, sizes in rows.items():
@@ -157,7 +169,7 @@ def print_timings(title: str, rows: dict[str, Any]) -> None:
             milliseconds = row["milliseconds"]
             low, high = milliseconds["quartiles"]
             table.add_row(
-                name,
+                Text(printable(name)),
                 size,
                 f"{100 * row['accuracy']:.1f}",
                 f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
@@ -174,7 +186,7 @@ def draw(sets: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(5.2 * len(sets), 3.8), layout="constrained")
     panels = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, (title, rows) in zip(panels, sets.items(), strict=True):
-        for name, sizes in rows.items():
+        for name, sizes in zip(shortened(list(rows)), rows.values(), strict=True):
             row = sizes["1"]
             accuracy, median = 100 * row["accuracy"], row["milliseconds"]["median"]
             low, high = row["milliseconds"]["quartiles"]
@@ -187,7 +199,7 @@ def draw(sets: dict[str, Any]) -> Figure:
                 capsize=2,
                 label=name,
             )
-        axes.set(title=title, xlabel="milliseconds a question, alone", ylabel="accuracy (%)", xscale="log")
+        axes.set(title=plain(title), xlabel="milliseconds a question, alone", ylabel="accuracy (%)", xscale="log")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8)

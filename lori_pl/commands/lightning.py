@@ -50,20 +50,14 @@ from lori_pl.commands.links import (
     uses_markers,
 )
 from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_errors
-from lori_pl.commands.run_folder import (
-    CHECKPOINTS,
-    CONFIG,
-    STUDENT,
-    check_folder,
-    held,
-    resolve_checkpoint,
-)
+from lori_pl.commands.run_folder import check_folder, held, resolve_checkpoint
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.models.saving import save_reasoner
+from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT
 from lori_pl.sharding import refuse_own_fsdp, shards
 from lori_pl.sweep.child import CELL, PROGRESS
 

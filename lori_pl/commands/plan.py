@@ -19,7 +19,7 @@ from lori_pl.errors import LoriError
 from lori_pl.methods import Method
 from lori_pl.methods.distillation import Distillation
 from lori_pl.planning import StepCost, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
-from lori_pl.tables import print_whole
+from lori_pl.tables import print_whole, say
 
 SHARDING: dict[Strategy, str] = {
     "sharded": "reshard_after_forward: false",
@@ -143,7 +143,7 @@ def show_model(console: Console, step: StepCost) -> None:
     )
     if teacher.bytes:
         line += f"; the teacher has {teacher.frozen_parameters / 1e6:,.1f} M"
-    say(console, line)
+    say(line, console)
 
 
 def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: str) -> None:
@@ -151,7 +151,7 @@ def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: s
     problems, question = batch.question.shape
     explicit = batch.explicit.ids.shape[1]
     line = f"the longest batch: {problems} problems, questions to {question} tokens, explicit sequences to {explicit}"
-    say(console, f"{line}; precision {precision}")
+    say(f"{line}; precision {precision}", console)
     table = Table(title="one device that holds everything")
     table.add_column("part")
     table.add_column("GB", justify="right")
@@ -167,7 +167,7 @@ def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: s
     for name, size in parts.items():
         table.add_row(name, f"{size / 1e9:.3f}")
     print_whole(table, console)
-    say(console, f"{step.flops / 1e12:,.3f} TFLOP a step and device, forward and backward")
+    say(f"{step.flops / 1e12:,.3f} TFLOP a step and device, forward and backward", console)
 
 
 def show_strategies(console: Console, step: StepCost, devices: int, memory: int | None) -> None:
@@ -189,22 +189,22 @@ def show_strategies(console: Console, step: StepCost, devices: int, memory: int 
         table.add_row(label, f"{size / 1e9:.3f}", *fits)
     print_whole(table, console)
     if devices > 1:
-        say(console, f"cpu_offload: true keeps {step.host(devices) / 1e9:.3f} GB a process in the host's memory")
+        say(f"cpu_offload: true keeps {step.host(devices) / 1e9:.3f} GB a process in the host's memory", console)
         if not step.of_one_type:
-            say(console, "fsdp1 takes no layer whose weights are of two types: see docs/cluster.md")
+            say("fsdp1 takes no layer whose weights are of two types: see docs/cluster.md", console)
 
 
 def show_hours(console: Console, flops: int, batches: int, options: Any) -> None:
     """Prints how long a training takes, its validations and its start apart."""
     if not batches:
-        say(console, "the training has no end: set trainer.max_epochs or trainer.max_steps to hear how long it takes")
+        say("the training has no end: set trainer.max_epochs or trainer.max_steps to hear how long it takes", console)
         return
     hours = flops * batches / (options.tflops * 1e12 * options.devices) / 3600
     shown = f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
     say(
-        console,
         f"{batches:,} batches of {flops / 1e12:.4g} TFLOP in the mean: {shown} hours on {options.devices} x "
         f"{options.tflops:g} TFLOP/s, without validations",
+        console,
     )
 
 
@@ -215,10 +215,10 @@ def show_answer(
     answer = cost_of_answer(method, mode, batch, min(method.max_new_tokens, batch.answer.shape[1]))
     held = answer.cache_bytes * answer.length * data.eval_batch_size
     say(
-        console,
         f"an answer of {answer.tokens} tokens: {answer.flops / 1e9:,.1f} GFLOP; keys and values "
         f"{answer.cache_bytes / 1e3:,.1f} KB a token, {held / 1e9:.3f} GB for "
         f"data.eval_batch_size {data.eval_batch_size}",
+        console,
     )
 
 
@@ -229,12 +229,7 @@ def show_cache(console: Console, method: Method, split: PreparedSplit) -> None:
     shape = method.teacher_shape()
     each, problems = packed_bytes(method.named_terms, shape.layers, shape.hidden, torch.float16), len(split.problems)
     say(
-        console,
         f"a cache of the teacher in half precision: {each:,} bytes a problem, {each * problems / 1e9:.3f} GB for "
         f"{problems:,} problems",
+        console,
     )
-
-
-def say(console: Console, line: str) -> None:
-    """Prints a line as it is, however wide."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)

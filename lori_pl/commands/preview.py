@@ -99,7 +99,8 @@ def show_lengths(console: Console, split: PreparedSplit) -> None:
     """Prints the counts of a split and a histogram of its lengths in tokens."""
     lengths = split.student.lengths()
     dropped = ", ".join(f"{count} {reason}" for reason, count in split.counts.items() if count) or "nothing"
-    table = Table(title=f"{split.name}: {len(split.problems)} problems; left out: {dropped}", title_justify="left")
+    title = Text(printable(f"{split.name}: {len(split.problems)} problems; left out: {dropped}"))
+    table = Table(title=title, title_justify="left")
     table.add_column("tokens", justify="right")
     table.add_column("problems", justify="right")
     table.add_column("")

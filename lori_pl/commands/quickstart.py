@@ -7,17 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.report import SUMMARY, print_table, write_json
+from lori_pl.evaluation.report import print_table, write_json
 from lori_pl.files import replace_folder
+from lori_pl.run_files import STUDENT, SUMMARY
 from lori_pl.sweep.command import INTERRUPTED, signals_interrupt
 from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification
+from lori_pl.tables import say
 
 RECIPE = Path("experiments/quickstart.yaml")
-STUDENT = "student"
 USAGE = f"""usage: python -m lori_pl quickstart [-h] [FILE]
 
 Train No-CoT, latents alone and LoRi from the shipped teacher, compare them, and keep LoRi's student in the sweep's
@@ -61,15 +60,14 @@ def main(arguments: list[str]) -> int:
         raise LoriError(f"{missing} runs are at work in another process; start the quickstart again when it has ended")
     methods, folders = collect(sweep)
     write_json(sweep.output / SUMMARY, {"methods": methods})
-    console = Console()
     print_table(methods)
     floor = next(iter(methods.values()))["floor"]
-    console.print(f"always the most frequent answer: {100 * floor:.1f}")
+    say(f"always the most frequent answer: {100 * floor:.1f}")
     if "lori" in folders:
         replace_folder(sweep.output / STUDENT, lambda part: shutil.copytree(folders["lori"] / STUDENT, part))
-        console.print(f"student:     {sweep.output / STUDENT}  (LatentReasoner.from_pretrained)")
-    console.print(f"summary:     {sweep.output / SUMMARY}")
-    console.print(f"TensorBoard: tensorboard --logdir {sweep.output}")
+        say(f"student:     {sweep.output / STUDENT}  (LatentReasoner.from_pretrained)")
+    say(f"summary:     {sweep.output / SUMMARY}")
+    say(f"TensorBoard: tensorboard --logdir {sweep.output}")
     return 0
 
 

@@ -13,11 +13,7 @@ from lori_pl.errors import LoriError
 from lori_pl.files import lock_folder
 from lori_pl.methods.checkpoints import check_made_by
 from lori_pl.models.saving import read_settings
-
-CHECKPOINTS = "checkpoints"
-CONFIG = "config.yaml"
-SUMMARY = "summary.json"
-STUDENT = "student"
+from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT, SUMMARY
 
 
 def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -> str | None:

@@ -12,8 +12,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.comparison import seed_interval
-from lori_pl.evaluation.intervals import as_bits, bootstrap_difference, paired_difference
+from lori_pl.evaluation.intervals import (
+    NO_SPREAD,
+    as_bits,
+    bootstrap_difference,
+    paired_difference,
+    seed_interval,
+)
 from lori_pl.evaluation.records import Outcomes
 
 FEWEST_SEEDS = 3
@@ -21,10 +26,6 @@ FEWEST_SEEDS = 3
 
 CLAIM_SEEDS = 5
 """The number of common seeds from which a difference may be called a claim."""
-
-
-NO_SPREAD = 1e-9
-"""Fractions that differ by no more than this differ by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Effect:
 
     Args:
         mean: The mean of the seeds' differences.
-        bounds: Its t interval with the seed as the unit, ``None`` where the seeds do not differ at all; for a single
-            seed Newcombe's over the problems, or ``None`` where their outcomes are not known.
+        bounds: Its t interval with the seed as the unit, within -1 and 1; ``None`` for a single seed and where the
+            seeds do not differ at all. By number of steps a single seed has Newcombe's over the problems, where their
+            outcomes are known.
         seeds: Number of seeds that have it.
         unit: What the interval speaks of: ``seeds``, ``problems``, or nothing.
     """
@@ -171,9 +173,35 @@ def claim(
     if len(seeds) == 1 and outcomes is not None and {(first, seeds[0]), (second, seeds[0])} <= outcomes.bits.keys():
         a, b = outcomes.bits[first, seeds[0]], outcomes.bits[second, seeds[0]]
         one_pair = compare_models(a, b, level)
-        by_steps |= _over_problems(a, b, outcomes.steps, level)
+        by_steps = dict(sorted((by_steps | _over_problems(a, b, outcomes.steps, level)).items()))
     effect = _effect(list(differences.values()), level)
     return Claim(first, second, differences, effect, p, p, one_pair, by_steps, level)
+
+
+def in_words(outcomes: Outcomes, first: str, second: str, level: float = 0.95) -> str:
+    """The difference of two methods in one line: over the seeds that both have, and seed by seed over the problems.
+
+    Args:
+        outcomes: Whether each answer was right, by method and seed.
+        first: The method whose accuracy counts positive.
+        second: The other.
+        level: Coverage of the intervals.
+
+    Raises:
+        LoriError: As `claim`.
+    """
+    measured = {key: Measured(float(bits.mean()), {}) for key, bits in outcomes.bits.items()}
+    found = claim(first, second, measured, outcomes, level)
+    text = f"{first} - {second}: {100 * found.effect.mean:+.1f} points"
+    if found.effect.bounds is not None:
+        text += f" ({100 * level:g} % interval {_points(found.effect.bounds)}, t over {found.effect.seeds} seeds)"
+    seeds = []
+    for seed in found.differences:
+        difference, *bounds = paired_difference(outcomes.bits[first, seed], outcomes.bits[second, seed], level)
+        seeds.append(f"{seed}: {100 * difference:+.1f} ({_points(bounds)})")
+    text += f"; by seed, with the interval over problems: {', '.join(seeds)}"
+    bootstrap = None if found.one_pair is None else found.one_pair.bootstrap
+    return text if bootstrap is None else f"{text}; by bootstrap: {_points(bootstrap)}"
 
 
 def adjust(claims: Sequence[Claim]) -> list[Claim]:
@@ -234,9 +262,14 @@ def compare_models(
 
 
 def _effect(values: Sequence[float], level: float) -> Effect:
-    # seeds without any spread would give an interval without any width, which nobody should believe
-    bounds = seed_interval(values, level) if np.ptp(values) > NO_SPREAD else None
+    bounds = seed_interval(values, level)
+    if bounds is not None:  # as far as there are such differences
+        bounds = max(bounds[0], -1.0), min(bounds[1], 1.0)
     return Effect(float(np.mean(values)), bounds, len(values), "" if bounds is None else "seeds")
+
+
+def _points(bounds: Sequence[float]) -> str:
+    return f"{100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f}"
 
 
 def _over_problems(a: np.ndarray, b: np.ndarray, steps: np.ndarray | None, level: float) -> dict[int, Effect]:

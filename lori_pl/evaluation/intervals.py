@@ -13,6 +13,9 @@ import numpy as np
 
 from lori_pl.errors import LoriError
 
+NO_SPREAD = 1e-9
+"""Fractions that differ by no more than this differ by rounding alone."""
+
 
 def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     r"""Wilson score interval of an accuracy.
@@ -190,3 +193,22 @@ def as_bits(outcomes: Sequence[bool] | np.ndarray, name: str) -> np.ndarray:
 def _combine(first: float, second: float, phi: float) -> float:
     # Rounding may leave -1e-18 under the root where phi is 1 and both parts are equal.
     return math.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0.0))
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    r"""The t interval of a mean over seeds, with the seed as the unit: mean +- t_(n-1) sd / sqrt(n).
+
+    Args:
+        values: One value a seed, shape (n,).
+        level: Coverage, between 0 and 1.
+
+    Returns:
+        Lower and upper bound; ``None`` for a single value, and for values without any spread, whose interval would have
+        no width, which nobody should believe.
+    """
+    if len(values) < 2 or np.ptp(values) <= NO_SPREAD:
+        return None
+    from scipy import stats  # a second that a command without intervals need not wait
+
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.intervals import as_bits
 from lori_pl.files import make_file, replace_file
 
@@ -193,7 +193,8 @@ class ResultTable:
         """Every complete row as text by column, oldest first; none where the file does not exist.
 
         Raises:
-            LoriError: The file is no result table, or a row has another number of fields than the header.
+            LoriError: The file cannot be read or is no result table, or a row has another number of fields than the
+                header.
         """
         header, rows, _ = self._read()
         return [dict(zip(header, row, strict=True)) for row in rows]
@@ -205,8 +206,16 @@ class ResultTable:
             row: Values by column. A column that the row lacks, and ``None``, stay empty.
 
         Raises:
-            LoriError: As `rows`.
+            LoriError: As `rows`, or the file cannot be written.
         """
+        try:
+            self._append(row)
+        except OSError as error:
+            raise LoriError(
+                f"{self.path} cannot be written ({one_line(error)}); check its permissions and the disk's room"
+            ) from error
+
+    def _append(self, row: Mapping[str, object]) -> None:
         header, rows, sound = self._read()
         if not header:
             columns = list(dict.fromkeys((*self._initial, *row)))
@@ -231,7 +240,10 @@ class ResultTable:
         """Header, rows, and the number of bytes up to the end of the last complete line."""
         if not self.path.exists():
             return [], [], 0
-        content = self.path.read_bytes()
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise LoriError(f"{self.path} cannot be read ({one_line(error)}); check its permissions") from error
         sound = content.rfind(b"\n") + 1
         try:
             lines = list(csv.reader(io.StringIO(content[:sound].decode("utf-8"), newline=""), strict=True))

@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lori_pl.data.problem import problems_digest
+from lori_pl.errors import printable
 from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.metrics import TestSetMetrics
 from lori_pl.evaluation.records import git_commit, write_outcomes
 from lori_pl.files import replace_file
-from lori_pl.tables import print_whole
+from lori_pl.run_files import OUTCOMES, SUMMARY
+from lori_pl.tables import print_whole, say
 
 if TYPE_CHECKING:
     from lori_pl.methods import Method
-
-SUMMARY = "summary.json"
-OUTCOMES = "correct.npz"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,7 +79,6 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
         **machine(method.device),
         **extra,
     }
-    write_json(root / SUMMARY, summary)
     for name, metrics in method.test_metrics.items():
         file = OUTCOMES if name == first else f"correct_{name}.npz"
         bits = np.array(list(metrics.outcomes.values()), dtype=bool)
@@ -90,8 +88,9 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
         counts = [steps[id] for id in metrics.outcomes]
         ids, problems = list(metrics.outcomes), sets[name]["problems"]
         write_outcomes(root / file, ids, bits, method.label, extra.get("seed", 0), counts, problems)
+    write_json(root / SUMMARY, summary)  # the last: who finds it finds the outcomes
     print_table({f"{method.label} on {name}": values for name, values in sets.items()})
-    Console().print(f"summary: {root / SUMMARY}")
+    say(f"summary: {root / SUMMARY}")
 
 
 def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -103,7 +102,7 @@ def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
     for name, row in rows.items():
         by_steps = [f"{100 * row[key]:.1f}" if key in row else "" for key in steps]
         table.add_row(
-            name,
+            Text(printable(name)),
             f"{100 * row['accuracy']:.1f}",
             f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
             *by_steps,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from lori_pl import __version__
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import read_tokenizer
 from lori_pl.errors import LoriError, one_line
+from lori_pl.files import replace_folder
 from lori_pl.models.backbone import (
     SOURCE,
     Backbone,
@@ -139,10 +138,9 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, ba
     }
     if apart:
         settings["base"] = _base_of(lm, base)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+
+    def write(part: Path) -> None:
+        part.mkdir()
         thought = {f"thought.{k}": v.detach().contiguous() for k, v in reasoner.thought.state_dict().items()}
         if apart:
             if reasoner.markers is not None:
@@ -159,9 +157,8 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, ba
         for file in part.rglob("*"):
             if file.is_file():
                 file.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+
+    replace_folder(folder, write)
 
 
 def _card(reasoner: LatentReasoner, name: str) -> str:

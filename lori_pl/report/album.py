@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 from lori_pl.report import drawings
@@ -67,12 +66,12 @@ def of_section(section: Section, place: int) -> dict[str, list[Picture]]:
             )
         )
     shown = [claim for claim in section.claims if claim.by_steps]
-    for number, part in enumerate(_chunks(shown, _AT_ONCE), start=1):
+    for part, number, of in _parts(shown):
         each = [f"{c.first} minus {c.second}, {_effects(c)}" for c in part]
         made["claims"].append(
             picture(
-                f"{place}_difference_by_steps{_number(number, len(shown))}",
-                "Difference by number of steps" + _of(number, len(shown)),
+                f"{place}_difference_by_steps{number}",
+                f"Difference by number of steps{of}",
                 _alt("Difference in accuracy by number of steps, in points", each),
                 partial(drawings.effects, part),
                 _STEPS,
@@ -82,13 +81,13 @@ def of_section(section: Section, place: int) -> dict[str, list[Picture]]:
         made["ablations"] += _ablation(ablation, place)
     for what, title in (("validation", "Validation accuracy"), ("loss", "Training loss")):
         curves = section.curves.get(what, {})
-        for number, names in enumerate(_chunks(list(curves), _AT_ONCE), start=1):
+        for names, number, of in _parts(list(curves)):
             learned = {name: curves[name] for name in names}
             each = [f"{n} ends at {curve[1, -1]:.3g}" for n, found in learned.items() for curve in found]
             made["learning"].append(
                 picture(
-                    f"{place}_{what}{_number(number, len(curves))}",
-                    title + _of(number, len(curves)),
+                    f"{place}_{what}{number}",
+                    title + of,
                     _alt(f"{title} by training step, a line a run", each),
                     partial(drawings.learning, learned, what),
                     _LEARNING[what],
@@ -127,7 +126,7 @@ def of_files(found: Sequence[Found], kind: str) -> list[Picture]:
 def _steps(section: Section, place: int) -> list[Picture]:
     methods = {m: runs for m, runs in section.group.methods.items() if any(run.by_steps for run in runs)}
     made = []
-    for number, names in enumerate(_chunks(list(methods), _AT_ONCE), start=1):
+    for names, number, of in _parts(list(methods)):
         part = {name: methods[name] for name in names}
         each = []
         for name, runs in part.items():
@@ -137,8 +136,8 @@ def _steps(section: Section, place: int) -> list[Picture]:
             each.append(f"{name} {', '.join(shares)}")
         made.append(
             picture(
-                f"{place}_accuracy_by_steps{_number(number, len(methods))}",
-                "Accuracy by number of steps" + _of(number, len(methods)),
+                f"{place}_accuracy_by_steps{number}",
+                f"Accuracy by number of steps{of}",
                 _alt("Accuracy by number of rationale steps", each),
                 partial(drawings.by_steps, part),
                 _STEPS,
@@ -151,13 +150,13 @@ def _ablation(ablation: Ablation, place: int) -> list[Picture]:
     name, title = f"{place}_ablation_{_slug(ablation.key)}", clean(ablation.key, 120)
     if ablation.numeric:
         made = []
-        for number, part in enumerate(_chunks(ablation.series, _AT_ONCE), start=1):
+        for part, number, of in _parts(ablation.series):
             some = Ablation(ablation.key, tuple(part), True)
             each = [f"{series.name}: {_points(series)}" for series in part]
             made.append(
                 picture(
-                    f"{name}{_number(number, len(ablation.series))}",
-                    title + _of(number, len(ablation.series)),
+                    f"{name}{number}",
+                    title + of,
                     _alt(f"Accuracy by {title}", each),
                     partial(drawings.curves, some),
                     f"All else alike within a line. {_SEEDS}{_CHOSEN}",
@@ -198,19 +197,12 @@ def _alt(what: str, each: Sequence[str]) -> str:
     return clean(f"{what}. {'; '.join(each)}.", _ALT)
 
 
-def _chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    waiting = iter(items)
-    while part := list(islice(waiting, size)):
-        yield part
-
-
-def _number(number: int, count: int) -> str:
-    return f"_{number}" if count > _AT_ONCE else ""
-
-
-def _of(number: int, count: int) -> str:
-    parts = -(-count // _AT_ONCE)
-    return f" ({number} of {parts})" if parts > 1 else ""
+def _parts(items: Sequence[T]) -> Iterator[tuple[list[T], str, str]]:
+    """As many items as one picture takes at once; what its file's name and its title say of there being several."""
+    count = -(-len(items) // _AT_ONCE)
+    for number in range(1, count + 1):
+        part = list(items[(number - 1) * _AT_ONCE : number * _AT_ONCE])
+        yield part, f"_{number}" if count > 1 else "", f" ({number} of {count})" if count > 1 else ""
 
 
 def _slug(text: str) -> str:

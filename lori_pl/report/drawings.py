@@ -11,7 +11,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from lori_pl.evaluation.claims import FEWEST_SEEDS, Claim, Effect
+from lori_pl.evaluation.claims import FEWEST_SEEDS, Claim
 from lori_pl.report.ablations import Ablation, Series
 from lori_pl.report.files import Timed
 from lori_pl.report.pictures import COLOURS, INK, PAPER, WIDTH, legend, look, panels, plain, shortened
@@ -133,7 +133,7 @@ def effects(claims: Sequence[Claim]) -> Figure:
     steps = sorted({k for claim in claims for k in claim.by_steps})
     lines = []
     for place, claim in enumerate(claims):
-        found = [_within(effect) for effect in claim.by_steps.values()]
+        found = [Estimate(effect.mean, effect.bounds, effect.unit) for effect in claim.by_steps.values()]
         lines.append(_line(axes, beside(list(claim.by_steps), place, len(claims)), found, look(place)))
     axes.axhline(0, color=INK, linewidth=0.9)
     _whole_ticks(axes, steps)
@@ -179,12 +179,6 @@ def accuracy(runs: Sequence[Run]) -> Estimate:
 def beside(steps: Sequence[int], place: int, count: int) -> list[float]:
     """Numbers of steps, moved a little for each line, so that intervals do not hide each other."""
     return [k + 0.3 * (place - (count - 1) / 2) / max(count, 3) for k in steps]
-
-
-def _within(effect: Effect) -> Estimate:
-    """An effect as it is drawn: no difference is larger than 1."""
-    bounds = None if effect.bounds is None else (max(effect.bounds[0], -1.0), min(effect.bounds[1], 1.0))
-    return Estimate(effect.mean, bounds, effect.unit)
 
 
 def at_steps(runs: Sequence[Run], steps: int) -> Estimate:

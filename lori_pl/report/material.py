@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from lori_pl.evaluation.claims import Claim, adjust, claim
 from lori_pl.report.ablations import Ablation, ablations
 from lori_pl.report.curves import read_curves
 from lori_pl.report.files import ANALYSIS, BENCHMARK, Found, Timed, read_analysis, read_benchmark, spectra
-from lori_pl.report.reading import CELLS, LOGS, RESULTS, is_run, read_results, read_runs
+from lori_pl.report.reading import CELLS, RESULTS, is_run, read_results, read_runs
 from lori_pl.report.records import Group, Run
+from lori_pl.run_files import LOGS
 
 MAIN = "lori"
 """The method that is compared with all others where nothing else is said."""
@@ -85,7 +86,7 @@ def gather(
     """
     given = [(Path(folder), False) for folder in folders] + [(Path(folder), True) for folder in selection]
     material = Material([str(folder) for folder, _ in given])
-    tables: list[tuple[Path, bool]] = []
+    tables: dict[Path, tuple[Path, bool]] = {}
     runs: dict[Path, Path] = {}
     for folder, chosen in given:
         if not _sort(folder, chosen, material, tables, runs):
@@ -97,7 +98,7 @@ def gather(
     for path in runs.values():
         at_hand.setdefault(path.name, path)
     named = set(at_hand.values())
-    groups = [read_results(folder, at_hand, chosen) for folder, chosen in tables]
+    groups = [read_results(folder, at_hand, chosen) for folder, chosen in tables.values()]
     taken = named - set(at_hand.values())
     loose = [path for path in runs.values() if path not in taken]
     groups += read_runs(loose, material.notes)
@@ -117,14 +118,15 @@ def gather(
 
 
 def _sort(
-    folder: Path, chosen: bool, material: Material, tables: list[tuple[Path, bool]], runs: dict[Path, Path]
+    folder: Path, chosen: bool, material: Material, tables: dict[Path, tuple[Path, bool]], runs: dict[Path, Path]
 ) -> bool:
     """Puts a folder where it belongs; whether it belongs anywhere."""
     if not folder.is_dir():
         raise LoriError(f"{folder}: no such folder; give folders of results, runs, analyses or benchmarks")
     known = False
     if (folder / RESULTS).exists():
-        tables.append((folder, chosen))
+        if tables.setdefault(folder.resolve(), (folder, chosen))[1] != chosen:
+            raise LoriError(f"{folder} is given as results and as --selection: give it as one of the two")
         known = True
     elif not (folder / ANALYSIS).exists() and (is_run(folder) or (folder / "log.txt").exists()):
         runs[folder.resolve()] = folder
@@ -147,7 +149,7 @@ def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequen
     sections = [section for section in material.sections if not section.group.selection]
     for section in sections:
         wanted = [*pairs, *planned] or _default(section.group, section.group.notes)
-        for first, second in dict.fromkeys(wanted):
+        for first, second in _each_once(wanted):
             measured = section.group.comparable(first, second)
             if not {first, second} <= {method for method, _ in measured}:
                 continue
@@ -155,7 +157,7 @@ def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequen
                 section.claims.append(claim(first, second, measured, section.group.outcomes))
             except LoriError as error:
                 section.group.notes.append(f"{first} and {second}: {error}.")
-    made = {(claim.first, claim.second) for section in sections for claim in section.claims}
+    made = {frozenset((claim.first, claim.second)) for section in sections for claim in section.claims}
     named = {method for section in sections for method in section.group.methods}
     for first, second in pairs:
         if missing := [method for method in (first, second) if method not in named]:
@@ -163,16 +165,24 @@ def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequen
             raise LoriError(
                 f"--compare: there is no method '{missing[0]}' to make a claim of; there are {one_line(there)}"
             )
-        if (first, second) not in made:
+        if frozenset((first, second)) not in made:
             material.notes.append(
                 f"{first} and {second} have no test problems and seed in common: they are not compared."
             )
     for first, second in planned:
-        if (first, second) not in made:
+        if frozenset((first, second)) not in made:
             material.notes.append(f"The sweep compares {first} and {second}, which are not both there yet.")
     corrected = iter(adjust([claim for section in sections for claim in section.claims]))
     for section in sections:
         section.claims = [next(corrected) for _ in section.claims]
+
+
+def _each_once(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs in their order; one that is turned round makes the same claim."""
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for pair in pairs:
+        found.setdefault(frozenset(pair), pair)
+    return list(found.values())
 
 
 def _default(group: Group, notes: list[str]) -> list[tuple[str, str]]:
@@ -196,8 +206,8 @@ def _check_seeds(material: Material) -> None:
         shared = chosen & {seed for claim in section.claims for seed in claim.differences}
         if shared:
             section.group.notes.append(
-                f"Settings were selected on seeds that the claims use too ({_list(sorted(shared))}): these claims are "
-                "not of new seeds."
+                f"Settings were selected on seeds that the claims use too ({', '.join(map(str, sorted(shared)))}): "
+                "these claims are not of new seeds."
             )
 
 
@@ -209,7 +219,3 @@ def _curves(group: Group) -> dict[str, dict[str, list[np.ndarray]]]:
         for what, curve in read_curves(run.folder / LOGS, group.notes).items():
             found.setdefault(what, {}).setdefault(run.method, []).append(curve)
     return found
-
-
-def _list(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in values)

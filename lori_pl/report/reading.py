@@ -16,10 +16,10 @@ from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.intervals import as_bits
 from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, ResultTable, read_outcomes
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
+from lori_pl.run_files import CONFIG, LOGS, OUTCOMES, SUMMARY
 
 T = TypeVar("T")
 RESULTS, CELLS = "results.csv", "cells"
-SUMMARY, CONFIG, OUTCOMES, LOGS = "summary.json", "config.yaml", "correct.npz", "tensorboard"
 OTHER_SET = "test_sets."
 _NAME, _TEXT, _CONFIG = 300, 4000, 60_000
 _KNOWN = {
@@ -46,10 +46,7 @@ def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False
         LoriError: If the table or the outcomes cannot be read.
     """
     group = Group(clean("/".join(folder.resolve().parts[-2:]), _NAME), [], selection=selection)
-    try:
-        rows = ResultTable(folder / RESULTS).rows()
-    except OSError as error:
-        raise LoriError(f"{folder / RESULTS} cannot be read ({one_line(error)}); check its permissions") from error
+    rows = ResultTable(folder / RESULTS).rows()
     if not rows:
         group.notes.append(f"{folder / RESULTS} has no row yet: no run has ended.")
     last: dict[object, Run] = {}
@@ -354,7 +351,7 @@ def _check(group: Group) -> None:
             if (run.method, run.seed) in kept:
                 run.step_counts = counts
                 answers = kept[run.method, run.seed]
-                run.by_steps = run.by_steps or {k: float(answers[steps == k].mean()) for k in counts}
+                run.by_steps = {k: float(answers[steps == k].mean()) for k in counts} | run.by_steps
     numbers = Counter(run.n for run in group.measured)
     if len(numbers) > 1:
         shown = ", ".join(str(n) for n in sorted(numbers, key=lambda n: n or 0))

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lori_pl.evaluation.claims import NO_SPREAD, Measured
-from lori_pl.evaluation.comparison import seed_interval
-from lori_pl.evaluation.intervals import wilson
+from lori_pl.evaluation.claims import Measured
+from lori_pl.evaluation.intervals import seed_interval, wilson
 from lori_pl.evaluation.records import Outcomes
 
 T = TypeVar("T")
@@ -154,8 +153,7 @@ def estimate(values: Sequence[float], n: int | None = None, share: bool = True) 
         share: Whether the values are accuracies, whose bounds stay within 0 and 1.
     """
     mean = sum(values) / len(values)
-    alike = max(values) - min(values) <= NO_SPREAD
-    if not alike and (bounds := seed_interval(values)) is not None:
+    if (bounds := seed_interval(values)) is not None:
         low, high = bounds
         return Estimate(mean, (max(low, 0.0), min(high, 1.0)) if share else (low, high), "seeds")
     if share and n:

@@ -109,8 +109,8 @@ def points(value: float) -> str:
 
 
 def span(bounds: tuple[float, float]) -> str:
-    """An interval of a difference of fractions in points, as far as there are such differences."""
-    return f"{points(max(bounds[0], -1.0))} to {points(min(bounds[1], 1.0))}"
+    """An interval of a difference of fractions in points."""
+    return f"{points(bounds[0])} to {points(bounds[1])}"
 
 
 def plain(value: float | None, digits: int) -> str:

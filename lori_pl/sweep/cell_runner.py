@@ -30,7 +30,8 @@ from lori_pl.evaluation.records import (
     write_outcomes,
 )
 from lori_pl.files import FolderBusy, lock_folder, replace_file
-from lori_pl.sweep.cells import STUDENT, Cell, folder_of
+from lori_pl.run_files import CHECKPOINTS, OUTCOMES, STUDENT, SUMMARY
+from lori_pl.sweep.cells import Cell, folder_of
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
 from lori_pl.sweep.display import shown
 from lori_pl.sweep.fields import SWEEP_COLUMNS
@@ -42,8 +43,7 @@ Runner = Callable[..., ChildResult]
 """Runs a command with its output in a file, and descriptors that it inherits; `run_child` is the real one."""
 
 BEGUN = "begun.json"
-"""In the folder of a cell without a row: of what code its run is, the seconds so far, and since when it runs."""
-CHECKPOINTS = "checkpoints"
+"""In the folder of a cell whose run has not ended well: of what code it is, the seconds so far, since when it runs."""
 
 PAUSE = 0.2
 """Seconds after which a busy cell is tried once more: who only looks holds it for a moment."""
@@ -201,7 +201,7 @@ class CellRunner:
         # a test has no checkpoint to go on from
         before = None if cell.test is not None else _begun(folder, code)
         if before is None:
-            # What a failed run, or one of other code, left there would be taken for this one's.
+            # what a run of other code, or one without a sound checkpoint, left there would be taken for this one's
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         command = self.command(cell)
@@ -235,9 +235,15 @@ class CellRunner:
         try:
             if reason:
                 raise LoriError(reason)
-            method, measured = read_summary(folder / "summary.json", sweep.metrics)
+            method, measured = read_summary(folder / SUMMARY, sweep.metrics)
             label = cell.label(sweep.label, sweep.name, method)
-            self._keep_outcomes(folder / "correct.npz", label, cell.seed)
+            if self._is_taken(label, cell):
+                self._say(
+                    f"cell {cell.number}: another cell's row in {self.table.path} is called '{label}' with this "
+                    f"seed, so this one is called '{label} [{cell.id}]'; give a label that tells them apart"
+                )
+                label = f"{label} [{cell.id}]"
+            self._keep_outcomes(folder / OUTCOMES, label, cell.seed)
             row |= {"method": label, "status": "ok", **measured}
             self._link(cell, label)
         except LoriError as error:
@@ -246,6 +252,11 @@ class CellRunner:
             self.table.append(row)
         if row["status"] == "ok":
             (folder / BEGUN).unlink(missing_ok=True)
+
+    def _is_taken(self, label: str, cell: Cell) -> bool:
+        """Whether another cell's row has this label and the cell's seed."""
+        key = label, str(cell.seed)
+        return any((row["method"], row["seed"]) == key and row.get("cell") != cell.id for row in self.table.rows())
 
     def _keep_outcomes(self, path: Path, label: str, seed: int) -> None:
         if not path.exists():
@@ -257,7 +268,7 @@ class CellRunner:
         self._add_outcomes(path, outcomes, bits, label, seed)
 
     def _add_outcomes(self, path: Path, outcomes: Outcomes, bits: np.ndarray, label: str, seed: int) -> None:
-        place = self.results_folder / "correct.npz"
+        place = self.results_folder / OUTCOMES
         try:
             with self._results_held():
                 write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps, outcomes.problems)
@@ -303,13 +314,12 @@ class CellRunner:
         known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.columns, *sweep.metrics}
         row = {column: value for column, value in (found | cell.columns()).items() if column in known}
         name = row["method"]
-        for other in self.table.rows():
-            if (other["method"], other["seed"]) == (name, row["seed"]) and other.get("cell") != cell.id:
-                raise LoriError(
-                    f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
-                    f"{self.table.path} is called; leave {folder} out, or give labels that differ"
-                )
-        path = folder / "correct.npz"
+        if self._is_taken(name, cell):
+            raise LoriError(
+                f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
+                f"{self.table.path} is called; leave {folder} out, or give labels that differ"
+            )
+        path = folder / OUTCOMES
         outcomes = read_outcomes(path) if path.exists() else None
         with _signals_wait():
             if outcomes is not None and (name, cell.seed) in outcomes.bits:

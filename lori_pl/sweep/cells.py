@@ -18,14 +18,13 @@ from typing import Any
 import yaml
 
 from lori_pl.errors import LoriError
+from lori_pl.run_files import STUDENT
 from lori_pl.sweep.fields import CONFIG_AXIS, VARIANT_AXIS, Interval
 from lori_pl.sweep.reading import reading
 from lori_pl.sweep.specification import RandomSearch, SweepSpecification
 
 _AXES = (CONFIG_AXIS, VARIANT_AXIS)
 """Axes that are no flags themselves."""
-STUDENT = "student"
-"""What a run calls the folder of its best student."""
 _ROOT = "trainer.default_root_dir"
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 

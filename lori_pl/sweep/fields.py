@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,8 @@ class FieldReader:
         if not isinstance(log, bool):
             self.fail(f"{field}.log", f"expected true or false, got {log!r}")
         for bound, number in (("low", low), ("high", high)):
-            if not isinstance(number, int | float) or isinstance(number, bool):
-                self.fail(f"{field}.{bound}", f"expected a number, got {number!r}")
+            if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+                self.fail(f"{field}.{bound}", f"expected a finite number, got {number!r}")
         if not low < high:
             self.fail(field, f"low ({low}) must be less than high ({high})")
         if log and low <= 0:

@@ -3,7 +3,7 @@
 ``results.csv`` has one row a run that ended, well or not, and ``correct.npz`` the per-problem outcomes of the runs that
 leave them; the sweep's folder holds ``cells/ID/`` with each run's folder, its output in ``log.txt``. A cell is done
 when it has a row with status ``ok``; the row is written last. A run that was stopped with its sweep goes on from its
-checkpoint, if the code is the same; one that was killed is run again. A worker holds a lock on the cell that it runs,
+checkpoint, if the code is the same, and so does one that was killed. A worker holds a lock on the cell that it runs,
 so on one file system with locks no cell is run twice.
 """
 
@@ -19,9 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.comparison import compare
+from lori_pl.evaluation.claims import in_words
 from lori_pl.evaluation.records import ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
+from lori_pl.run_files import OUTCOMES
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
 from lori_pl.sweep.child import run_child
@@ -260,7 +261,7 @@ class Sweep:
 
     def comparisons(self) -> list[str]:
         """A line for each pair of the file's ``compare``: the difference of what was recorded with its intervals."""
-        path = self.specification.results / "correct.npz"
+        path = self.specification.results / OUTCOMES
         if not self.specification.compare or not path.exists():
             return []
         outcomes = read_outcomes(path)
@@ -276,7 +277,7 @@ class Sweep:
             try:
                 if others := apart.intersection(pair):
                     raise LoriError(f"{path} has no outcomes of '{min(others)}', whose test problems are others")
-                lines.append(str(compare(outcomes, *pair)))
+                lines.append(in_words(outcomes, *pair))
             except LoriError as error:
                 lines.append(f"{pair[0]} - {pair[1]}: {error}")
         return lines

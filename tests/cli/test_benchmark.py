@@ -11,6 +11,7 @@ from failing import message
 
 from lori_pl import LatentReasoner
 from lori_pl.cli import main
+from lori_pl.commands.benchmark import draw, named_students
 from lori_pl.data.sources import Synthetic
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.benchmark import PHASES, time_answers
@@ -68,11 +69,24 @@ def test_the_parts_add_up_to_the_whole_and_batches_change_no_answer(teacher):
         time_answers(reasoner, [], 1, 5)
 
 
+def test_names_are_taken_as_they_stand(teacher, tmp_path):
+    """A sweep calls its runs so; matplotlib and rich have their own ideas of such names."""
+    link = tmp_path / "lori[rank=8]_seed0"
+    link.symlink_to(teacher)
+    assert list(named_students([str(link), f"$_x={teacher}"])) == ["lori[rank=8]_seed0", "$_x"]
+    row = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "milliseconds": {"median": 1.0, "quartiles": [0.5, 2.0]}}
+    figure = draw({"$\\frac$": {"_old": {"1": row}, "a[/b]$\\frac$": {"1": row}}})
+    figure.savefig(tmp_path / "drawn.png")
+    assert len(figure.axes[0].get_legend().get_texts()) == 2
+
+
 def test_bad_input(world, teacher, capsys):
     assert bench(world, world.folder) == 2
     assert "holds no student" in message(capsys)
     assert bench(world, teacher, teacher) == 2
     assert "two students are called 'run'" in message(capsys)
+    assert bench(world, teacher, flags=["--device", "abacus"]) == 2
+    assert "--device abacus is not to be had here" in message(capsys)
     assert bench(world, teacher, flags=["--repeats", "0"]) == 2
     assert "--repeats is 0" in message(capsys)
     (world.folder / "lonely.ckpt").write_bytes(b"")

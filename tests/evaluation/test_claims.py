@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.claims import Measured, adjust, claim, compare_models, paired_t
+from lori_pl.evaluation.claims import Measured, adjust, claim, compare_models, in_words, paired_t
 from lori_pl.evaluation.intervals import bootstrap_difference, paired_difference
 from lori_pl.evaluation.records import Outcomes
 
@@ -105,27 +105,62 @@ def test_models_that_agree_on_every_problem():
 def test_the_effect_by_number_of_steps():
     results = {
         ("a", 0): Measured(0.5, {3: 0.6, 4: 0.4}),
-        ("a", 1): Measured(0.5, {3: 0.8}),
+        ("a", 1): Measured(0.5, {3: 0.62}),
         ("b", 0): Measured(0.4, {3: 0.5, 4: 0.1}),
         ("b", 1): Measured(0.4, {3: 0.5, 5: 0.1}),
     }
     found = claim("a", "b", results).by_steps
     assert list(found) == [3, 4]
-    assert found[3].mean == pytest.approx(0.2)
-    assert found[3].bounds == pytest.approx((0.2 - 12.7062047 * 0.1, 0.2 + 12.7062047 * 0.1))
+    assert found[3].mean == pytest.approx(0.11)
+    assert found[3].bounds == pytest.approx((0.11 - 12.7062047 * 0.01, 0.11 + 12.7062047 * 0.01))
     assert (found[4].mean, found[4].bounds, found[4].seeds) == (pytest.approx(0.3), None, 1)
 
 
 def test_one_pair_by_number_of_steps():
     a, b = np.arange(60) < 40, np.arange(60) % 3 == 0
     steps = np.arange(60) % 2 + 3
-    results = {("a", 0): Measured(a.mean(), {3: 0.0}), ("b", 0): Measured(b.mean(), {3: 0.0})}
+    # the rows may have what the outcomes' numbers of steps have not been asked for
+    results = {("a", 0): Measured(a.mean(), {4: 0.0, 5: 0.5}), ("b", 0): Measured(b.mean(), {4: 0.0, 5: 0.1})}
     outcomes = Outcomes([str(i) for i in range(60)], {("a", 0): a, ("b", 0): b}, steps)
     found = claim("a", "b", results, outcomes).by_steps
-    assert list(found) == [3, 4]
-    for k, effect in found.items():
+    assert list(found) == [3, 4, 5]
+    assert (found[5].mean, found[5].bounds) == (0.4, None)
+    for k in (3, 4):
+        effect = found[k]
         mean, low, high = paired_difference(a[steps == k], b[steps == k])
         assert (effect.mean, effect.bounds, effect.unit) == (mean, (low, high), "problems")
+
+
+def test_an_effect_is_no_larger_than_there_are_differences():
+    low, high = claim("a", "b", measured(a=[0.9, 0.2], b=[0.1, 0.1])).effect.bounds
+    assert (low, high) == (-1.0, 1.0)
+
+
+def right(**counts):
+    bits = {(name, s): np.arange(100) < n for name, by_seed in counts.items() for s, n in enumerate(by_seed)}
+    return Outcomes([str(i) for i in range(100)], bits)
+
+
+def test_in_words_both_intervals():
+    line = in_words(right(a=[50, 52], b=[40, 44]), "a", "b")
+    assert line.startswith("a - b: +9.0 points (95 % interval -3.7 to +21.7, t over 2 seeds); by seed")
+    assert "0: +10.0 (" in line
+    assert "1: +8.0 (" in line
+    assert "bootstrap" not in line
+
+
+def test_in_words_seeds_without_spread_have_no_interval():
+    assert in_words(right(a=[50, 50, 50], b=[40, 40, 40]), "a", "b").startswith("a - b: +10.0 points; by seed")
+
+
+def test_in_words_one_pair_of_models_has_the_bootstrap_s_interval_too():
+    line = in_words(right(a=[50, 60], b=[40]), "a", "b")
+    assert line.startswith("a - b: +10.0 points; by seed, with the interval over problems: 0: +10.0 (")
+    # ten problems of a hundred decide: 10 points, with a binomial's spread of 3
+    assert line.endswith("; by bootstrap: +5.0 to +16.0")
+    assert "bootstrap" not in in_words(right(a=[50], b=[50]), "a", "b")
+    with pytest.raises(LoriError, match="no result of a method 'b'"):
+        in_words(right(a=[50]), "a", "b")
 
 
 def test_what_cannot_be_compared():

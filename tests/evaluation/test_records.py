@@ -267,7 +267,7 @@ def test_a_crash_while_the_header_grows_keeps_the_old_file(tmp_path, monkeypatch
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(LoriError, match=r"cannot be written \(disk full\)"):
         table.append(_row(rank=8))
     assert table.path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]

@@ -223,7 +223,7 @@ def damage(folder, how):
         ("json", "reasoner.json is damaged"),
         ("no dictionary", "reasoner.json is damaged"),
         ("format", "format 2 is newer than this lori_pl; update it"),
-        ("reasoning", "reasoner.json: reasoning 'dream' is unknown"),
+        ("reasoning", "reasoner.json: reasoning is 'dream'"),
         ("latents", "reasoner.json: latents is 'five'"),
         ("key", "reasoner.json is damaged .*latents"),
         ("template", "reasoner.json is damaged .*chatty"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 import os
 import re
 from html.parser import HTMLParser
@@ -20,6 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lori_pl.errors import LoriError
+from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.evaluation.records import ResultTable
 from lori_pl.report import drawings, page
 from lori_pl.report.curves import read_curves
@@ -283,14 +283,30 @@ def test_learning_curves_are_those_of_the_log(everything, tmp_path):
     assert notes == []
 
 
+def drawn(axes, count):
+    """Abscissas rounded to steps, means, and the intervals' ends of each errorbar, in the order of drawing."""
+    found = []
+    for container in axes.containers:
+        (point, _, bars) = container.lines
+        ends = [tuple(np.asarray(bar.get_segments())[0, :, 1]) for bar in bars]
+        found.append((round(float(point.get_xdata()[0])), float(point.get_ydata()[0]), *ends))
+    return [found[i : i + count] for i in range(0, len(found), count)]
+
+
 def test_drawn_points_are_the_means_and_their_intervals(everything):
     section = everything.sections[0]
     methods = section.group.methods
-    figure = drawings.by_steps(methods)
-    for line, (_, runs) in zip(figure.axes[0].get_lines()[:1], methods.items(), strict=False):
-        expected = [100 * np.mean([run.by_steps[k] for run in runs]) for k in (2, 3, 4)]
-        assert line.get_ydata().tolist() == pytest.approx(expected)
-    figure = drawings.effects(section.claims)
-    for claim, place in zip(section.claims, itertools.count()):
-        lines = [line for line in figure.axes[0].get_lines() if len(line.get_ydata()) == 3]
-        assert lines[place].get_ydata().tolist() == pytest.approx([100 * e.mean for e in claim.by_steps.values()])
+    axes = drawings.by_steps(methods).axes[0]
+    for runs, points in zip(methods.values(), drawn(axes, 3), strict=True):
+        for (x, y, *ends), k in zip(points, (2, 3, 4), strict=True):
+            values = [100 * run.by_steps[k] for run in runs]
+            assert (x, y) == (k, pytest.approx(np.mean(values)))
+            if (bounds := seed_interval(values)) is not None:
+                assert ends == [pytest.approx((max(bounds[0], 0), min(bounds[1], 100)))]
+    axes = drawings.effects(section.claims).axes[0]
+    for claim, points in zip(section.claims, drawn(axes, 3), strict=True):
+        for (x, y, *ends), (k, effect) in zip(points, sorted(claim.by_steps.items()), strict=True):
+            assert (x, y) == (k, pytest.approx(100 * effect.mean))
+            assert ends == ([] if effect.bounds is None else [pytest.approx([100 * b for b in effect.bounds])])
+    for line in axes.get_lines():
+        assert list(line.get_xdata()) == sorted(line.get_xdata())

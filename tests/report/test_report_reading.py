@@ -10,8 +10,7 @@ from folders import EVIL, IDS, STEPS, N, analysis, answers, command, png, row, r
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import claim
-from lori_pl.evaluation.comparison import compare, seed_interval
-from lori_pl.evaluation.intervals import wilson
+from lori_pl.evaluation.intervals import seed_interval, wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
 from lori_pl.report import tables
 from lori_pl.report.ablations import ablations
@@ -35,9 +34,9 @@ def test_claims_are_those_of_the_recorded_outcomes(tmp_path):
     outcomes = read_outcomes(folder / "correct.npz")
     assert [(each.first, each.second) for each in section.claims] == [("lori", "no_cot"), ("lori", "pause")]
     for each in section.claims:
-        same = compare(outcomes, each.first, each.second)
-        assert each.effect.mean == pytest.approx(same.mean)
-        assert each.effect.bounds == pytest.approx(same.bounds)
+        of_seeds = [np.subtract(*(outcomes.bits[m, s].mean() for m in (each.first, each.second))) for s in range(5)]
+        assert each.effect.mean == pytest.approx(np.mean(of_seeds))
+        assert each.effect.bounds == pytest.approx(seed_interval(of_seeds))
         assert each.adjusted >= each.p
     assert "bootstrap" not in tables.claims(section).heads  # five seeds are no pair of models
 
@@ -48,6 +47,31 @@ def test_claims_of_all_groups_are_corrected_together(tmp_path):
     both = [section.claims[0] for section in gather(folders).sections]
     assert alone.adjusted == alone.p
     assert [each.adjusted for each in both] == pytest.approx([min(1.0, 2 * alone.p)] * 2)
+
+
+def test_what_is_given_twice_counts_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = sweep(tmp_path / "a", {"lori": 0.6, "no_cot": 0.5}, 5)
+    pairs = [("lori", "no_cot"), ("no_cot", "lori")]
+    for found in (gather([folder, "a"]), gather([folder], pairs=pairs), gather([folder], planned=pairs)):
+        (made,) = only(found).claims
+        assert (made.first, made.second, made.adjusted) == ("lori", "no_cot", made.p)
+        assert "compare" not in notes(found)
+    with pytest.raises(LoriError, match="is given as results and as --selection"):
+        gather([folder], ["a"])
+
+
+def test_numbers_of_steps_that_a_row_has_not_come_from_the_outcomes(tmp_path):
+    bits = {(method, 0): answers(share, 0) for method, share in (("lori", 0.6), ("no_cot", 0.5))}
+    for (method, seed), each in bits.items():
+        known = {k: v for k, v in row(method, seed, each, method).items() if not k.startswith("accuracy_steps")}
+        ResultTable(tmp_path / "results.csv").append(known | {"accuracy_steps_3": float(each[STEPS == 3].mean())})
+        write_outcomes(tmp_path / "correct.npz", IDS, each, method, seed, STEPS)
+    section = only(gather([tmp_path]))
+    for found in section.group.runs:
+        each = bits[found.method, 0]
+        assert found.by_steps == pytest.approx({k: each[k == STEPS].mean() for k in (2, 3, 4)})
+    assert list(section.claims[0].by_steps) == [2, 3, 4]
 
 
 def test_a_row_is_completed_by_the_folder_of_its_cell(tmp_path):

@@ -47,6 +47,37 @@ def test_finished_runs_are_found_by_name(bench):
     assert link.resolve() == Path("out/cells", bench.rows()[0]["cell"]).resolve()
 
 
+def test_runs_of_one_name_and_seed_are_told_apart(bench):
+    """Only the method's name, which nobody knows before the run, would tell these two apart."""
+    Path("other.yaml").write_text("model: {a: 2}")
+
+    def leave(folder):
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, len(bench.ran) > 1], "lori", 3)
+
+    bench.before = leave
+    text = "configs: []\noutput: out\nfixed: {model.rank: 4}\ngrid: {config: [base.yaml, other.yaml]}\nseeds: [3]\n"
+    bench.run(text + "label: '{method}'")
+    first, second = bench.rows()
+    assert (first["method"], second["method"]) == ("lori", f"lori [{second['cell']}]")
+    outcomes = read_outcomes("out/correct.npz").bits
+    assert {key: bits.tolist() for key, bits in outcomes.items()} == {
+        ("lori", 3): [True, False],
+        (second["method"], 3): [True, True],
+    }
+    assert len(list(Path("out/by_name").iterdir())) == 2
+    assert "another cell's row in out/results.csv is called 'lori' with this seed" in bench.printed
+    # the same cell, made anew, keeps its name
+    bench.run(text + "label: '{method}'", "output=out")
+    assert bench.ran == []
+
+
+def test_a_table_that_cannot_be_read_or_written_is_told_of(bench):
+    Path("out/results.csv").mkdir(parents=True)
+    with pytest.raises(LoriError, match=r"out/results\.csv cannot be read"):
+        bench.run()
+    assert bench.ran == []
+
+
 def test_the_very_same_runs_of_another_sweep_are_taken_over(bench):
     def leave(folder):
         write_outcomes(folder / "correct.npz", ["p", "q"], [True, len(bench.ran) > 1], "lori", 3)

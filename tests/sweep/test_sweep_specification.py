@@ -173,8 +173,9 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
         ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 2, high: 1}}}", r"low \(2\) must be less than high"),
         (
             "configs: [a]\nrandom: {samples: 1, space: {k: {low: a, high: 1}}}",
-            "field 'random.space.k.low': expected a n",
+            "field 'random.space.k.low': expected a finite n",
         ),
+        ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0.0, high: .inf}}}", "expected a finite number, got inf"),
         ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: true}}}", "needs a positive low, got 0"),
         ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: 1}}}", "expected true or false, got 1"),
         ("configs: [a]\nrandom: {samples: 1, space: {config: {choices: [a]}}}", "config files vary under 'grid' and"),
