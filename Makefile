@@ -40,7 +40,7 @@ lint: $(STAMP)  ## Check style, docstrings, annotations and types
 teacher: $(STAMP)  ## Make the shipped explicit-CoT teacher anew, into runs/teacher
 	$(BIN)/python -m lori_pl fit --config configs/method/explicit_cot.yaml --config configs/model/tiny.yaml --config configs/data/synthetic.yaml --config configs/experiment/embedded/teacher.yaml --trainer.default_root_dir runs/teacher
 
-sweep: $(STAMP)  ## Run the ablation sweep rank x seed on the embedded default (resumable); SWEEP=file for another
+sweep: $(STAMP)  ## Run the ablation sweep rank x seed (resumable; rows that stand in the repository are not made again); SWEEP=file for another
 	$(BIN)/python -m lori_pl sweep $(or $(SWEEP),experiments/sweeps/rank.yaml)
 
 clean:  ## Remove the environment, caches and build leftovers (runs/ stays)

@@ -39,6 +39,8 @@ NAMES = {
 }
 VARIANTS = {"": "", "_own_start": ", from random weights", "_equal_passes": ", 7 passes"}
 STEP = "accuracy_steps_"
+GAP = 3.2
+"""Percent between two names in the picture."""
 
 
 def rows_of(file: Path) -> dict[str, list[dict[str, str]]]:
@@ -81,7 +83,9 @@ def table(
 ) -> str:
     heads = ["method", "accuracy (95 % interval over seeds)", "each seed"]
     heads += [f"{step.removeprefix(STEP)} steps" for step in steps]
-    heads += ["passes", "ms", "problems seen", "training TFLOP", "of these teacher's", "training s", "peak MiB"]
+    heads.append("passes")
+    if costs:
+        heads += ["ms", "problems seen", "training TFLOP", "of these teacher's", "training s", "peak MiB"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, rows in results.items():
         accuracies = [float(row["accuracy"]) for row in rows]
@@ -92,10 +96,11 @@ def table(
         cells.append(" ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies))
         cells += [shown(mean(rows, step, 100), 1) for step in steps]
         cells.append(shown(mean(rows, "passes"), 1))
-        cost = costs.get(name, [])
-        cells += [shown(mean(cost, "milliseconds"), 2), shown(mean(cost, "problems_seen", TENTH), 0)]
-        cells += [shown(mean(cost, column, TENTH), 0) for column in ("training_tflop", "teacher_tflop")]
-        cells += [shown(mean(cost, "training_seconds", TENTH), 0), shown(mean(cost, "peak_memory_mib"), 0)]
+        if costs:
+            cost = costs.get(name, [])
+            cells += [shown(mean(cost, "milliseconds"), 2), shown(mean(cost, "problems_seen", TENTH), 0)]
+            cells += [shown(mean(cost, column, TENTH), 0) for column in ("training_tflop", "teacher_tflop")]
+            cells += [shown(mean(cost, "training_seconds", TENTH), 0), shown(mean(cost, "peak_memory_mib"), 0)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -123,6 +128,7 @@ def draw(results: dict[str, list[dict[str, str]]]) -> Figure:
     figure = Figure(figsize=(10.4, 4.6), layout="constrained")
     ranked, by_passes = figure.subplots(1, 2, width_ratios=(1, 1.15))
     order = sorted(results, key=lambda name: np.mean([float(row["accuracy"]) for row in results[name]]))
+    labels: list[tuple[int, float, str, str]] = []
     for place, name in enumerate(order):
         rows = results[name]
         accuracies = [100 * float(row["accuracy"]) for row in rows]
@@ -134,12 +140,16 @@ def draw(results: dict[str, list[dict[str, str]]]) -> Figure:
         passes = np.mean([float(row["passes"]) for row in rows])
         by_passes.scatter(passes, np.mean(accuracies), s=34, color=face, edgecolors=colour, linewidths=1.4, zorder=2)
         by_passes.vlines(passes, min(accuracies), max(accuracies), color=colour, linewidth=1, alpha=0.6)
+        labels.append((round(float(passes)), float(np.mean(accuracies)), name, colour))
+    above: dict[int, float] = {}
+    for passes, accuracy, name, colour in sorted(labels):  # from below; those of as many passes keep apart
+        above[passes] = max(accuracy, above.get(passes, -GAP) + GAP)
         by_passes.annotate(
-            title(name), (passes, np.mean(accuracies)), (5, 1), textcoords="offset points", fontsize=7, color=colour
+            title(name), (passes * 1.06, above[passes]), fontsize=7, color=colour, verticalalignment="center"
         )
     ranked.set_yticks(range(len(order)), [title(name) for name in order], fontsize=8)
     ranked.set(xlabel="accuracy (%): seeds, and the interval of their mean", xlim=(0, 103))
-    by_passes.set(xlabel="sequential model passes an answer", ylabel="accuracy (%)", xscale="log", ylim=(0, 103))
+    by_passes.set(xlabel="sequential model passes an answer", ylabel="accuracy (%)", xscale="log", ylim=(0, 106))
     by_passes.set_xlim(1.7, 75)
     by_passes.set_xticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
     by_passes.minorticks_off()

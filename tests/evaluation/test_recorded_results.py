@@ -53,13 +53,17 @@ def test_the_full_recipe_meets_its_bars(rows):
     assert latents["model"]["init_args"]["latents"] <= world["data"]["source"]["init_args"]["max_steps"]
 
 
-def test_the_readme_has_the_rows_that_the_results_give(tmp_path, monkeypatch, capsys):
+FIGURES = {"full": ("results.py", EMBEDDED / "full.yaml"), "methods": ("methods.py", ROOT / "experiments" / "methods")}
+
+
+@pytest.mark.parametrize("marker", FIGURES)
+def test_the_readme_has_the_rows_that_the_results_give(tmp_path, monkeypatch, capsys, marker):
     monkeypatch.chdir(ROOT)
-    script = ROOT / "experiments" / "figures" / "results.py"
-    arguments = [str(script), str(EMBEDDED / "full.yaml"), str(tmp_path / "picture.png")]
-    monkeypatch.setattr(sys, "argv", arguments)
+    name, source = FIGURES[marker]
+    script = ROOT / "experiments" / "figures" / name
+    monkeypatch.setattr(sys, "argv", [str(script), str(source), str(tmp_path / "picture.png")])
     runpy.run_path(str(script), run_name="__main__")
     made = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- results:full -->")[1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split(f"<!-- results:{marker} -->")[1]
     written = re.findall(r"^\| .*\|$", readme.split("![")[0], re.MULTILINE)
     assert written == made

@@ -78,4 +78,4 @@ def test_what_is_left_for_two_cores_stays_within_its_budget():
     names = ("keep", "keep_chains", "terms_full", "order_full", "order_parts")
     counted = [len(Sweep(load_specification(FOLDER / f"{name}.yaml")).cells) for name in names]
     assert sum(counted) <= 90
-    assert f"{sum(counted)} cells, 14 of which stand elsewhere" in (FOLDER / "README.md").read_text()
+    assert f"{sum(counted)} cells, 12 of which stand elsewhere (14 when" in (FOLDER / "README.md").read_text()
