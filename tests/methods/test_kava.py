@@ -145,7 +145,7 @@ def test_the_token_that_is_asked_for_and_the_one_that_is_new_are_kept():
     assert not none.any()
 
 
-def test_choice_and_distance_are_made_in_full_precision_under_autocast():
+def test_the_choice_is_made_in_full_precision_under_autocast():
     method = build(latents=4, passes=2)
     batch = batch_of(method, [0, 1, 2, 3])
     plain = method.losses(batch)[1]["keys"]
@@ -160,8 +160,16 @@ def test_choice_and_distance_are_made_in_full_precision_under_autocast():
         patch.setattr(torch.Tensor, "topk", spy)
         mixed = method.losses(batch)[1]["keys"]
     assert chosen == [torch.float32] * 2
-    assert mixed.dtype == torch.float32
     assert_close(mixed, plain, atol=0.02, rtol=0.02)
+
+
+def test_the_distance_is_made_in_full_precision_under_autocast():
+    method = build(latents=4, passes=2)
+    own, targets = torch.randn(2, 3, 2, 4, 8).unbind(0), torch.randn(2, 3, 2, 4, 8).unbind(0)
+    real = torch.tensor([[True] * 4, [True] * 3 + [False], [True] * 2 + [False] * 2])
+    plain = method._distance(own, targets, real)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method._distance(own, targets, real), plain)
 
 
 def test_models_whose_cache_forgets_are_refused():
