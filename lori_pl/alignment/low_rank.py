@@ -19,7 +19,7 @@ from lori_pl.alignment.moments import Moments, SecondOrder, batch_moments, traje
 from lori_pl.alignment.packing import pack_statistics, prefixed, unpack_statistics
 from lori_pl.alignment.precision import autocast_off
 from lori_pl.alignment.subspace import StudentFactors, TensorSubspace
-from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
+from lori_pl.alignment.terms import Signals, Term, TrajectoryShape, token_mask, trajectory_of
 from lori_pl.alignment.tucker import LayerScale
 from lori_pl.errors import LoriError, check_choice
 
@@ -137,7 +137,6 @@ class LowRankAlignment(Term):
         self.seed = seed
         self.observes_student = student_factors != "shared"
         self._is_prepared = False
-        self._teacher_is_loaded = False
         self._statistics: CoreStatistics | None = None
 
     @property
@@ -162,14 +161,13 @@ class LowRankAlignment(Term):
         """As in `Term`."""
         self._require_prepared()
         super().measure_teacher_alone()
-        self.subspace.leave_own()
+        self.subspace.measures_own = False
 
     def load_teacher_state(self, state: Mapping[str, Tensor]) -> None:
         """As in `Term`; the student's own side, where it has one, is still to be measured."""
         super().load_teacher_state(state)
         if self.observes_student:
-            self._teacher_is_loaded = True
-            self.subspace.keep_teacher()
+            self.subspace.measures_teacher = False
 
     def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
         """Check shapes and ranks and allocate.
@@ -207,13 +205,13 @@ class LowRankAlignment(Term):
             LoriError: If trajectories are missing or not of the prepared shape.
         """
         if sweep < 2:
-            trajectories = [] if self._teacher_is_loaded else [(trajectory_of(teacher), token_mask(teacher))]
+            trajectories = [(trajectory_of(teacher), token_mask(teacher))] if self.subspace.measures_teacher else []
             if self.observes_student:
                 trajectories.append((trajectory_of(student), token_mask(student)))
             self.subspace.observe(sweep, trajectories)
             return
         assert self._statistics is not None
-        if self._teacher_is_loaded:
+        if not self.subspace.measures_teacher:
             assert teacher.statistics is not None
             mean, has_tokens = teacher.statistics["mean"], teacher.statistics["weight"] > 0
         else:
@@ -251,18 +249,18 @@ class LowRankAlignment(Term):
         """
         if sweep < 2:
             self.subspace.end_sweep(sweep)
-            if not self._teacher_is_loaded:
+            if self.subspace.measures_teacher:
                 self._allocate()
             return
         assert self._statistics is not None
-        self._statistics.merge_ranks(require_tokens=not self._teacher_is_loaded)
+        self._statistics.merge_ranks(require_tokens=self.subspace.measures_teacher)
         self._set_statistics(self._statistics)
         copy_from_first_rank(self)
         self.mark_fitted()
         self._statistics = None
 
     def _set_statistics(self, statistics: CoreStatistics) -> None:
-        if self._teacher_is_loaded:
+        if not self.subspace.measures_teacher:
             self.subspace.finish(None, statistics.cross, statistics.cross_norm)
             return
         self.deviation.copy_(statistics.deviation(self.floor))
@@ -419,23 +417,3 @@ def only_projection(others: Sequence[Term], who: str, else_what: str = "") -> Lo
             f"{who} needs exactly one LowRankAlignment among the terms, found {len(found)}; add one{else_what}"
         )
     return found[0]
-
-
-def trajectory_of(signals: Signals | None) -> Tensor:
-    """The trajectory (B, L, T, D) of one side.
-
-    Raises:
-        LoriError: If it is missing.
-    """
-    if signals is None or signals.trajectory is None:
-        raise LoriError("alignment: a trajectory is missing; give Signals(trajectory=...) of this side")
-    return signals.trajectory
-
-
-def token_mask(signals: Signals | None) -> Tensor:
-    """The token mask (B, T) as bool; all true where none is given."""
-    hidden = trajectory_of(signals)
-    mask = signals.mask if signals is not None else None
-    if mask is None:
-        return torch.ones(hidden.shape[0], hidden.shape[2], dtype=torch.bool, device=hidden.device)
-    return mask.to(hidden.device, torch.bool)

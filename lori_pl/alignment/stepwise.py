@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lori_pl.alignment.losses import standardised_smooth_l1
-from lori_pl.alignment.low_rank import LowRankAlignment, only_projection, token_mask, trajectory_of
+from lori_pl.alignment.low_rank import LowRankAlignment, only_projection
 from lori_pl.alignment.precision import autocast_off
-from lori_pl.alignment.terms import Signals, Term, TrajectoryShape
+from lori_pl.alignment.terms import Signals, Term, TrajectoryShape, token_mask, trajectory_of
 from lori_pl.errors import LoriError, check_choice
 
 Pairing = Literal["tokens", "parts"]

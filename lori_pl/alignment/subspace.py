@@ -91,7 +91,7 @@ class TensorSubspace(nn.Module):
             self.register_buffer("start_correlation", torch.zeros(()))
         self._scales: list[TrajectoryScale] = []
         self._tuckers: list[TuckerFactors] = []
-        self._measures_teacher = self._measures_own = True
+        self.measures_teacher = self.measures_own = True  # what sweeps measure, of what is not loaded
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -106,7 +106,7 @@ class TensorSubspace(nn.Module):
     @property
     def measured(self) -> list[Projection]:
         """Those of the `sides` that are still to be measured."""
-        return self.sides[0 if self._measures_teacher else 1 : None if self._measures_own else 1]
+        return self.sides[0 if self.measures_teacher else 1 : None if self.measures_own else 1]
 
     @property
     def is_paired(self) -> bool:
@@ -163,7 +163,7 @@ class TensorSubspace(nn.Module):
         else:
             for tucker in self._tuckers:
                 tucker.merge_ranks()
-            if self._measures_teacher:
+            if self.measures_teacher:
                 self._set_teacher_factors()
             self._set_own_factors()
 
@@ -199,7 +199,7 @@ class TensorSubspace(nn.Module):
 
     @torch.no_grad()
     def _set_own_factors(self) -> None:
-        if self.own is None or not self._measures_own or self.student_factors == "identity":
+        if self.own is None or not self.measures_own or self.student_factors == "identity":
             return
         if self.student_factors == "random":
             self.own.set_factors(*random_factors(self.student, self.ranks, self.seed + self.is_paired))
@@ -231,14 +231,6 @@ class TensorSubspace(nn.Module):
         self.own.set_factors(layer @ layer_rotation, hidden @ hidden_rotation)
         overlap = torch.einsum("abcd,ac,bd->", cross, layer_rotation, hidden_rotation)
         self.start_correlation.copy_(overlap / norm.clamp_min(torch.finfo(norm.dtype).tiny))
-
-    def keep_teacher(self) -> None:
-        """Leave the teacher's side as it was loaded: sweeps measure the student's alone."""
-        self._measures_teacher = False
-
-    def leave_own(self) -> None:
-        """Leave the student's side out of the sweeps."""
-        self._measures_own = False
 
     def set_ranks(self, ranks: tuple[int, int]) -> None:
         """Give the factors these ranks; where they change, values are undefined until set or loaded."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lori_pl.errors import LoriError
+
 
 @dataclass(frozen=True)
 class TrajectoryShape:
@@ -38,6 +40,26 @@ class Signals:
     mask: Tensor | None = None
     anchor: Tensor | None = None
     statistics: Mapping[str, Tensor] | None = None
+
+
+def trajectory_of(signals: Signals | None) -> Tensor:
+    """The trajectory (B, L, T, D) of one side.
+
+    Raises:
+        LoriError: If it is missing.
+    """
+    if signals is None or signals.trajectory is None:
+        raise LoriError("alignment: a trajectory is missing; give Signals(trajectory=...) of this side")
+    return signals.trajectory
+
+
+def token_mask(signals: Signals | None) -> Tensor:
+    """The token mask (B, T) as bool; all true where none is given."""
+    hidden = trajectory_of(signals)
+    mask = signals.mask if signals is not None else None
+    if mask is None:
+        return torch.ones(hidden.shape[0], hidden.shape[2], dtype=torch.bool, device=hidden.device)
+    return mask.to(hidden.device, torch.bool)
 
 
 class Term(nn.Module, abc.ABC):

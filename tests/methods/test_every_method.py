@@ -42,6 +42,13 @@ METHODS = {
     SIMCoTCoconut: COCONUT,
     ICoTSI: {**STAGED, "remove_all": 8, "smoothing": None},
 }
+AT_BOTH_ENDS = [
+    pytest.param(kind, stage, id=f"{kind.__name__}-{name}" if issubclass(kind, StagedMethod) else kind.__name__)
+    for kind in METHODS
+    for stage, name in ((1, "first"), (None, "last"))
+    if stage is None or issubclass(kind, StagedMethod)
+]
+"""Every method; staged ones in a first stage and in their last."""
 # whose parts in a batch are scaled by the batch, or weighted by lengths
 OF_THE_BATCH = {"distillation", "keys", "values"}
 LORA = LoRA(rank=2, alpha=4, targets=["q_proj", "up_proj"])
@@ -73,8 +80,7 @@ def padded_on_the_right(batch):
     return dataclasses.replace(batch, question=question, question_mask=mask)
 
 
-@pytest.mark.parametrize("stage", [1, None], ids=["first", "last"])
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(("kind", "stage"), AT_BOTH_ENDS)
 def test_each_problems_losses_are_its_own_in_any_batch(kind, stage):
     method = build(kind, stage)
     # Coconut's mean is over tokens: there, answers of one, and in its stages rationales of like length
@@ -93,8 +99,7 @@ def test_each_problems_losses_are_its_own_in_any_batch(kind, stage):
     assert_close(task, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stage", [1, None], ids=["first", "last"])
-@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind is not ExplicitCoT])
+@pytest.mark.parametrize(("kind", "stage"), [case for case in AT_BOTH_ENDS if case.values[0] is not ExplicitCoT])
 def test_it_does_not_matter_where_questions_are_padded(kind, stage):
     method = build(kind, stage)
     batch = make(method, [0, 1, 2], longer=True)

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from test_every_method import METHODS, build, make
+from test_every_method import AT_BOTH_ENDS, build, make
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment, anchor, core_statistics, low_rank, subspace
 from lori_pl.data.template import Template
@@ -33,8 +33,7 @@ def no_autocast(monkeypatch):
 
 @pytest.mark.usefixtures("no_autocast")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("stage", [1, None], ids=["first", "last"])
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(("kind", "stage"), AT_BOTH_ENDS)
 def test_no_step_waits(kind, stage, attention):
     method = build(kind, stage)
     batch = move_data_to_device(make(method, [0, 1, 2]), META)
@@ -47,8 +46,10 @@ def test_no_step_waits(kind, stage, attention):
 
 
 @pytest.mark.usefixtures("no_autocast")
-@pytest.mark.parametrize("stage", [1, None], ids=["first", "last"])
-@pytest.mark.parametrize("kind", [CODI, PCCoT, SIMCoT, Coconut, SIMCoTCoconut, ICoTSI])
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [c for c in AT_BOTH_ENDS if c.values[0] in (CODI, PCCoT, SIMCoT, Coconut, SIMCoTCoconut, ICoTSI)],
+)
 def test_no_step_as_published_waits(kind, stage):
     drop = {"template": Template(drop_last_step=True)} if issubclass(kind, JointMethod) else {}
     method = build(kind, stage, peer_compat=True, **drop)
