@@ -1,4 +1,4 @@
-"""The sweep files of experiments/sweeps, and what their page says of them."""
+"""The sweep files of experiments/sweeps and experiments/methods, and what their pages say of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lori_pl.sweep.runner import Sweep
 from lori_pl.sweep.specification import load_specification
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "experiments" / "sweeps"
-FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml"))
+FOLDER, METHODS = ROOT / "experiments" / "sweeps", ROOT / "experiments" / "methods"
+FILES, OF_METHODS = (sorted(str(path.relative_to(f)) for path in f.rglob("*.yaml")) for f in (FOLDER, METHODS))
 ISSUE = ["rank", "latents", "statistics", "anchor", "subspace", "layers", "weights", "data_size", "cross_architecture"]
 FULL_SECONDS = {"LoRi": "lori", "the rationale term alone": "rationale_only"}
 
@@ -23,8 +23,8 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def rows_of_the_page() -> dict[str, list[str]]:
-    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+def rows_of_the_page(folder: Path = FOLDER) -> dict[str, list[str]]:
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     return {cell[0].strip("`"): cell[1:] for cell in cells}
 
@@ -32,14 +32,17 @@ def rows_of_the_page() -> dict[str, list[str]]:
 def test_every_question_has_its_file_and_every_file_its_row():
     assert {f"{name}.yaml" for name in [*ISSUE, "teacher_quality", "terms_full", "keep"]} <= set(FILES)
     assert sorted(rows_of_the_page()) == FILES
+    assert sorted(rows_of_the_page(METHODS)) == OF_METHODS
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_the_page_says_how_many_cells_a_file_has_and_which_are_done(name):
-    sweep = Sweep(load_specification(FOLDER / name))
+@pytest.mark.parametrize(
+    ("folder", "name"), [*((FOLDER, name) for name in FILES), *((METHODS, name) for name in OF_METHODS)]
+)
+def test_the_page_says_how_many_cells_a_file_has_and_which_are_done(folder, name):
+    sweep = Sweep(load_specification(folder / name))
     runs = [cell for cell in sweep.cells if cell.test is None]
     tests = len(sweep.cells) - len(runs)
-    _, _, seeds, cells, done = rows_of_the_page()[name]
+    *_, seeds, cells, done = rows_of_the_page(folder)[name]
     assert (seeds, cells) == (str(len({c.seed for c in runs})), f"{len(runs)}" + (f" + {tests} tests" if tests else ""))
     assert done == str(sum(row["status"] == "ok" for row in sweep.results().values()))
 
@@ -79,3 +82,19 @@ def test_what_is_left_for_two_cores_stays_within_its_budget():
     counted = [len(Sweep(load_specification(FOLDER / f"{name}.yaml")).cells) for name in names]
     assert sum(counted) <= 90
     assert f"{sum(counted)} cells, 12 of which stand elsewhere (14 when" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["more_seeds", "equal_passes"])
+def test_a_method_is_the_same_in_all_files(name):
+    """What these files repeat of full.yaml."""
+    full, other = (load_specification(METHODS / f"{each}.yaml") for each in ("full", name))
+    assert other.configs == full.configs
+    assert other.variants == {method: full.variants[method] for method in other.variants}
+
+
+def test_costs_are_those_of_the_methods_of_full():
+    """Rates and weights change no cost; stages are a tenth as long, and explicit CoT starts from the teacher."""
+    full, costs = (load_specification(METHODS / f"{each}.yaml") for each in ("full", "costs"))
+    assert list(costs.variants) == list(full.variants)
+    for method in set(full.variants) - {"explicit_cot"}:
+        assert costs.variants[method]["config"] == full.variants[method]["config"], method
