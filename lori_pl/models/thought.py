@@ -109,6 +109,8 @@ class Thought(nn.Module):
 
     """
 
+    kind = "none"
+
     def __init__(self, latents: int = 0) -> None:
         super().__init__()
         self.latents = latents
@@ -124,7 +126,7 @@ class Thought(nn.Module):
         if latents < 0:
             raise LoriError(f"latents is {latents}: give 0 or more (0 is <bot><eot> alone)")
         if (most := self.most) is not None and latents > most:
-            raise LoriError(f"latents is {latents}, but this reasoner can take at most {most}")
+            raise LoriError(f"latents is {latents}, but this reasoner ({self.kind}) can take at most {most}")
         return latents
 
     @property
@@ -158,6 +160,8 @@ class RecurrentThought(Thought):
         latents: K.
         projector: Maps a last hidden state to the next input.
     """
+
+    kind = "latent"
 
     def __init__(self, latents: int, projector: nn.Module) -> None:
         super().__init__(latents)
@@ -196,6 +200,8 @@ class ParallelThought(Thought):
         projector: Maps a last hidden state to an input.
     """
 
+    kind = "parallel"
+
     def __init__(self, latents: int, passes: int, hidden: int, embedding_rms: float, projector: nn.Module) -> None:
         super().__init__(latents)
         self.passes = passes
@@ -231,6 +237,8 @@ class PauseThought(Thought):
         hidden: Hidden size D.
         embedding_rms: RMS entry of the embedding matrix, the fillers' initial scale.
     """
+
+    kind = "pause"
 
     def __init__(self, latents: int, hidden: int, embedding_rms: float) -> None:
         super().__init__(latents)

@@ -84,7 +84,7 @@ def test_less_than_none_is_refused(kind):
 def test_more_than_the_one_that_was_learned_is_refused():
     method = trained(PCCoT, latents=1)
     method.latents_at_run = 2
-    with pytest.raises(LoriError, match=r"latents is 2, but this reasoner can take at most 1"):
+    with pytest.raises(LoriError, match=r"latents is 2, but this reasoner \(parallel\) can take at most 1"):
         method.set_latents()
 
 

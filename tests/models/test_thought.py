@@ -189,8 +189,8 @@ def _allowed(reasoner, hidden):
     [
         ("latent", -1, "latents is -1: give 0 or more"),
         ("pause", -1, "latents is -1: give 0 or more"),
-        ("pause", 4, r"latents is 4, but this reasoner can take at most 3"),
-        ("none", 2, r"latents is 2, but this reasoner can take at most 0"),
+        ("pause", 4, r"latents is 4, but this reasoner \(pause\) can take at most 3"),
+        ("none", 2, r"latents is 2, but this reasoner \(none\) can take at most 0"),
         ("words", 1, r"can take at most 0"),
     ],
 )
