@@ -25,7 +25,7 @@ from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.evaluation.records import git_commit
 from lori_pl.files import replace_file
 from lori_pl.methods import ExplicitCoT, LoRi
-from lori_pl.methods.terms import measure
+from lori_pl.methods.measuring import measure
 from lori_pl.models.backbone import Backbone
 
 RESULTS = Path("experiments/bench/results.csv")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from rich.progress import track
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,6 +21,7 @@ from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError, check_choice
 from lori_pl.methods.base import Method
+from lori_pl.methods.measuring import Observed, measure_on_rationales
 from lori_pl.methods.optimization import Schedule
 from lori_pl.methods.teachers import (
     can_share,
@@ -34,7 +33,7 @@ from lori_pl.methods.teachers import (
     shape_of,
     share_teacher,
 )
-from lori_pl.methods.terms import Observed, measure, named_terms, weighs, weighted_terms
+from lori_pl.methods.terms import named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.identity import teacher_identity
@@ -332,32 +331,7 @@ class Distillation(Method):
         if self.cache is not None:
             with assembled(self, self.terms):
                 self.load_cached_terms()
-        fitting = [term for term in self.active_terms if not term.is_fitted]
-        if not fitting:
-            return
-        loader = self.data.statistics_dataloader(self.statistics_problems)
-        wants_student = any(term.observes_student for term in fitting)
-        # sharded weights are put together by all: a process that has a batch less looks at its last once more
-        most = self.student.most
-        more = 0 if most is None else most(len(loader)) - len(loader)
-
-        def setting() -> AbstractContextManager[None]:
-            return assembled(self, self.terms)
-
-        def batches(sweep: int) -> Iterator[Observed]:
-            label = f"measuring the rationales, pass {sweep + 1}"
-            for batch in track(loader, label, disable=not self.trainer.is_global_zero, transient=True):
-                last = self.trainer.strategy.batch_to_device(batch)
-                with self.trainer.precision_plugin.forward_context():  # what a step sees
-                    seen = self.observed(last, wants_student)
-                yield seen
-            for _ in range(more):
-                with self.trainer.precision_plugin.forward_context():
-                    self.observed(last, wants_student)
-                with setting():
-                    pass
-
-        measure(self.named_terms, batches, setting)
+        measure_on_rationales(self)
 
     def observed(self, batch: PairedBatch, wants_student: bool) -> Observed:
         """What the terms see of a batch before training: the teacher's side by term, and the untrained student's."""

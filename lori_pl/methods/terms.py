@@ -1,13 +1,12 @@
-"""The terms of a loss: which of them weigh something, what each is called, and how they are measured."""
+"""The terms of a loss: which of them weigh something, and what each is called."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lori_pl.alignment import Signals, Term
+from lori_pl.alignment import Term
 from lori_pl.errors import LoriError
 
 RESERVED = frozenset({"task", "loss", "distillation", "teacher", "keys", "values", "steps", "stage"})
@@ -59,34 +58,3 @@ def named_terms(terms: Iterable[Term]) -> dict[str, Term]:
             number += 1
         named[key] = term
     return named
-
-
-Observed = tuple[Mapping[str, Signals], Signals | None]
-"""The teacher's side of a batch by term, and the untrained student's where a term observes it."""
-
-
-def measure(
-    terms: Mapping[str, Term],
-    batches: Callable[[int], Iterable[Observed]],
-    setting: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> None:
-    """Takes every term that is not fitted yet through its sweeps.
-
-    Args:
-        terms: The terms by name.
-        batches: Gives what each sweep, by its number, observes.
-        setting: Where terms may read and set their weights: around each batch, and as a sweep begins and ends.
-    """
-    fitting = {name: term for name, term in terms.items() if not term.is_fitted}
-    for sweep in range(max((term.sweeps for term in fitting.values()), default=0)):
-        at_work = {name: term for name, term in fitting.items() if sweep < term.sweeps}
-        with setting():
-            for term in at_work.values():
-                term.begin_sweep(sweep)
-        for teacher, student in batches(sweep):
-            with setting():
-                for name, term in at_work.items():
-                    term.observe(sweep, teacher[name], student)
-        with setting():
-            for term in at_work.values():
-                term.end_sweep(sweep)

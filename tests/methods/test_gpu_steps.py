@@ -16,7 +16,7 @@ from test_every_method import build as build_method
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.data.template import Template
 from lori_pl.methods import CODI, ExplicitCoT, LoRi
-from lori_pl.methods.terms import measure
+from lori_pl.methods.measuring import measure
 from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.planning import cost_of_step, hollow

@@ -16,7 +16,7 @@ from lori_pl.alignment import AnchorAlignment, LowRankAlignment, anchor, core_st
 from lori_pl.data.template import Template
 from lori_pl.methods import CODI, Coconut, ExplicitCoT, ICoTSI, LoRi, PCCoT, SIMCoT, SIMCoTCoconut
 from lori_pl.methods.joint import JointMethod
-from lori_pl.methods.terms import measure
+from lori_pl.methods.measuring import measure
 from lori_pl.models.backbone import Backbone
 
 META = torch.device("meta")

@@ -19,7 +19,7 @@ from lori_pl.data import synthetic_problems
 from lori_pl.data.pairing import EncodedProblems, PairedBatch, paired_batch
 from lori_pl.data.template import Template
 from lori_pl.methods import LoRi
-from lori_pl.methods.terms import measure
+from lori_pl.methods.measuring import measure
 from lori_pl.models import generation
 from lori_pl.models.backbone import Backbone
 from lori_pl.sharding import whole
