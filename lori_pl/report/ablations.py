@@ -126,7 +126,7 @@ def _said(key: str, value: str | tuple[str, ...] | None) -> str:
     if isinstance(value, tuple):
         return "+".join(Path(file).stem for file in value)
     short = key.rpartition(".")[2]
-    return f"no {short}" if value is None else f"{short}={value}"
+    return f"{short} not set" if value is None else f"{short}={value}"
 
 
 def _stem(method: str, key: str, value: str) -> str:
