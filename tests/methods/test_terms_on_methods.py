@@ -81,6 +81,22 @@ def test_the_sequences_on_which_they_are_measured_have_to_fit_too(kind):
         assert (lm, encoded.lengths().tolist()) in explicit
 
 
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, "lori+StepwiseAlignment"),
+        ({"stepwise": 0.0}, "lori"),
+        ({"mean": 0.0, "covariance": 0.0}, "anchor_only+StepwiseAlignment"),
+        ({"mean": 0.0, "covariance": 0.0, "anchor": 0.0}, "latent_only+StepwiseAlignment"),
+        ({"anchor": 0.0, "stepwise": 0.0, "mean": 0.0}, "rationale_only"),
+    ],
+)
+def test_a_run_is_called_after_the_terms_that_weigh(weights, expected):
+    teacher = Backbone(tokenizer="synthetic", config=TINY)
+    terms = [LowRankAlignment(rank_hidden=4), AnchorAlignment(), StepwiseAlignment()]
+    assert build(LoRi, teacher=teacher, terms=terms, weights=weights, latents=3).label == expected
+
+
 def test_orthonormal_factors_are_made_once_a_step(monkeypatch):
     """Though both terms read them."""
     teacher = Backbone(tokenizer="synthetic", config=TINY)
