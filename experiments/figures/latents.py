@@ -38,19 +38,18 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         raise LoriError(f"{folder}: call the folder LABEL_seedN, after the run that it analyses")
     found = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
     agreement = found["latents"]["agreement"]
-    share, chance, error = (np.array(agreement[key])[-1] for key in ("share", "chance", "error"))
+    last = {key: np.array(agreement[key])[-1] for key in ("share", "chance", "error")}
     common = {"method": named[1], "seed": named[2], "accuracy": f"{found['accuracy']['value']:.4f}"}
     return [
         {
             **common,
             "step": str(step + 1),
             "latent": str(latent + 1),
-            **{key: f"{values[step, latent]:.4f}" for key, values in (("share", share), ("chance", chance))},
-            "error": f"{error[step, latent]:.4f}",
+            **{key: f"{values[step, latent]:.4f}" for key, values in last.items()},
             "problems": str(agreement["problems"][step]),
             "commit": found["commit"],
         }
-        for step, latent in np.ndindex(share.shape)
+        for step, latent in np.ndindex(last["share"].shape)
     ]
 
 

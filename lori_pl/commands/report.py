@@ -13,6 +13,7 @@ from lori_pl.errors import LoriError
 from lori_pl.report.material import gather
 from lori_pl.report.page import LOG, PAGE, PICTURES, check_folder, compose, write
 from lori_pl.sweep.specification import load_specification
+from lori_pl.tables import say
 
 
 def main(arguments: list[str]) -> int:
@@ -42,9 +43,9 @@ def main(arguments: list[str]) -> int:
         write(report, folder)
     notes = [*material.notes, *(note for section in material.sections for note in section.group.notes)]
     for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {note}", console)
     line = f"{folder / PAGE}, {len(report.pictures)} pictures in {folder / PICTURES}, TensorBoard: {folder / LOG}"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(line, console)
     return 0
 
 

@@ -194,14 +194,14 @@ def in_words(outcomes: Outcomes, first: str, second: str, level: float = 0.95) -
     found = claim(first, second, measured, outcomes, level)
     text = f"{first} - {second}: {100 * found.effect.mean:+.1f} points"
     if found.effect.bounds is not None:
-        text += f" ({100 * level:g} % interval {_points(found.effect.bounds)}, t over {found.effect.seeds} seeds)"
+        text += f" ({100 * level:g} % interval {span(found.effect.bounds)}, t over {found.effect.seeds} seeds)"
     seeds = []
     for seed in found.differences:
         difference, *bounds = paired_difference(outcomes.bits[first, seed], outcomes.bits[second, seed], level)
-        seeds.append(f"{seed}: {100 * difference:+.1f} ({_points(bounds)})")
+        seeds.append(f"{seed}: {100 * difference:+.1f} ({span(bounds)})")
     text += f"; by seed, with the interval over problems: {', '.join(seeds)}"
     bootstrap = None if found.one_pair is None else found.one_pair.bootstrap
-    return text if bootstrap is None else f"{text}; by bootstrap: {_points(bootstrap)}"
+    return text if bootstrap is None else f"{text}; by bootstrap: {span(bootstrap)}"
 
 
 def adjust(claims: Sequence[Claim]) -> list[Claim]:
@@ -268,7 +268,8 @@ def _effect(values: Sequence[float], level: float) -> Effect:
     return Effect(float(np.mean(values)), bounds, len(values), "" if bounds is None else "seeds")
 
 
-def _points(bounds: Sequence[float]) -> str:
+def span(bounds: Sequence[float]) -> str:
+    """An interval of a difference of fractions in points."""
     return f"{100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lori_pl.evaluation.claims import Claim, Effect
+from lori_pl.evaluation.claims import Claim, Effect, span
 from lori_pl.report.drawings import accuracy, at_steps
 from lori_pl.report.material import Section
 from lori_pl.report.records import Estimate, Run, estimate
@@ -106,11 +106,6 @@ def percent(value: float | None) -> str:
 def points(value: float) -> str:
     """A difference of fractions in points, with its sign."""
     return f"{100 * value:+.1f}"
-
-
-def span(bounds: tuple[float, float]) -> str:
-    """An interval of a difference of fractions in points."""
-    return f"{points(bounds[0])} to {points(bounds[1])}"
 
 
 def plain(value: float | None, digits: int) -> str:

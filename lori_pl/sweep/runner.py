@@ -30,7 +30,7 @@ from lori_pl.sweep.display import best_of, duration, results_table
 from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.search import Proposal, Study
 from lori_pl.sweep.specification import SweepSpecification
-from lori_pl.tables import print_whole
+from lori_pl.tables import print_whole, say
 
 
 class Sweep:
@@ -284,5 +284,4 @@ class Sweep:
 
     def say(self, line: str) -> None:
         """Prints a line."""
-        # A label such as lori[rank=8] is no markup.
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line, self._console)

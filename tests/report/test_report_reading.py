@@ -9,7 +9,7 @@ import pytest
 from folders import EVIL, IDS, STEPS, N, analysis, answers, command, png, row, run, sweep
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.claims import claim
+from lori_pl.evaluation.claims import claim, span
 from lori_pl.evaluation.intervals import seed_interval, wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
 from lori_pl.report import tables
@@ -158,7 +158,7 @@ def test_runs_of_one_name_and_seed_stand_for_themselves(tmp_path):
     found = section.claims[0]
     assert found.one_pair is not None
     table = tables.claims(section)
-    assert table.rows[0][table.heads.index("bootstrap")] == tables.span(found.one_pair.bootstrap)
+    assert table.rows[0][table.heads.index("bootstrap")] == span(found.one_pair.bootstrap)
 
 
 def test_runs_on_other_problems_are_apart(tmp_path):
