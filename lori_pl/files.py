@@ -15,6 +15,19 @@ from lori_pl.errors import LoriError, one_line
 
 log = logging.getLogger(__name__)
 
+_LOCKS: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+def _let_go() -> None:
+    for descriptor in _LOCKS:
+        os.close(descriptor)
+    _LOCKS.clear()
+
+
+# data workers are forked, and live on for some seconds when their training is killed
+os.register_at_fork(after_in_child=_let_go)
+
 
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file beside its place and move it there, so that nobody ever sees half of it.
@@ -116,7 +129,7 @@ class FolderBusy(LoriError):
 def lock_folder(folder: Path, busy: str, wait: bool = False) -> Iterator[int]:
     """Makes a folder and holds it, so that another process of the same kind cannot work in it.
 
-    A child process that inherits the descriptor holds it too.
+    A program that is started with the descriptor holds it too; a forked process does not.
 
     Args:
         folder: The folder.
@@ -135,6 +148,7 @@ def lock_folder(folder: Path, busy: str, wait: bool = False) -> Iterator[int]:
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise LoriError(f"{folder} cannot be written ({one_line(error)}); give another folder") from error
+    _LOCKS.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -144,7 +158,9 @@ def lock_folder(folder: Path, busy: str, wait: bool = False) -> Iterator[int]:
             log.warning("%s: this file system has no locks, so mind that only one process works there", folder)
         yield descriptor
     finally:
-        os.close(descriptor)
+        if descriptor in _LOCKS:  # a forked process that comes to here has closed it
+            _LOCKS.discard(descriptor)
+            os.close(descriptor)
 
 
 def has_locks(folder: Path) -> bool:

@@ -1,5 +1,8 @@
 import errno
+import multiprocessing
 import os
+import signal
+import time
 
 import pytest
 
@@ -88,6 +91,34 @@ def test_make_file_leaves_a_file_that_is_there(tmp_path, monkeypatch, has_links)
     assert path.read_bytes() == b"first"
     assert path.stat().st_mode & 0o444 == 0o444
     assert [file.name for file in path.parent.iterdir()] == ["a"]
+
+
+def test_a_forked_process_does_not_hold_the_folder_of_its_killed_parent(tmp_path):
+    """A data worker lives on for some seconds."""
+    context = multiprocessing.get_context("fork")
+    forked = context.Queue()
+
+    def training():
+        with lock_folder(tmp_path, "taken"):
+            if (worker := os.fork()) == 0:
+                time.sleep(60)
+                os._exit(0)
+            forked.put(worker)
+            time.sleep(60)
+
+    parent = context.Process(target=training)
+    parent.start()
+    worker = forked.get(timeout=30)
+    try:
+        with pytest.raises(LoriError, match="taken"), lock_folder(tmp_path, "taken"):
+            pass
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.join()
+        os.kill(worker, 0)  # it lives
+        with lock_folder(tmp_path, "taken"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_a_folder_is_held_by_one_and_free_again(tmp_path):

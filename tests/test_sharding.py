@@ -218,18 +218,17 @@ def test_processes_that_built_different_models_are_told(kinds, words, tmp_path):
 
 def take_up(rank, folder, other):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    callback = SameStart()
     path = Path(folder, "last.ckpt")
-    callback.setup(SimpleNamespace(ckpt_path=path), None, "fit")
-    callback.setup(SimpleNamespace(ckpt_path=None), None, "fit")
-    callback.setup(SimpleNamespace(ckpt_path=[path, None][rank]), None, "validate")
+    SameStart(path).setup(None, None, "fit")
+    SameStart(None).setup(None, None, "fit")
+    SameStart([path, None][rank]).setup(None, None, "validate")
     mine = [path, Path(folder, other) if other else None][rank]
     with pytest.raises(LoriError, match=r"process 0 would go on from .*last.ckpt \(3 bytes.* process 1 from"):
-        callback.setup(SimpleNamespace(ckpt_path=mine), None, "fit")
+        SameStart(mine).setup(None, None, "fit")
     Path(folder, f"seen{rank}").touch()
 
 
-@pytest.mark.parametrize("other", ["best.ckpt", None])
+@pytest.mark.parametrize("other", ["best.ckpt", "lost.ckpt", None])
 def test_processes_that_see_different_checkpoints_are_told(other, tmp_path):
     (tmp_path / "last.ckpt").write_text("abc")
     (tmp_path / "best.ckpt").write_text("abcd")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Timer
 
 
@@ -22,6 +23,11 @@ class JobTimer(Timer):
     def __init__(self, duration: str | timedelta | dict[str, int] | None, of_run: bool = False) -> None:
         super().__init__(duration)
         self.of_run = of_run
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Ends the training behind a whole step only: the checkpoint there has no gradients."""
+        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the time of earlier jobs in, or leaves it out."""

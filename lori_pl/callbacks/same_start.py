@@ -13,7 +13,14 @@ from lori_pl.errors import LoriError
 
 
 class SameStart(pl.Callback):
-    """Refuses to train where processes see different checkpoints, as a file system that lags lets them."""
+    """Refuses to train where processes see different checkpoints, as a file system that lags lets them.
+
+    Args:
+        path: The checkpoint that this process would go on from. (The Trainer does not know it yet when it calls.)
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = path
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Compares path, size and time of what each process is about to take up.
@@ -24,7 +31,7 @@ class SameStart(pl.Callback):
         if stage != "fit" or not is_distributed():
             return
         seen: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(seen, _seen(trainer.ckpt_path))
+        dist.all_gather_object(seen, _seen(self.path))
         for rank, other in enumerate(seen):
             if other != seen[0]:
                 raise LoriError(
@@ -36,9 +43,14 @@ class SameStart(pl.Callback):
 def _seen(path: str | Path | None) -> tuple[str, int, float] | None:
     if path is None:
         return None
-    found = Path(path).stat()
+    try:
+        found = Path(path).stat()
+    except OSError:  # every process takes part in the comparison
+        return str(path), -1, 0.0
     return str(path), found.st_size, found.st_mtime
 
 
 def _told(seen: tuple[str, int, float] | None) -> str:
-    return "nothing" if seen is None else f"{seen[0]} ({seen[1]} bytes, time {seen[2]:.0f})"
+    if seen is None:
+        return "nothing"
+    return f"{seen[0]} ({f'{seen[1]} bytes, time {seen[2]:.0f}' if seen[1] >= 0 else 'which it cannot read'})"

@@ -6,7 +6,10 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,12 +35,14 @@ class Stopped(BaseException):
         number: The signal.
         status: Exit status of this process.
         message: One line for the user.
+        together: Whether all processes of the run stop here.
     """
 
-    def __init__(self, number: int, status: int, message: str) -> None:
+    def __init__(self, number: int, status: int, message: str, together: bool = True) -> None:
         super().__init__(message)
         self.number = number
         self.status = status
+        self.together = together
 
 
 class Agreement:
@@ -76,9 +81,10 @@ class Agreement:
 class StopSignals(pl.Callback):
     """Ends a training that gets SIGTERM, SIGINT or SIGUSR1 behind the step that it is in, with a checkpoint.
 
-    It takes the signals over from Lightning, which would save in the middle of a step and, on several processes,
-    communicate from within the handler. All processes stop behind the same step, whichever of them got the signal.
-    A second SIGINT ends the run at once.
+    It takes the signals over from Lightning (`listening`), which would save in the middle of a step and, on several
+    processes, communicate from within the handler. All processes stop behind the same step, whichever of them got the
+    signal. Before the first step, and behind the training, there is nothing to save, and a signal ends the run at once;
+    so does a second SIGINT anywhere.
 
     The checkpoint never stands in the middle of gradients that are accumulated. One in the middle of a validation notes
     that it has to be done again, and the run that goes on begins with it.
@@ -94,17 +100,39 @@ class StopSignals(pl.Callback):
         self.path = path
         self.received = 0
         self._agree = Agreement()
+        self._in_loop = False
         self._validation_is_due = False
 
     # ---- hearing --------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def listening(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Hears the signals within the block, from before the models are loaded to behind the export.
+
+        Args:
+            trainer: The run's; its own handlers are not installed.
+        """
+        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+            yield
+            return
+        environment = trainer._accelerator_connector.cluster_environment
+        requeues = environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
+        vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
+        numbers = {*SIGNALS, *([requeues] if requeues is not None else [])}
+        before = {number: signal.signal(number, partial(self._heard, trainer)) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins to listen."""
-        self._listen(trainer)
+        """From here a signal waits for the end of a batch."""
+        self._in_loop = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins to listen, and does the validation in which the run had been stopped."""
-        self._listen(trainer)
+        """Does the validation in which the run had been stopped; from here a signal waits for the end of a step."""
+        self._in_loop = True
         # its own look at signals would make every process wait for its device at every step
         vars(trainer.fit_loop.epoch_loop)["_broadcast_sigterm_tensor"] = lambda: None
         if isinstance(pl_module, Method):
@@ -112,8 +140,10 @@ class StopSignals(pl.Callback):
         self._validate(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Does that validation where no training was left."""
+        """Does that validation where no training was left; what comes behind ends at once."""
+        self._in_loop = True
         self._validate(trainer)
+        self._leave(trainer)
 
     def _validate(self, trainer: pl.Trainer) -> None:
         if not self._validation_is_due:
@@ -125,18 +155,20 @@ class StopSignals(pl.Callback):
         loop.run()
         trainer.training = True
 
-    def _listen(self, trainer: pl.Trainer) -> None:
-        environment = trainer._accelerator_connector.cluster_environment
-        requeues = environment.requeue_signal if isinstance(environment, SLURMEnvironment) else None
-        for number in {*SIGNALS, *([requeues] if requeues is not None else [])}:
-            # Lightning puts back what was there before it
-            signal.signal(number, self._heard)
+    def _leave(self, trainer: pl.Trainer) -> None:
+        self._in_loop = False
+        if self.received:
+            self._end_alone(trainer)
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _heard(self, trainer: pl.Trainer, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             raise KeyboardInterrupt
-        self.received = self.received or number
+        if self.received:
+            return
+        self.received = number
+        if not self._in_loop:
+            self._end_alone(trainer)
 
     # ---- stopping -------------------------------------------------------------------------------------------------
 
@@ -158,10 +190,15 @@ class StopSignals(pl.Callback):
         self._agree(self.received, pl_module.device)
         if number := self._agree(self.received, pl_module.device):
             self._stop(trainer, number)
+        self._leave(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listens in the test behind a training, too."""
-        self._listen(trainer)
+        """In the test behind a training a signal waits for the end of a batch, too."""
+        self._in_loop = True
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What comes behind ends at once."""
+        self._leave(trainer)
 
     def on_test_batch_end(
         self,
@@ -207,16 +244,17 @@ class StopSignals(pl.Callback):
         self._end(trainer, number, f"after step {trainer.global_step}; go on with --ckpt_path last ({self.path})")
 
     def _end(self, trainer: pl.Trainer, number: int, where: str) -> None:
-        environment = trainer._accelerator_connector.cluster_environment
-        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        if requeues and number == getattr(environment, "requeue_signal", None) and trainer.is_global_zero:
-            requeue()
+        _requeue_after(trainer, number)
         # the first process that ends with an error may take the others with it
         trainer.strategy.barrier()
-        # to its launcher, which would kill all others, a process of its own ends well
-        launched = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
-        name = signal.Signals(number).name
-        raise Stopped(number, 0 if launched else 128 + number, f"stopped by {name} {where}")
+        raise _stopped(trainer, number, where)
+
+    def _end_alone(self, trainer: pl.Trainer) -> None:
+        """Ends this process at once, whatever the others do: the first takes along those that it started."""
+        _requeue_after(trainer, self.received)
+        saved = any(self.path.parent.glob(f"[!.]*{self.path.suffix}"))
+        where = f"go on with --ckpt_path last ({self.path})" if saved else "there is no checkpoint yet"
+        raise _stopped(trainer, self.received, f"outside the training's steps; {where}", together=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Notes whether a validation was broken off."""
@@ -225,6 +263,21 @@ class StopSignals(pl.Callback):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes that up."""
         self._validation_is_due = bool(state_dict["validation_is_due"])
+
+
+def _requeue_after(trainer: pl.Trainer, number: int) -> None:
+    environment = trainer._accelerator_connector.cluster_environment
+    requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    if requeues and number == getattr(environment, "requeue_signal", None) and trainer.is_global_zero:
+        requeue()
+
+
+def _stopped(trainer: pl.Trainer, number: int, where: str, together: bool = True) -> Stopped:
+    # to its launcher, which would kill all others, a process of its own ends well
+    environment = trainer._accelerator_connector.cluster_environment
+    launched = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+    name = signal.Signals(number).name
+    return Stopped(number, 0 if launched else 128 + number, f"stopped by {name} {where}", together)
 
 
 def requeue() -> None:

@@ -29,7 +29,8 @@ from lori_pl.cache.measuring import MeasureTeacher, drop_sums
 from lori_pl.cache.shards import write_file
 from lori_pl.cache.store import TeacherCache
 from lori_pl.callbacks.build_progress import BuildProgress
-from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse, taking_processes_along
+from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse
+from lori_pl.commands.processes import ending_together
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import git_commit
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
     if trainer.global_rank:
         builder.run()
         return 0
-    with lock_folder(folder, "another process builds a cache here"), taking_processes_along(trainer):
+    with lock_folder(folder, "another process builds a cache here"), ending_together(trainer):
         if has_locks(folder):  # else another process may be at work here
             for part in folder.glob(".*.part"):
                 part.unlink(missing_ok=True)

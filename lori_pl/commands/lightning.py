@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +17,7 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
 from lori_pl.callbacks.best_checkpoint import BestCheckpoint
@@ -50,18 +48,21 @@ from lori_pl.commands.links import (
     uses_markers,
 )
 from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_errors
-from lori_pl.commands.run_folder import check_folder, held, resolve_checkpoint
+from lori_pl.commands.processes import ending_together
+from lori_pl.commands.run_folder import check_folder, checkpoints_seen, held, resolve_checkpoint
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.models.saving import save_reasoner
-from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT
+from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT, SUMMARY
 from lori_pl.sharding import refuse_own_fsdp, shards
 from lori_pl.sweep.child import CELL, PROGRESS
 
 log = logging.getLogger(__name__)
+
+_STARTED = "LORI_PL_STARTED"
 
 
 class LoriCLI(LightningCLI):
@@ -109,7 +110,10 @@ class LoriCLI(LightningCLI):
             raise LoriError("--latents is for validate, test and predict; a training takes --model.latents")
         trainer = options["trainer"]
         if trainer.get("default_root_dir") is None:
-            trainer["default_root_dir"] = f"runs/{self.subcommand}-{time.strftime('%Y%m%d-%H%M%S')}"
+            # the processes that the launcher starts have the first one's
+            started = os.environ.get(_STARTED) if int(os.environ.get("LOCAL_RANK", "0")) else None
+            os.environ[_STARTED] = started = started or time.strftime("%Y%m%d-%H%M%S")
+            trainer["default_root_dir"] = f"runs/{self.subcommand}-{started}"
         self.root = Path(str(trainer["default_root_dir"]))
         interval = trainer.get("val_check_interval")
         if isinstance(interval, int) and not isinstance(interval, bool):
@@ -130,6 +134,7 @@ class LoriCLI(LightningCLI):
         if self.subcommand == "predict" and Path(options["predictions"]).exists():
             raise LoriError(f"{options['predictions']} exists already; give another --predictions file")
         wanted, self.folder = options.get("ckpt_path"), None
+        self.seen = checkpoints_seen(self.root)
         if self.subcommand is not None:
             name = method_class(options["model"]).name
             self.folder = resolve_checkpoint(self.subcommand, options, self.root, name)
@@ -172,8 +177,8 @@ class LoriCLI(LightningCLI):
             options = self.options.clone()
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
-            extra += [SameStart(), RunConfig(self.root / CONFIG, config), LoggedStep(), Throughput(), TrainingCost()]
-            extra += [AlignmentMonitor(), LastValidation()]
+            extra += [SameStart(self.options.get("ckpt_path")), RunConfig(self.root / CONFIG, config)]
+            extra += [LoggedStep(), Throughput(), TrainingCost(), AlignmentMonitor(), LastValidation()]
             extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
             if (duration := trainer.get("max_time")) and not any(issubclass(kind, Timer) for kind in given):
                 with trainer_errors(trainer):
@@ -216,7 +221,10 @@ class LoriCLI(LightningCLI):
         trains = subcommand == "fit" and not self.trainer.fast_dev_run and self.trainer.is_global_zero
         folder = self.root / CHECKPOINTS
         explains = explained(lambda: subcommand == "fit" and any(folder.glob("[!.]*.ckpt")))
-        with taking_processes_along(self.trainer), explains, held(self.root) if trains else nullcontext():
+        listener = next((callback for callback in self.trainer.callbacks if isinstance(callback, StopSignals)), None)
+        listens = listener.listening(self.trainer) if listener is not None else nullcontext()
+        holds = held(self.root, self.seen) if trains else nullcontext()
+        with ending_together(self.trainer), explains, holds, listens:
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
@@ -237,6 +245,7 @@ class LoriCLI(LightningCLI):
         method = self.trained_method(best)
         if self.trainer.is_global_zero:
             student = method.student.eval()
+            (self.root / SUMMARY).unlink(missing_ok=True)  # that of the run that this one goes on with
             # a resumed run replaces its earlier student
             replace_folder(self.root / STUDENT, lambda part: save_reasoner(student, part))
             log.info("student: %s", self.root / STUDENT)
@@ -275,18 +284,6 @@ class LoriCLI(LightningCLI):
     def after_test(self) -> None:
         """Shows the table and writes the summary."""
         write_report(self.root, self.model, {"seed": int(self.options["seed_everything"])})
-
-
-@contextmanager
-def taking_processes_along(trainer: pl.Trainer) -> Iterator[None]:
-    """Within the block an error ends the processes that this one has started, which may wait for it in vain."""
-    try:
-        yield
-    except Exception:
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGKILL)
-        raise
 
 
 def _as_list(given: Any) -> list[Any]:

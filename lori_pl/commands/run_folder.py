@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,30 @@ def check_folder(subcommand: str, wanted: str | None, root: Path) -> None:
             )
 
 
+def checkpoints_seen(root: Path) -> dict[str, tuple[int, int]]:
+    """The checkpoints of a run's folder by name, with what changes when one is written anew."""
+    seen = {}
+    for path in (root / CHECKPOINTS).glob(f"[!.]*{SUFFIX}"):
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            seen[path.name] = found.st_ino, found.st_mtime_ns
+    return seen
+
+
 @contextmanager
-def held(root: Path) -> Iterator[None]:
+def held(root: Path, seen: dict[str, tuple[int, int]]) -> Iterator[None]:
     """Holds a run's folder, so that no second training writes there, and clears what a killed one left half-written.
 
+    Args:
+        root: The folder.
+        seen: Its `checkpoints_seen` when it was decided what to go on from.
+
     Raises:
-        LoriError: If another training holds it, or it cannot be written.
+        LoriError: If another training holds it, or has held it since, or it cannot be written.
     """
     with lock_folder(root, "another training works here"):
+        if checkpoints_seen(root) != seen:
+            raise LoriError(f"{root}: another training wrote checkpoints here while this one started; start it again")
         for part in (root / CHECKPOINTS).glob(f".*{SUFFIX}.*"):
             part.unlink(missing_ok=True)
         for part in root.glob(f".{STUDENT}.*"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -16,6 +18,8 @@ from failing import fails
 import lori_pl.data.datamodule as datamodule
 from lori_pl.alignment import AnchorAlignment
 from lori_pl.commands.failures import explanation
+from lori_pl.commands.lightning import LoriCLI
+from lori_pl.commands.processes import end_after
 from lori_pl.data.loading import collate_pairs
 from lori_pl.files import lock_folder
 from lori_pl.methods import LoRi
@@ -106,6 +110,20 @@ def test_two_trainings_in_one_folder(world, capsys):
     assert world.fit("ExplicitCoT", "run", backbone=BACKBONE) == 0
 
 
+def test_a_training_that_came_between_is_told(world, capsys, monkeypatch):
+    """It wrote its checkpoint, and let go of the folder, after this one had found none there."""
+    original = LoriCLI.instantiate_trainer
+
+    def slow(self, **keywords):
+        (world.folder / "run" / "checkpoints").mkdir(parents=True)
+        (world.folder / "run" / "checkpoints" / "last.ckpt").write_bytes(b"theirs")
+        return original(self, **keywords)
+
+    monkeypatch.setattr(LoriCLI, "instantiate_trainer", slow)
+    fails(world, capsys, "another training wrote checkpoints here", flags=["--ckpt_path=auto"], backbone=BACKBONE)
+    assert (world.folder / "run" / "checkpoints" / "last.ckpt").read_bytes() == b"theirs"
+
+
 def test_what_a_killed_run_left_half_written_goes(world):
     half = world.folder / "run" / "checkpoints" / ".last.ckpt.x1y2"
     half.parent.mkdir(parents=True)
@@ -137,17 +155,19 @@ def test_the_disk_is_full(world, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_process_dies_and_the_others_end_with_the_reason(world, victim):
+def test_one_process_dies_and_the_others_end_within_a_minute_with_the_reason(world, victim, strategy):
     script = world.folder / "dies.py"  # the launcher starts the others with the same file
     script.write_text(
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "from lori_pl.cli import main\n"
         "from lori_pl.methods import ExplicitCoT\n"
         "original = ExplicitCoT.training_step\n"
         "def dies(self, batch, index):\n"
         f"    if self.trainer.local_rank == {victim} and self.trainer.global_step == 4:\n"
-        "        print('dies', os.getppid(), flush=True)\n"
+        f"        open({str(world.folder / 'told')!r}, 'w').write(str(time.time()))\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return original(self, batch, index)\n"
         "ExplicitCoT.training_step = dies\n"
@@ -155,20 +175,57 @@ def test_one_process_dies_and_the_others_end_with_the_reason(world, victim):
     )
     run = ["fit", "--config", world.config("base", BASE), "--config", world.method("ExplicitCoT", backbone=BACKBONE)]
     run += ["--trainer.max_steps=100000", "--trainer.val_check_interval=2", "--data.batch_size=4"]
-    run += ["--trainer.strategy=ddp", "--trainer.devices=2", f"--trainer.default_root_dir={world.folder / 'two'}"]
+    run += [f"--trainer.strategy={strategy}", "--trainer.devices=2"]
+    run += [f"--trainer.default_root_dir={world.folder / 'two'}"]
+    told = world.folder / "told"
     with (world.folder / "said").open("w+") as said:
-        start = time.monotonic()
         process = subprocess.Popen([sys.executable, str(script), *run], stdout=said, stderr=said)
         assert process.wait(timeout=300) != 0
-        # the other one has the pipe, too
-        while _alive(str(script)) and time.monotonic() - start < 300:
+        while _alive(str(script)) and time.time() - float(told.read_text()) < 60:
             time.sleep(0.2)
         assert not _alive(str(script))
+        assert time.time() - float(told.read_text()) < 60
         said.seek(0)
         text = said.read()
-    assert "dies" in text
+    reasons = ["another process of this run ended", "the first process of this run has ended"]
+    if victim:  # what the launcher says
+        reasons.append("terminated with code -9")
+    assert any(reason in text for reason in reasons), text
     assert "Traceback" not in text, text
     assert checkpoint(world.folder / "two")["global_step"] == 4
+
+
+def test_a_process_that_waits_ends_after_its_parent(tmp_path):
+    """Also in a call that lets no handler of Python run."""
+    context = multiprocessing.get_context("fork")
+    waiting = context.Queue()
+
+    def first():
+        if (child := os.fork()) == 0:
+            watch = {"grace": 0.1, "interval": 0.05}
+            threading.Thread(target=end_after, args=(os.getppid(),), kwargs=watch, daemon=True).start()
+            signal.sigwait([signal.SIGUSR2])
+        waiting.put(child)
+        time.sleep(60)
+
+    parent = context.Process(target=first)
+    parent.start()
+    child = waiting.get(timeout=30)
+    time.sleep(0.5)
+    assert _runs(child)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    for _ in range(100):
+        if not _runs(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("it waits on")
+
+
+def _runs(process: int) -> bool:
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return bool(found.stdout.strip()) and "Z" not in found.stdout
 
 
 def _alive(word: str) -> bool:

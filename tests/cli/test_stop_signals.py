@@ -14,8 +14,11 @@ from lightning.pytorch.callbacks import timer
 from test_processes import start
 from watching import logged
 
+import lori_pl.commands.lightning as commands_lightning
 from lori_pl.callbacks import stop_signals
 from lori_pl.callbacks.stop_signals import StopSignals
+from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.errors import LoriError
 from lori_pl.methods import ExplicitCoT
 from lori_pl.sweep.child import CELL
 
@@ -98,6 +101,56 @@ def test_a_run_that_goes_on_equals_an_uninterrupted_one(world, uninterrupted, mo
     best = [checkpoint(world.folder / name, "best.ckpt") for name in ("whole", "parts")]
     assert best[0]["global_step"] == best[1]["global_step"]
     assert_same(*(saved["state_dict"] for saved in best))
+
+
+@pytest.mark.parametrize(
+    ("kind", "hook"),
+    [
+        (ExplicitCoT, "configure_model"),
+        (ExplicitCoT, "on_fit_start"),
+        (PairedDataModule, "train_dataloader"),  # behind Lightning's handlers, before the first step
+    ],
+)
+def test_a_signal_before_the_first_step_ends_the_run_at_once(world, monkeypatch, caplog, kind, hook):
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+        tell(patch, hook, 1, kind=kind)
+        assert world.fit("ExplicitCoT", "run", *FLAGS, *STEPS, backbone=BACKBONE) == 143
+    assert "stopped by SIGTERM outside the training's steps; there is no checkpoint yet" in caplog.text
+    assert "Received SIGTERM" not in caplog.text  # as Lightning says, which would speak to the others then
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (world.folder / "run" / "checkpoints").exists()
+
+
+def test_a_signal_in_the_export_leaves_the_training(world, monkeypatch, caplog):
+    flags = [*FLAGS, "--trainer.max_steps", "2", "--test_after_fit", "true"]
+
+    def told(student, part):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr(commands_lightning, "save_reasoner", told)
+        assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 143
+    assert "outside the training's steps; go on with --ckpt_path last" in caplog.text
+    assert not list((world.folder / "run").glob("*student*"))
+    assert world.fit("ExplicitCoT", "run", *flags, "--ckpt_path", "last", backbone=BACKBONE) == 0
+    assert (world.folder / "run" / "summary.json").is_file()
+
+
+def test_a_summary_never_outlives_its_student(world, monkeypatch, capsys):
+    """A run that goes on puts another student in the place of that which the summary tells of."""
+    flags = [*FLAGS, "--trainer.max_steps", "2", "--test_after_fit", "true"]
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
+    assert (world.folder / "run" / "summary.json").is_file()
+
+    def fails_then(place, write):
+        raise LoriError("no more")
+
+    monkeypatch.setattr(commands_lightning, "replace_folder", fails_then)
+    more = ["--ckpt_path", "last", "--trainer.max_steps", "3"]
+    assert world.fit("ExplicitCoT", "run", *flags, *more, backbone=BACKBONE) == 2
+    assert not (world.folder / "run" / "summary.json").exists()
 
 
 def test_accumulated_gradients_are_not_lost(world, uninterrupted, monkeypatch):
@@ -217,6 +270,29 @@ def test_max_time_ends_in_a_checkpoint(world):
     assert checkpoint(world.folder / "run")["global_step"] > first + 1
 
 
+def test_max_time_waits_for_the_end_of_a_step(world, uninterrupted, monkeypatch):
+    """Five seconds, of a clock by which a batch takes one: in the second step of three batches."""
+    flags = ["--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "4", "--trainer.val_check_interval", "9"]
+    whole = uninterrupted(*flags)
+    clock = [0.0]
+    original = ExplicitCoT.training_step
+
+    def ticking(self, *batch):
+        clock[0] += 1
+        return original(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        patch.setattr(ExplicitCoT, "training_step", ticking)
+        timed = [*flags, "--trainer.max_time=00:00:00:05"]
+        assert world.fit("ExplicitCoT", "parts", *FLAGS, *timed, backbone=BACKBONE) == 0
+    assert checkpoint(world.folder / "parts")["global_step"] == 2
+    assert world.fit("ExplicitCoT", "parts", *FLAGS, *flags, "--ckpt_path", "last", backbone=BACKBONE) == 0
+    parts = checkpoint(world.folder / "parts")
+    assert parts["global_step"] == 4
+    assert_same(whole["state_dict"], parts["state_dict"])
+
+
 def test_the_time_of_a_cell_is_that_of_all_its_attempts(world, monkeypatch):
     """Ten seconds, of a clock by which a step takes one; the first attempt is stopped after four."""
     clock = [0.0]
@@ -263,6 +339,10 @@ def test_slurm_runs_the_job_once_more(world, monkeypatch):
         assert world.fit("ExplicitCoT", "run", *FLAGS, *STEPS, backbone=BACKBONE) == 128 + signal.SIGUSR1
     assert checkpoint(world.folder / "run")["global_step"] == 2
     assert asked == [["scontrol", "requeue", "77"]]
+    with monkeypatch.context() as patch:
+        tell(patch, "on_fit_start", 1, signal.SIGUSR1)
+        assert world.fit("ExplicitCoT", "early", *FLAGS, *STEPS, backbone=BACKBONE) == 128 + signal.SIGUSR1
+    assert asked == 2 * [["scontrol", "requeue", "77"]]
 
 
 @pytest.mark.slow
