@@ -44,7 +44,9 @@ def _nothing_leaks():
         "POSSIBLE_USER_WARNINGS",
         "KMP_INIT_AT_FORK",
         "PYTORCH_NVML_BASED_CUDA_CHECK",
+        "LORI_PL_STARTED",
         "TORCHINDUCTOR_CACHE_DIR",
+        "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
         "TRITON_CACHE_DIR",
     }
     os.environ.clear()
