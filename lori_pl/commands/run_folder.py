@@ -29,9 +29,9 @@ def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -
         A student's folder, if ``ckpt_path`` named one.
 
     Raises:
-        LoriError: If there is nothing of that name, or not what the sub-command takes.
+        LoriError: If there is nothing of that name, or not what the sub-command takes, or a checkpoint is damaged.
     """
-    path = options.get("ckpt_path")
+    path = wanted = options.get("ckpt_path")
     if subcommand == "fit" and path in ("last", "auto", "best"):
         path = options["ckpt_path"] = _of_this_run(path, root / CHECKPOINTS)
     if path in (None, "best"):
@@ -51,7 +51,9 @@ def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -
         return str(path)
     if not Path(str(path)).is_file():
         raise LoriError(f"--ckpt_path {path}: no such file or folder")
-    check_made_by(read_checkpoint(str(path), mmap=True), method)
+    # what `last` and `auto` found has been checked
+    checked = subcommand != "fit" or wanted not in ("last", "auto")
+    check_made_by(read_checkpoint(str(path), mmap=True, checked=checked), method)
     return None
 
 
