@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from lori_pl.checkpoint_files import SUFFIX, newest_sound, read_checkpoint
 from lori_pl.errors import LoriError
-from lori_pl.files import lock_folder
+from lori_pl.files import clear_halves, lock_folder
 from lori_pl.methods.checkpoints import check_made_by
 from lori_pl.models.saving import read_settings
 from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT, SUMMARY
@@ -96,6 +95,5 @@ def held(root: Path) -> Iterator[None]:
     with lock_folder(root, "another training works here"):
         for part in (root / CHECKPOINTS).glob(f".*{SUFFIX}.*"):
             part.unlink(missing_ok=True)
-        for part in root.glob(f".{STUDENT}.*"):
-            shutil.rmtree(part, ignore_errors=True)
+        clear_halves(root / STUDENT)
         yield
