@@ -81,6 +81,12 @@ def explanation(error: BaseException) -> str:
         size = f" (asked for {asked[1] or asked[2]})" if asked else ""
         return f"out of memory in {part}{size}: {_REMEDY.get(part, _LESS)}"
     if found := _WORKER.search(text):
+        if "Bus error" in text:
+            return (
+                f"a data worker (pid {found[1].strip()}) lost memory that it had mapped: a file of model.cache was cut "
+                "off or lost while it was read (mend it by `cache`), or shared memory is too small (/dev/shm: raise "
+                "it, or lower data.num_workers)"
+            )
         reason = "" if re.search(r"signal: (?!Killed)", text) else ", most likely for want of memory"
         return (
             f"a data worker (pid {found[1].strip()}) was killed{reason}: lower data.num_workers, or give the job more "

@@ -81,6 +81,12 @@ def test_an_error_of_another_kind_keeps_its_traceback():
     assert explanation(OSError("no number")) == ""
 
 
+def test_a_data_worker_that_lost_mapped_memory():
+    text = "DataLoader worker (pid 4711) is killed by signal: Bus error. It is possible that dataloader's workers are"
+    line = explanation(RuntimeError(text))
+    assert line.startswith("a data worker (pid 4711) lost memory that it had mapped: a file of model.cache")
+
+
 def test_a_killed_data_worker(world, capsys, monkeypatch):
     def collating(split):
         collate = collate_pairs(split)
