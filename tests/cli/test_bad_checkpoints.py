@@ -21,6 +21,8 @@ from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods import ExplicitCoT
 
+pytestmark = pytest.mark.faults
+
 
 def test_a_folder_that_is_no_model(world, capsys, lori_args):
     folder = world.folder / "empty"
