@@ -23,15 +23,16 @@ LAST = f"last{SUFFIX}"
 _FILE = "lori_pl_file"  # only once it is read
 
 
-def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = False, checked: bool = False) -> dict[str, Any]:
     """Reads a checkpoint; no code runs from it.
 
     Args:
         path: The file.
         mmap: Leave tensors in the file until they are used.
+        checked: Compare its checksums, at which torch does not look.
 
     Raises:
-        LoriError: If it cannot be read.
+        LoriError: If it cannot be read, or ``checked`` finds a byte that is not what was written.
     """
     try:
         saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
@@ -39,6 +40,11 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         raise LoriError(f"{path} is no readable checkpoint ({type(error).__name__}); give another one") from error
     if not isinstance(saved, dict):
         raise LoriError(f"{path} is no checkpoint, it holds a {type(saved).__name__}; give another one")
+    if checked and (reason := damage(Path(path))):
+        raise LoriError(
+            f"{path} is damaged ({reason}); put it back from a copy, or give another one: fit's --ckpt_path last finds "
+            "the newest that is sound"
+        )
     saved[_FILE] = str(path)
     return saved
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,10 +81,10 @@ def _beside(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    _keep_names(path.parent)
+    keep_names(path.parent)
 
 
-def _keep_names(folder: Path) -> None:
+def keep_names(folder: Path) -> None:
     """Brings a folder's names to the disk, where the file system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -94,7 +95,9 @@ def _keep_names(folder: Path) -> None:
 
 
 def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Writes a folder beside its place and move it there; an earlier one goes only when the new one is whole.
+    """Writes a folder beside its place and move it there; an earlier one goes only when the new one is on the disk.
+
+    A process that is killed while it does so leaves a folder ``.NAME.*``, for `clear_halves`.
 
     Args:
         path: The folder to make or replace.
@@ -107,10 +110,13 @@ def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
     if path == Path.cwd():
         raise LoriError(f"{path} is the folder that the command runs in; give another")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        part, old = Path(temporary) / "new" / path.name, Path(temporary) / "old"
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    part, old = temporary / "new" / path.name, temporary / "old"
+    try:
         part.parent.mkdir()
         write(part)
+        _keep_tree(temporary)
+        keep_names(path.parent)
         try:
             if path.exists():
                 os.replace(path, old)
@@ -119,6 +125,39 @@ def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
             if old.exists() and not path.exists():
                 os.replace(old, path)
             raise
+        for folder in (path.parent, part.parent, temporary):
+            keep_names(folder)
+    finally:
+        if path.exists() or not old.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _keep_tree(folder: Path) -> None:
+    """Brings all files of a folder and its folders to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            keep_names(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def clear_halves(path: Path) -> None:
+    """Clears what a killed `replace_folder` left beside a folder, which nobody else may be writing.
+
+    Where it was killed between moving the old folder away and the new one there, the old one is put back.
+
+    Args:
+        path: The folder.
+    """
+    for temporary in path.parent.glob(f".{path.name}.*"):
+        old, part = temporary / "old", temporary / "new" / path.name
+        # without the new one the move was done, and somebody has removed the folder since
+        if old.exists() and part.exists() and not path.exists():
+            os.replace(old, path)
+            keep_names(path.parent)
+            log.warning("%s: the one before is back: a process was killed while it was being replaced", path)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class FolderBusy(LoriError):

@@ -15,6 +15,8 @@ from lori_pl import files
 from lori_pl.checkpoint_files import CheckpointFiles, damage, newest_sound, read_checkpoint
 from lori_pl.errors import LoriError
 
+pytestmark = pytest.mark.faults
+
 
 def save(folder, name, step, size=1000):
     CheckpointFiles().save_checkpoint({"global_step": step, "weights": torch.full((size,), float(step))}, folder / name)

@@ -6,8 +6,11 @@ import time
 
 import pytest
 
+from lori_pl.commands.run_folder import held
 from lori_pl.errors import LoriError
-from lori_pl.files import lock_folder, make_file, replace_file, replace_folder
+from lori_pl.files import clear_halves, lock_folder, make_file, replace_file, replace_folder
+
+pytestmark = pytest.mark.faults
 
 
 def test_replace_file_makes_a_readable_file_in_a_new_folder(tmp_path):
@@ -55,6 +58,95 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch, fails_at)
         replace_folder(folder, write)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     assert (folder / "file").read_text() == "old"
+
+
+def killed_at(number, monkeypatch, action) -> None:
+    """Carries out an action in a process that is killed in place of a move, counted from 1."""
+    moves = []
+    original = os.replace
+
+    def move(source, target):
+        moves.append(source)
+        if len(moves) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(source, target)
+
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", move)
+        action()
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("move", [1, 2])
+def test_a_run_that_was_killed_while_it_replaced_its_student_has_one(tmp_path, monkeypatch, caplog, move):
+    student = tmp_path / "student"
+
+    def write(content):
+        def into(part):
+            part.mkdir()
+            (part / "file").write_text(content)
+
+        return into
+
+    replace_folder(student, write("old"))
+    killed_at(move, monkeypatch, lambda: replace_folder(student, write("new")))
+    assert student.exists() == (move == 1)
+    with held(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "student"]
+        assert (student / "file").read_text() == "old"
+    assert ("the one before is back" in caplog.text) == (move == 2)
+
+
+def test_a_folder_that_was_removed_is_not_put_back(tmp_path):
+    (tmp_path / ".student.x" / "old").mkdir(parents=True)  # killed before it went
+    (tmp_path / ".student.x" / "new").mkdir()
+    with held(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_an_old_folder_that_cannot_be_put_back_is_not_removed(tmp_path, monkeypatch):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    original = os.replace
+
+    def move(source, target):
+        if target == folder:
+            raise OSError(errno.EIO, "no")
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", move)
+    with pytest.raises(OSError, match="no"):
+        replace_folder(folder, lambda part: part.mkdir())
+    monkeypatch.setattr(os, "replace", original)
+    clear_halves(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_folder_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch):
+    events = []
+    sync, move = os.fsync, os.replace
+
+    def synced(descriptor):
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def moved(source, target):
+        events.append("move")
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+
+    def write(part):
+        (part / "inner").mkdir(parents=True)
+        (part / "inner" / "file").write_text("new")
+
+    replace_folder(tmp_path / "student", write)
+    at = events.index("move")
+    before = {os.path.basename(path) for path in events[:at]}
+    assert before >= {"file", "inner", "student", "new", tmp_path.name}
+    assert str(tmp_path) in events[at:]
 
 
 def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lori_pl.cache.shards import reading
 from lori_pl.errors import LoriError, one_line
 
 MANIFEST = "manifest.json"
@@ -72,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads a cache's manifest.
 
     Raises:
-        LoriError: If it is missing, damaged or of another format.
+        LoriError: If it is missing, damaged, of another format or cannot be read.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -81,8 +82,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST}, so it holds no cache{begun}; make one with `python -m lori_pl cache`, or "
             "give another folder"
         )
+    with reading(path):
+        stored = path.read_bytes()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(stored.decode("utf-8"))
         if content["format"] != FORMAT:
             raise LoriError(f"{path} has format {content['format']}, this version reads {FORMAT}: build it again")
         content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
@@ -90,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**content)
         _check(manifest)
         return manifest
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, LoriError):
             raise
         raise LoriError(f"{path} is damaged ({one_line(error)}); build the cache again") from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lori_pl.errors import LoriError, one_line
+from lori_pl.files import keep_names
 
 _BLOCK = 1 << 22
 _TYPES = {
@@ -34,12 +37,32 @@ def checksum(content: bytes) -> str:
 
 
 def file_checksum(path: Path) -> str:
-    """The `checksum` of a file's content, read in blocks."""
+    """The `checksum` of a file's content, read in blocks.
+
+    Raises:
+        LoriError: If the file cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within the block what a disk or a network file system refuses is one line.
+
+    Raises:
+        LoriError: Naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise LoriError(
+            f"{path} cannot be read ({one_line(error)}); mend the disk or the mount, and where the file is gone build "
+            "the cache again"
+        ) from error
 
 
 def sealed_paths(folder: Path, name: str) -> list[Path]:
@@ -106,6 +129,7 @@ def write_file(path: Path, content: bytes) -> None:
         if file_checksum(part) != checksum(content):
             raise LoriError(f"{path}: the disk gave back something else than was written; use another one")
         os.replace(part, path)
+        keep_names(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise LoriError(
@@ -116,26 +140,65 @@ def write_file(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def map_shard(path: Path) -> dict[str, Tensor]:
-    """Maps a shard into memory: its tensors, of which only what is read comes from the disk.
+class MappedShard:
+    """A shard mapped into memory: its tensors, of which only what is read comes from the disk.
+
+    Args:
+        path: The file.
 
     Raises:
-        LoriError: If the file is missing, cut off or no shard.
+        LoriError: If it is missing, cut off or no shard.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < size else {}
-        header.pop("__metadata__", None)
-        # copy on write: nothing reaches the file, which may be read-only
-        data = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", offset=8 + length))
-        tensors = {}
-        for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            if end > len(data):
-                raise ValueError(f"'{name}' ends at byte {end} of {len(data)}")
-            tensors[name] = data[start:end].view(_TYPES[entry["dtype"]]).view(entry["shape"])
-        return tensors
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise LoriError(f"{path} is no whole shard ({one_line(error)}); build the cache again") from error
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with reading(path), path.open("rb") as file:
+            try:
+                # copy on write: nothing reaches the file, which may be read-only
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self.tensors = _tensors(self._map)
+            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+                raise LoriError(f"{path} is no whole shard ({one_line(error)}); build the cache again") from error
+
+    @property
+    def bytes(self) -> int:
+        """Size of what was mapped."""
+        return len(self._map)
+
+    def check(self) -> None:
+        """Makes sure that the file still is what was mapped: to read what was cut off ends a process by SIGBUS.
+
+        Raises:
+            LoriError: If it was cut off, or the file system has lost it.
+        """
+        with reading(self.path):
+            size = self._map.size()
+        if size < self.bytes:
+            raise LoriError(
+                f"{self.path} was cut off while it was in use, to {size:,} of {self.bytes:,} bytes; start `cache` "
+                "again, which makes it anew"
+            )
+
+
+def _tensors(mapped: mmap.mmap) -> dict[str, Tensor]:
+    length = int.from_bytes(mapped[:8], "little")
+    header = json.loads(mapped[8 : 8 + length]) if length < len(mapped) else {}
+    header.pop("__metadata__", None)
+    start = 8 + length
+    data = torch.from_numpy(np.ndarray((len(mapped) - start,), np.uint8, mapped, start))
+    tensors = {}
+    for name, entry in header.items():
+        first, end = entry["data_offsets"]
+        if end > len(data):
+            raise ValueError(f"'{name}' ends at byte {end} of {len(data)}")
+        tensors[name] = data[first:end].view(_TYPES[entry["dtype"]]).view(entry["shape"])
+    return tensors
+
+
+def map_shard(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `MappedShard`.
+
+    Raises:
+        LoriError: As `MappedShard`.
+    """
+    return MappedShard(path).tensors

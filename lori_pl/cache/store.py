@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lori_pl.alignment.packing import prefixed
-from lori_pl.cache.manifest import Manifest, first_difference, read_manifest
-from lori_pl.cache.shards import file_checksum, map_shard
+from lori_pl.cache.manifest import Manifest, ShardEntry, first_difference, read_manifest
+from lori_pl.cache.shards import MappedShard, file_checksum, map_shard, reading
 from lori_pl.errors import LoriError
 
 KEY = "key"
@@ -31,7 +31,7 @@ class TeacherCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(self.folder)
-        self._shards: list[dict[str, Tensor]] = []
+        self._shards: list[MappedShard] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker process maps the files itself."""
@@ -63,14 +63,16 @@ class TeacherCache:
         """Reads every file once and compares its checksum.
 
         Raises:
-            LoriError: Naming the first file that is missing or was altered.
+            LoriError: Naming the first file that is missing, was altered or cannot be read.
         """
         assert self.manifest.state is not None
         for entry in (self.manifest.state, *self.manifest.shards):
             path = self.folder / entry.file
-            if not path.is_file():
+            with reading(path):
+                size = path.stat().st_size if path.is_file() else None
+            if size is None:
                 raise LoriError(f"{path} is missing; start `cache` again, which makes it anew")
-            if path.stat().st_size != entry.bytes or file_checksum(path) != entry.checksum:
+            if size != entry.bytes or file_checksum(path) != entry.checksum:
                 raise LoriError(f"{path} was altered or cut off; remove it and start `cache` again")
 
     def state(self, term: str) -> dict[str, Tensor]:
@@ -91,7 +93,7 @@ class TeacherCache:
         Raises:
             LoriError: Naming the first that is not cached.
         """
-        stored = torch.cat([shard[KEY] for shard in self._mapped()]).numpy()
+        stored = torch.cat([shard.tensors[KEY] for shard in self._mapped()]).numpy()
         places = {row.tobytes(): place for place, row in enumerate(stored)}
         found = np.fromiter((places.get(row.tobytes(), -1) for row in keys), dtype=np.int64, count=len(keys))
         if (found < 0).any():
@@ -110,10 +112,16 @@ class TeacherCache:
 
         Returns:
             Tensors (B, ...) by ``TERM/NAME``.
+
+        Raises:
+            LoriError: If a file was cut off or lost since it was mapped.
         """
-        mapped = self._mapped()
+        files = self._mapped()
+        mapped = [file.tensors for file in files]
         ends = np.cumsum([len(shard[KEY]) for shard in mapped])
         shards = np.searchsorted(ends, places, side="right")
+        for shard in np.unique(shards):
+            files[shard].check()
         rows = places - np.concatenate([[0], ends])[shards]
         result: dict[str, Tensor] = {}
         for name, like in mapped[0].items():
@@ -122,10 +130,19 @@ class TeacherCache:
                 result[name] = torch.stack(parts) if parts else like[:0]
         return result
 
-    def _mapped(self) -> list[dict[str, Tensor]]:
+    def _mapped(self) -> list[MappedShard]:
         if not self._shards:
-            self._shards = [map_shard(self.folder / entry.file) for entry in self.manifest.shards]
+            self._shards = [self._map(entry) for entry in self.manifest.shards]
         return self._shards
+
+    def _map(self, entry: ShardEntry) -> MappedShard:
+        shard = MappedShard(self.folder / entry.file)
+        if shard.bytes != entry.bytes:
+            raise LoriError(
+                f"{shard.path} has {shard.bytes:,} bytes, and the manifest says {entry.bytes:,}; start `cache` again, "
+                "which makes it anew"
+            )
+        return shard
 
 
 class CachedRows:

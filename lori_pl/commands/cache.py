@@ -143,7 +143,11 @@ class Builder:
                 save_state(self.folder, terms)
             self.trainer.strategy.barrier()
             state = state_file(self.folder)
-            assert state is not None
+            if state is None:
+                raise LoriError(
+                    f"{self.folder}: this process does not see the measured terms that the first one wrote (a network "
+                    "file system may be behind); start `cache` again, which goes on from there"
+                )
         if self.trainer.is_global_zero:
             drop_sums(self.folder)
         dtype = DTYPES[self.dtype]

@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ _PEER = re.compile(
     r"peer (?:closed|has terminated)|ncclRemoteError|read timeout|timed out waiting|wait timeout",
     re.IGNORECASE,
 )
+_CHANNEL = re.compile(r"\bgloo\b|nccl|c10d|ProcessGroup|TCPStore", re.IGNORECASE)
 _STORAGE = {
     errno.ENOSPC: "the disk is full: free space",
     errno.EDQUOT: "the disk quota is used up: free space",
@@ -79,6 +81,12 @@ def explanation(error: BaseException) -> str:
         size = f" (asked for {asked[1] or asked[2]})" if asked else ""
         return f"out of memory in {part}{size}: {_REMEDY.get(part, _LESS)}"
     if found := _WORKER.search(text):
+        if "Bus error" in text:
+            return (
+                f"a data worker (pid {found[1].strip()}) lost memory that it had mapped: a file of model.cache was cut "
+                "off or lost while it was read (mend it by `cache`), or shared memory is too small (/dev/shm: raise "
+                "it, or lower data.num_workers)"
+            )
         reason = "" if re.search(r"signal: (?!Killed)", text) else ", most likely for want of memory"
         return (
             f"a data worker (pid {found[1].strip()}) was killed{reason}: lower data.num_workers, or give the job more "
@@ -87,9 +95,21 @@ def explanation(error: BaseException) -> str:
     if isinstance(error, OSError) and (remedy := _STORAGE.get(error.errno or 0)):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{remedy} ({one_line(error)})"
-    if isinstance(error, torch.distributed.DistError) or (_PEER.search(text) and torch.distributed.is_initialized()):
+    if _is_of_a_peer(error):
         return f"another process of this run ended, its own message says why ({one_line(text, 120)})"
     return ""
+
+
+def _is_of_a_peer(error: BaseException) -> bool:
+    """Whether the channel between the processes broke, and no other connection, such as a logger's or the hub's."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    text = str(error)
+    if isinstance(error, OSError) or not _PEER.search(text):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_there = bool(frames) and ("torch", "distributed") in pairwise(Path(frames[-1].filename).parts)
+    return raised_there or _CHANNEL.search(text) is not None
 
 
 def part_of(error: BaseException) -> str:

@@ -259,7 +259,7 @@ class LoriCLI(LightningCLI):
         model: Method = self.model
         if not shards(self.trainer.strategy):
             if best is not None:
-                saved = read_checkpoint(best)
+                saved = read_checkpoint(best, checked=True)
                 model.on_load_checkpoint(saved)
                 model.load_state_dict(saved["state_dict"])
             return model
@@ -361,7 +361,7 @@ def load_trained(arguments: list[str], checkpoint: str | dict[str, Any]) -> Meth
     model: Method = parse(["fit", *arguments]).model
     model.trains = False
     if isinstance(checkpoint, str):
-        saved = read_checkpoint(checkpoint)
+        saved = read_checkpoint(checkpoint, checked=True)
         model.on_load_checkpoint(saved)
         checkpoint = saved["state_dict"]
     model.configure_model()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from lori_pl.checkpoint_files import SUFFIX, newest_sound, read_checkpoint
 from lori_pl.errors import LoriError
-from lori_pl.files import lock_folder
+from lori_pl.files import clear_halves, lock_folder
 from lori_pl.methods.checkpoints import check_made_by
 from lori_pl.models.saving import read_settings
 from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT, SUMMARY
@@ -29,9 +28,9 @@ def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -
         A student's folder, if ``ckpt_path`` named one.
 
     Raises:
-        LoriError: If there is nothing of that name, or not what the sub-command takes.
+        LoriError: If there is nothing of that name, or not what the sub-command takes, or a checkpoint is damaged.
     """
-    path = options.get("ckpt_path")
+    path = wanted = options.get("ckpt_path")
     if subcommand == "fit" and path in ("last", "auto", "best"):
         path = options["ckpt_path"] = _of_this_run(path, root / CHECKPOINTS)
     if path in (None, "best"):
@@ -51,7 +50,9 @@ def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -
         return str(path)
     if not Path(str(path)).is_file():
         raise LoriError(f"--ckpt_path {path}: no such file or folder")
-    check_made_by(read_checkpoint(str(path), mmap=True), method)
+    # what `last` and `auto` found has been checked
+    checked = subcommand != "fit" or wanted not in ("last", "auto")
+    check_made_by(read_checkpoint(str(path), mmap=True, checked=checked), method)
     return None
 
 
@@ -110,6 +111,5 @@ def held(root: Path, seen: dict[str, tuple[int, int]]) -> Iterator[None]:
             raise LoriError(f"{root}: another training wrote checkpoints here while this one started; start it again")
         for part in (root / CHECKPOINTS).glob(f".*{SUFFIX}.*"):
             part.unlink(missing_ok=True)
-        for part in root.glob(f".{STUDENT}.*"):
-            shutil.rmtree(part, ignore_errors=True)
+        clear_halves(root / STUDENT)
         yield

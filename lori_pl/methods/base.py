@@ -147,7 +147,8 @@ class Method(AnsweringModule):
             return
         if self.folder is not None:
             with self.loading():
-                self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=self.backbone.dtype or "float32")
+                dtype, trust = self.backbone.dtype or "float32", self.backbone.trust_remote_code
+                self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=dtype, trust_remote_code=trust)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
             check_template(asdict(self.reasoner.template), self.template, self.folder)
             return

@@ -191,7 +191,8 @@ def load_config(backbone: Backbone, vocabulary: int | None = None, place: str = 
 
 def _remedy(error: Exception, backbone: Backbone, place: str) -> str:
     if "trust_remote_code" in str(error):
-        return f"it comes with code of its own; set {place}.trust_remote_code if you trust that"
+        option = place.rpartition(": ")[2]
+        return f"it comes with code of its own; set {option}.trust_remote_code if you trust that"
     if re.search(r"attention implementation|attn_implementation|FlashAttention|flash_attn", str(error)):
         return f"{place}.attention '{backbone.attention}' does not serve it, try eager"
     return ""

@@ -359,12 +359,20 @@ class LatentReasoner(nn.Module):
         save_reasoner(self, Path(folder), merge)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: DType = "float32") -> LatentReasoner:
+    def from_pretrained(
+        cls, folder: str | Path, device: str = "cpu", dtype: DType = "float32", trust_remote_code: bool = False
+    ) -> LatentReasoner:
         """Loads a folder that :meth:`save_pretrained` wrote, in eval mode.
+
+        Args:
+            folder: The folder.
+            device: Where the reasoner goes.
+            dtype: Type of the weights.
+            trust_remote_code: Run code that comes with the model. Only for sources that you trust.
 
         Raises:
             LoriError: If the folder is no saved reasoner.
         """
         from lori_pl.models.saving import load_reasoner
 
-        return load_reasoner(Path(folder), device, dtype)
+        return load_reasoner(Path(folder), device, dtype, trust_remote_code)

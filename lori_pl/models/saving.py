@@ -109,9 +109,10 @@ def _base_of(lm: PreTrainedModel, base: Backbone | None) -> dict[str, Any]:
     if source is None or source.name is None:
         raise LoriError("saving adapters apart needs the name of the base model, and this one has none; merge them")
     name = str(Path(source.name).resolve()) if Path(source.name).exists() else source.name
-    return asdict(
-        replace(source, name=name, tokenizer=None, attention=None, gradient_checkpointing=False, compile=False)
-    )
+    plain = replace(source, name=name, tokenizer=None, attention=None, gradient_checkpointing=False, compile=False)
+    written = asdict(plain)
+    del written["trust_remote_code"]  # who loads the folder says whom to trust
+    return written
 
 
 def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, base: Backbone | None = None) -> None:
@@ -273,7 +274,7 @@ def _read_adapters(lm: PreTrainedModel, folder: Path, name: str) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Reads what kind of reasoner a folder holds.
+    """Reads what kind of reasoner a folder holds; a base model there is one that is not trusted to run its code.
 
     Raises:
         LoriError: If it holds none.
@@ -287,7 +288,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
             raise LoriError(f"{path}: format {settings['format']} is newer than this lori_pl; update it")
         settings["template"] = Template(**settings["template"])
         if "base" in settings:
-            settings["base"] = Backbone(**{**settings["base"], "lora": LoRA(**settings["base"]["lora"])})
+            # what would run code that comes from elsewhere is the caller's to say, not the folder's
+            lora, plain = LoRA(**settings["base"]["lora"]), {"trust_remote_code": False, "attention": None}
+            settings["base"] = Backbone(**{**settings["base"], "lora": lora, **plain})
         # a folder of an older version has fewer
         named = {field.name: settings[field.name] for field in fields(ThoughtSettings) if field.name in settings}
         settings["thought"] = ThoughtSettings(**named)
@@ -300,10 +303,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -> LatentReasoner:
+def load_reasoner(
+    folder: Path, device: str = "cpu", dtype: DType = "float32", trust_remote_code: bool = False
+) -> LatentReasoner:
     """Loads a folder written by :func:`save_reasoner`, in eval mode.
 
     Where the default device is ``meta``, what it gives has no weights.
+
+    Args:
+        folder: The folder.
+        device: Where the reasoner goes.
+        dtype: Type of the weights.
+        trust_remote_code: Run code that comes with the model, or with the base model that the folder names.
 
     Raises:
         LoriError: If the folder is no saved reasoner, or one of its files is missing or damaged.
@@ -312,9 +323,10 @@ def load_reasoner(folder: Path, device: str = "cpu", dtype: DType = "float32") -
     base: Backbone | None = settings.get("base")
     tokenizer = read_tokenizer(str(folder))
     if base is None:
-        lm = load_causal_lm(Backbone(name=str(folder), dtype=dtype), tokenizer)
+        own = Backbone(name=str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+        lm = load_causal_lm(own, tokenizer)
     else:
-        lm = load_adapted(folder, replace(base, dtype=dtype))
+        lm = load_adapted(folder, replace(base, dtype=dtype, trust_remote_code=trust_remote_code))
     reasoner = LatentReasoner(lm, tokenizer, settings["template"], settings["thought"])
     try:
         wrong = _load_into(reasoner, load_file(folder / THOUGHT), ("thought.", "markers"))

@@ -78,5 +78,7 @@ def test_two_ranks_equal_one_process(tmp_path):
             assert torch.equal(found["fit"][name], ranks[0]["fit"][name]), name
 
 
-if not dist.is_available():
-    pytestmark = pytest.mark.skip(reason="this build of torch has no torch.distributed")
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed"),
+]

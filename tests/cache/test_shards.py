@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +101,67 @@ def test_rows_are_found_in_any_order_and_number(tmp_path):
     assert of_term(read, "U") == {}
     with pytest.raises(LoriError, match=r"lacks problem b \(1 of 2"):
         cache.locate(keys_of(1, 9), ["a", "b"])
+
+
+def test_a_file_that_was_cut_off_while_it_was_mapped_is_named(tmp_path):
+    """To read on would end the process by SIGBUS, or give zeros within the last page."""
+    cache = stored(tmp_path)
+    assert len(cache.read(np.array([0, 6]))["T/mean"]) == 2
+    os.truncate(tmp_path / cache.manifest.shards[2].file, 100)
+    with pytest.raises(LoriError, match=r"shard-00002-\w+\.safetensors was cut off while it was in use, to 100 of"):
+        cache.read(np.array([6]))
+    assert cache.read(np.array([0]))["T/mean"].tolist() == [[0, 0]]
+
+
+def test_a_file_that_the_network_file_system_lost_is_named(tmp_path):
+    class Lost:
+        def size(self):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    cache = stored(tmp_path)
+    cache.read(np.array([0]))
+    cache._shards[0]._map = Lost()
+    with pytest.raises(LoriError, match=r"shard-00000-.* cannot be read \(.*Stale file handle\); mend the disk or the"):
+        cache.read(np.array([0]))
+
+
+@pytest.mark.parametrize("name", ["shard-00001", "manifest", "terms"])
+def test_a_disk_that_does_not_read_is_no_damaged_file(tmp_path, monkeypatch, name):
+    stored(tmp_path)
+    original = Path.open
+
+    def fails(path, *arguments, **keywords):
+        if path.name.startswith(name):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return original(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(LoriError, match=rf"{name}.* cannot be read \(.*Stale file handle"):
+        TeacherCache(tmp_path).verify()
+    if name == "shard-00001":
+        with pytest.raises(LoriError, match=rf"{name}.* cannot be read \(.*Stale file handle"):
+            TeacherCache(tmp_path).read(np.array([0]))
+
+
+def test_a_file_of_another_size_than_the_manifest_says_is_not_mapped(tmp_path):
+    cache = stored(tmp_path)
+    with (tmp_path / cache.manifest.shards[1].file).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(LoriError, match=r"shard-00001-.* bytes, and the manifest says"):
+        cache.read(np.array([0]))
+
+
+def test_a_files_name_is_on_the_disk_too(tmp_path, monkeypatch):
+    synced = []
+    sync = os.fsync
+
+    def note(descriptor):
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "a").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_file(tmp_path / "a", b"content")
+    assert (str(tmp_path), True) in synced
 
 
 def test_where_a_row_is_the_shards_say_and_not_the_manifest(tmp_path):

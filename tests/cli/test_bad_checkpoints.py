@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import BACKBONE
-from failing import fails
+from failing import fails, message
 
 from lori_pl import LatentReasoner
 from lori_pl.callbacks.finite_loss import FiniteLoss
+from lori_pl.checkpoint_files import read_checkpoint
+from lori_pl.cli import main
+from lori_pl.commands.lightning import LoriCLI
 from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.methods import ExplicitCoT
+
+pytestmark = pytest.mark.faults
 
 
 def test_a_folder_that_is_no_model(world, capsys, lori_args):
@@ -100,6 +107,42 @@ def test_weights_that_are_no_numbers_are_not_saved():
         module.bias[1] = float("nan")
     with pytest.raises(LoriError, match=r"'bias' is not finite after step 7; the last checkpoint .* is kept"):
         FiniteLoss().on_save_checkpoint(trainer, module, {})
+
+
+def flip(path: Path) -> None:
+    """Changes one byte of the largest tensor, which torch reads without a word."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content = bytearray(path.read_bytes())
+    content[largest.header_offset + 200 + largest.file_size // 2] ^= 0x20
+    path.write_bytes(content)
+    read_checkpoint(path)
+
+
+def test_a_flipped_byte_in_a_checkpoint_that_is_named(world, capsys):
+    assert world.fit("ExplicitCoT", "run", "--test_after_fit=false", backbone=BACKBONE) == 0
+    path = world.folder / "run" / "checkpoints" / "best.ckpt"
+    flip(path)
+    words = ("best.ckpt is damaged .* another checksum", "give another one")
+    for name in ("best", str(path)):
+        fails(world, capsys, *words, flags=["--ckpt_path", name], backbone=BACKBONE)
+    fails(world, capsys, *words, command="test", flags=["--ckpt_path", str(path)], root="test", backbone=BACKBONE)
+    folder = world.folder / "student"
+    config = str(world.folder / "run" / "config.yaml")
+    assert main(["export", "--config", config, "--ckpt_path", str(path), "--folder", str(folder)]) == 2
+    assert re.search(words[0], message(capsys))
+    assert not folder.exists()
+
+
+def test_a_flipped_byte_in_the_best_checkpoint_of_a_training(world, capsys, monkeypatch):
+    def damaged(self, best):
+        flip(Path(best))
+        return trained(self, best)
+
+    trained = LoriCLI.trained_method
+    monkeypatch.setattr(LoriCLI, "trained_method", damaged)
+    fails(world, capsys, "best.ckpt is damaged .* another checksum", backbone=BACKBONE)
+    assert not (world.folder / "run" / "student").exists()
 
 
 def test_a_folder_without_a_student(world, capsys):

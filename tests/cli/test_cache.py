@@ -414,6 +414,13 @@ def test_where_it_cannot_be_built(world, lori_args, capsys):
     assert "another process builds a cache here" in message(capsys)
 
 
+def test_terms_that_a_process_does_not_see_are_an_error(world, lori_args, capsys, monkeypatch):
+    """As on a network file system that is behind."""
+    monkeypatch.setattr("lori_pl.commands.cache.state_file", lambda folder: None)
+    assert build(world, lori_args) == 2
+    assert "does not see the measured terms that the first one wrote" in message(capsys)
+
+
 def test_an_overflow_names_the_problem(world, lori_args, capsys, monkeypatch):
     original = FrozenTeacher.forward
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,12 @@ def test_a_processors_memory_is_memory_too(text):
 def test_an_error_of_another_kind_keeps_its_traceback():
     assert explanation(RuntimeError("shapes do not match")) == ""
     assert explanation(OSError("no number")) == ""
+
+
+def test_a_data_worker_that_lost_mapped_memory():
+    text = "DataLoader worker (pid 4711) is killed by signal: Bus error. It is possible that dataloader's workers are"
+    line = explanation(RuntimeError(text))
+    assert line.startswith("a data worker (pid 4711) lost memory that it had mapped: a file of model.cache")
 
 
 def test_a_killed_data_worker(world, capsys, monkeypatch):
@@ -233,5 +240,39 @@ def _alive(word: str) -> bool:
 
 
 def test_a_message_for_a_process_that_lost_another():
-    line = explanation(torch.distributed.DistBackendError("Connection closed by peer [127.0.0.1]:1234"))
-    assert line.startswith("another process of this run ended, its own message says why")
+    gone = "another process of this run ended, its own message says why"
+    assert explanation(torch.distributed.DistBackendError("Connection closed by peer [127.0.0.1]:1234")).startswith(
+        gone
+    )
+    # as autograd passes it on from DDP's hooks
+    text = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2345"
+    assert explanation(RuntimeError(text)).startswith(gone)
+    assert explanation(RuntimeError("NCCL error: ncclRemoteError: socket closed")).startswith(gone)
+    # whatever raises it in a collective
+    place = str(Path(torch.distributed.__file__).parent / "distributed_c10d.py")
+    assert explanation(raised("RuntimeError('Connection reset by peer')", place)).startswith(gone)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ConnectionResetError(104, 'Connection reset by peer')",
+        "BrokenPipeError(32, 'Broken pipe')",
+        "TimeoutError('HTTPSConnectionPool(host=huggingface.co): Read timeout')",
+        "RuntimeError('wandb: connection refused')",
+        "RuntimeError('shapes do not match')",
+    ],
+)
+def test_a_connection_of_another_kind_is_no_lost_process(monkeypatch, error):
+    """A logger's, or the hub's, in a run of several processes."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert explanation(raised(error, "/somewhere/logger.py")) == ""
+
+
+def raised(error: str, place: str) -> BaseException:
+    """An error with the traceback that it has when a file raises it."""
+    try:
+        exec(compile(f"raise {error}", place, "exec"))
+    except (RuntimeError, OSError) as found:
+        return found
+    raise AssertionError

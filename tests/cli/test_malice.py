@@ -13,7 +13,13 @@ from conftest import BACKBONE
 from failing import fails
 from safetensors.torch import load_file
 
+from lori_pl import LatentReasoner
 from lori_pl.cli import main
+from lori_pl.data.template import Template
+from lori_pl.data.tokenizer import load_tokenizer
+from lori_pl.errors import LoriError
+from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
+from lori_pl.models.thought import ThoughtSettings
 
 pytestmark = pytest.mark.faults
 
@@ -80,6 +86,52 @@ def test_code_beside_a_model(world, capsys, mark, teacher, kind):
         return
     # transformers may still know a tokenizer for what lies there: then it is its own, and no code of theirs
     world.fit("ExplicitCoT", "run", backbone={"name": str(folder)})
+
+
+@pytest.fixture
+def student_on_evil(world, mark, teacher, tmp_path):
+    """A student's adapters apart from a base model that comes with code, and that the folder says to trust."""
+    base, folder = tmp_path / "base", tmp_path / "student"
+    shutil.copytree(teacher, base)
+    for name in ("reasoner.json", "thought.safetensors"):
+        (base / name).unlink()
+    tokenizer = load_tokenizer(teacher, False)
+    lm = prepare_training(load_causal_lm(Backbone(name=str(base)), tokenizer), Backbone(lora=LoRA(rank=2)))
+    LatentReasoner(lm, tokenizer, Template(), ThoughtSettings("words", 0)).save_pretrained(folder, merge=False)
+    settings = json.loads((folder / "reasoner.json").read_text())
+    assert "trust_remote_code" not in settings["base"]
+    settings["base"] |= {"trust_remote_code": True}
+    (folder / "reasoner.json").write_text(json.dumps(settings))
+    code = (
+        f"import os\nos.mkdir({str(mark)!r})\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    (base / "own.py").write_text(code)
+    config = json.loads((base / "config.json").read_text())
+    automatic = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (base / "config.json").write_text(json.dumps(config | {"auto_map": automatic, "model_type": "own"}))
+    return folder
+
+
+def test_code_beside_the_base_of_a_students_folder(student_on_evil):
+    with pytest.raises(LoriError, match=r"set backbone\.trust_remote_code"):
+        LatentReasoner.from_pretrained(student_on_evil)
+
+
+SLOW = [pytest.param(command, marks=pytest.mark.slow) for command in ("validate", "predict")]
+
+
+@pytest.mark.parametrize("command", ["test", *SLOW])
+def test_code_beside_the_base_of_what_is_tested(world, capsys, student_on_evil, command):
+    flags = ["--ckpt_path", str(student_on_evil)]
+    fails(world, capsys, "trust_remote_code", command=command, flags=flags, backbone=BACKBONE)
+
+
+def test_only_who_loads_a_folder_can_trust_its_base(student_on_evil, mark):
+    loaded = LatentReasoner.from_pretrained(student_on_evil, trust_remote_code=True)
+    assert type(loaded.lm).__name__ == "OwnModel"
+    mark.rmdir()
 
 
 def test_a_sweep_and_a_config_are_plain_yaml(world, capsys, mark):

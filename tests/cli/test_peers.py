@@ -41,6 +41,7 @@ def arguments(name, teacher):
     return {"backbone": {}, "teacher": {"name": teacher}, **PEERS[name]}
 
 
+@pytest.mark.resume
 @pytest.mark.parametrize("name", [staged_or_slow(name) for name in PEERS])
 def test_resumed_in_mid_stage_equals_uninterrupted(world, teacher, name):
     flags = ["--trainer.val_check_interval", "4", "--model.schedule.decay", "none", "--model.schedule.warmup", "0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,32 @@ from lori_pl.errors import LoriError
 MANY = pytest.param(10_000, marks=pytest.mark.slow)
 
 
+SECONDS = 10.0
+
+
+class Hangs(BaseException):
+    """No end in sight; no reader takes it for an error of the file, and no search for a smaller input begins."""
+
+
 def explore(count: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Checks a property on so many inputs."""
+    """Checks a property on so many inputs, each within `SECONDS`."""
+
+    def check_in_time(drawn: Any) -> None:
+        def stop(*_: Any) -> None:
+            raise Hangs(f"no end after {SECONDS} s with {drawn!r}")
+
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        try:
+            check(drawn)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
     every = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    settings(max_examples=count, deadline=None, database=None, suppress_health_check=every)(given(strategy)(check))()
+    settings(max_examples=count, deadline=None, database=None, suppress_health_check=every)(
+        given(strategy)(check_in_time)
+    )()
 
 
 def is_clear(error: LoriError) -> None:

@@ -6,10 +6,13 @@ A few hundred inputs each in the fast suite, 10,000 in the slow one.
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import fuzzing
 import pytest
 import torch
 from fuzzing import JSON, MANY, altered, explore, is_clear
@@ -45,15 +48,15 @@ def test_any_text_has_an_answer(count):
 
 
 @st.composite
-def written_number(draw: st.DrawFn) -> tuple[str, Fraction]:
-    """A number as people write it, and its value by decimal arithmetic."""
+def written_number(draw: st.DrawFn) -> tuple[str, Fraction, bool]:
+    """A number as people write it, its value by decimal arithmetic, and whether it is of per cent."""
     digits, places = draw(st.integers(0, 10**18)), draw(st.integers(0, 6))
     value = Decimal(digits).scaleb(-places)
     text = f"{value:,f}" if draw(st.booleans()) else f"{value:f}"
     if draw(st.booleans()):
         value, text = -value, f"-{text}"
     exact = Fraction(value)
-    match draw(st.sampled_from(["plain", "plain", "money", "exponent", "fraction", "emphasis"])):
+    match kind := draw(st.sampled_from(["plain", "plain", "money", "exponent", "fraction", "emphasis", "percent"])):
         case "money":
             text = text.replace("-", "-$") if text.startswith("-") else f"${text}"
         case "exponent":
@@ -64,22 +67,68 @@ def written_number(draw: st.DrawFn) -> tuple[str, Fraction]:
             text, exact = f"{text}/{below}", exact / below
         case "emphasis":
             text = f"**{text}**"
-    return text, exact
+        case "percent":
+            text, exact = text + draw(st.sampled_from(["%", " %", " percent"])), exact / 100
+    return text, exact, kind == "percent"
+
+
+def equal(one: tuple[str, Fraction, bool], other: tuple[str, Fraction, bool]) -> bool:
+    """By the rule: of one that is of per cent and one that is not, the former's count may be meant too."""
+    (_, value, percent), (_, other_value, other_percent) = one, other
+    if percent == other_percent:
+        return value == other_value
+    hundredth, plain = (value, other_value) if percent else (other_value, value)
+    return plain in (hundredth, 100 * hundredth)
 
 
 @pytest.mark.parametrize("count", [300, MANY])
 def test_numbers_are_read_as_decimal_arithmetic_has_them(count):
     words = st.sampled_from(["", "So the answer is 7, or 3.\n", "<<2+3=5>> ", "x = 4 #### 9\n"])
 
-    def check(drawn: tuple[tuple[str, Fraction], tuple[str, Fraction], str, str]) -> None:
-        (text, value), (other_text, other), before, after = drawn
+    def check(drawn: tuple[tuple[str, Fraction, bool], tuple[str, Fraction, bool], str, str]) -> None:
+        number, other, before, after = drawn
+        text, value, percent = number
         answer = extract_answer(f"{before}#### {text}{after}")
         assert parse_number(answer) == value, (text, answer)
         assert same_answer(answer, text)
-        assert same_answer(text, other_text) == (value == other)
+        assert same_answer(text, other[0]) == equal(number, other)
+        if percent:  # two that are drawn are hardly ever a hundredfold of each other
+            assert same_answer(text, text.removesuffix("percent").rstrip("% "))
+            assert same_answer(text, f"{value.numerator}/{value.denominator}")
 
     number = written_number()
     explore(count, st.tuples(number, number, words, st.sampled_from(["", ".", "\n", " \n#", "\nand so on"])), check)
+
+
+@pytest.mark.parametrize("count", [300, MANY])
+def test_the_last_number_of_a_text_is_read_as_decimal_arithmetic_has_it(count):
+    """Where no mark says which."""
+    before = st.sampled_from(
+        ["", "So it is ", "He has 7, or 3. In all ", "x = ", "5 + 4 = ", "half of 12% (", "No. 4:\n"]
+    )
+    after = st.sampled_from(
+        ["", ".", ", he says.", "\n", " apples", " in all.", ")", "!", "? Yes", "; no more", " a day"]
+    )
+
+    def check(drawn: tuple[str, tuple[str, Fraction, bool], str]) -> None:
+        lead, (text, value, _), rest = drawn
+        answer = extract_answer(f"{lead}{text}{rest}")
+        assert parse_number(answer) == value, (drawn, answer)
+        assert same_answer(answer, text)
+
+    explore(count, st.tuples(before, written_number(), after), check)
+
+
+def test_what_has_no_end_is_found(monkeypatch):
+    monkeypatch.setattr(fuzzing, "SECONDS", 0.2)
+
+    def check(drawn: int) -> None:
+        while drawn:
+            with suppress(Exception):  # as a reader that takes any error for one of the file
+                time.sleep(60)
+
+    with pytest.raises(fuzzing.Hangs, match=r"no end after 0\.2 s with 7"):
+        explore(1, st.just(7), check)
 
 
 # ---- caches, checkpoints, folders ------------------------------------------------------------------------------------
