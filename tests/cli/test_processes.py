@@ -303,11 +303,8 @@ def test_half_precision_in_parts(world, lori_args, strategy):
     assert two == pytest.approx(one, rel=2**-6)
     one, two = (updates(world.folder / name) for name in ("one", "two"))
     assert one.keys() == two.keys()
-    print(
-        max((float((two[name] - update).norm() / update.norm()), name) for name, update in one.items() if update.any())
-    )
     for name, update in one.items():
-        assert (two[name] - update).norm() <= 2**-4 * update.norm(), name
+        assert (two[name] - update).norm() <= 2**-4 * update.norm(), name  # the most that was seen is 0.023
 
 
 @pytest.mark.slow

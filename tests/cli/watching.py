@@ -29,7 +29,8 @@ class Watch(pl.Callback):
         self.rationales: dict[int, list[int]] = defaultdict(list)
         self.start: dict[str, Tensor] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # before any pass, behind which weights in no layer would stand as a whole
         self.start = _held(pl_module.named_parameters(remove_duplicate=False))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
