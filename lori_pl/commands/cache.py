@@ -137,7 +137,7 @@ class Builder:
         if state is not None:
             load_state(state, terms)
         else:
-            rows = np.arange(min(self.method.statistics_problems or len(keys), len(keys)))
+            rows = np.arange(self.data.statistics_count(self.method.statistics_problems, self.trainer.world_size))
             self.predict(MeasureTeacher(*common, rows=rows, folder=self.folder))
             if self.trainer.is_global_zero:
                 save_state(self.folder, terms)

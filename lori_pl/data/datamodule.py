@@ -282,11 +282,33 @@ class PairedDataModule(pl.LightningDataModule):
 
         Args:
             problems: Use the first so many; ``None`` for all.
+
+        Raises:
+            LoriError: If there is not one for each process.
+        """
+        split = self.splits["train"]
+        count = self.statistics_count(problems, 1 if self.trainer is None else self.trainer.world_size)
+        order = np.argsort(split.student.lengths()[:count], kind="stable")
+        return self._loader(split, order, repeat=False)
+
+    def statistics_count(self, problems: int | None, processes: int) -> int:
+        """Number of training problems that the alignment is measured on.
+
+        Args:
+            problems: As in `statistics_dataloader`.
+            processes: Among how many they are divided, each once.
+
+        Raises:
+            LoriError: If there is not one for each process.
         """
         split = self.splits["train"]
         count = min(problems or len(split.problems), len(split.problems))
-        order = np.argsort(split.student.lengths()[:count], kind="stable")
-        return self._loader(split, order, repeat=False)
+        if count < processes:
+            raise LoriError(
+                f"model.statistics_problems is {problems}, of {len(split.problems)} training problems: give at least "
+                f"one for each of the {processes} processes, or start fewer"
+            )
+        return count
 
     def val_dataloader(self) -> DataLoader[PairedBatch]:
         """Gives the validation batches."""
@@ -305,7 +327,7 @@ class PairedDataModule(pl.LightningDataModule):
     ) -> DataLoader[PairedBatch]:
         rows = np.arange(len(split.problems)) if order is None else order
         if self.trainer is not None and (world := self.trainer.world_size) > 1:
-            if repeat or len(rows) < world:
+            if repeat:
                 # every process takes as many rows; repeated ones are told apart by their index
                 rows = np.resize(rows, -(-len(rows) // world) * world)
             rows = rows[self.trainer.global_rank :: world]

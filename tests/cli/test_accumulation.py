@@ -59,3 +59,27 @@ def test_a_peer(world, teacher, caplog, name):
     else:
         assert found < 1e-5
         assert "accumulate_grad_batches" not in caplog.text
+
+
+COMPAT = {
+    "CODI": (["--data.template.drop_last_step=true"], "the cross-entropies are means over the batch's tokens"),
+    "ICoTSI": ([], "the loss is the mean over the batch's tokens"),
+    "SIMCoTCoconut": ([], "peer_compat sums CE_steps over the batch"),
+}
+
+
+@pytest.mark.parametrize("name", COMPAT)
+def test_means_over_a_batch_as_published_are_warned_of(world, teacher, caplog, name):
+    """What ``peer_compat`` takes over a batch's tokens, no accumulation of smaller ones can give."""
+    more, said = COMPAT[name]
+    flags = [
+        *FLAGS,
+        *HALVES,
+        *more,
+        "--model.peer_compat=true",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+    ]
+    assert world.fit(name, "run", *flags, **arguments(name, teacher)) == 0
+    assert "accumulate_grad_batches is 2, but" in caplog.text
+    assert f"{said}: each batch of 4 has its own" in caplog.text

@@ -18,6 +18,7 @@ from lori_pl.evaluation.records import read_outcomes
 from lori_pl.methods import ExplicitCoT, LoRi
 
 pytestmark = pytest.mark.resume
+MEASURED = ("val/", "alignment/")
 
 
 @pytest.mark.parametrize("method", ["ExplicitCoT", "LoRi"])
@@ -35,6 +36,9 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
     whole, parts = checkpoint(world.folder / "whole"), checkpoint(world.folder / "parts")
     assert whole["global_step"] == parts["global_step"] == 11
     assert_same(whole["state_dict"], parts["state_dict"])
+    one, two = (logged(world.folder / name, "train/", *MEASURED) for name in ("whole", "parts"))
+    assert {step for step, name in one if name == "val/loss"} == {2, 5, 8, 10}
+    assert two == one
 
 
 @pytest.mark.parametrize(
@@ -189,6 +193,10 @@ def test_resumed_behind_its_last_validation_equals_uninterrupted(world, steps):
     one, two = (logged(world.folder / name) for name in ("whole", "parts"))
     assert {step for step, _ in one} == set(range(13))
     assert two == one
+    one, two = (logged(world.folder / name, *MEASURED) for name in ("whole", "parts"))
+    assert {step for step, _ in one} == {4, 9, 12}
+    assert {step for step, _ in two} == {4, steps - 1, 9, 12}  # also where it was stopped
+    assert {place: two[place] for place in one} == one
 
 
 def test_a_resumed_run_may_be_tested_on_other_problems(world):

@@ -19,11 +19,19 @@ WATCH = ["--trainer.callbacks+=watching.Watch"]
 
 
 class Watch(pl.Callback):
-    """Writes ``rankN.pt`` behind the last step: the losses of every step, and the weights that this process holds."""
+    """Writes ``rankN.pt`` behind the last step.
+
+    In it are the losses of every step, and the weights that this process held before the first and holds behind it.
+    """
 
     def __init__(self) -> None:
         self.losses: dict[int, list[dict[str, float]]] = defaultdict(list)
         self.rationales: dict[int, list[int]] = defaultdict(list)
+        self.start: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # before any pass, behind which weights in no layer would stand as a whole
+        self.start = _held(pl_module.named_parameters(remove_duplicate=False))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # accumulated gradients count with the step that they end in
@@ -32,6 +40,7 @@ class Watch(pl.Callback):
         self.rationales[step].append(int(batch.teacher.rationale_mask.sum()))
         if trainer.global_step == trainer.max_steps:
             held = {
+                "start": self.start,
                 "parameters": _held(pl_module.named_parameters(remove_duplicate=False)),
                 "buffers": _held(pl_module.named_buffers(remove_duplicate=False)),
                 "losses": dict(self.losses),
@@ -60,11 +69,20 @@ def losses(folder: Path) -> dict[tuple[int, str], float]:
     return {place: sum(values) / len(values) for place, values in found.items()}
 
 
-def logged(folder: Path) -> dict[tuple[int, str], float]:
-    """What was written of the training's losses, by step and name."""
+def logged(folder: Path, *kinds: str) -> dict[tuple[int, str], float]:
+    """What was written of the training's losses, or of other ``kinds``, by step and name."""
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    names = [name for name in events.Tags()["scalars"] if name.startswith("train/")]
+    names = [name for name in events.Tags()["scalars"] if name.startswith(kinds or "train/")]
     return {(event.step, name): event.value for name in names for event in events.Scalars(name)}
+
+
+def updates(folder: Path) -> dict[str, Tensor]:
+    """What training has changed of each weight, flat; of several processes, each holds its part."""
+    parts = [
+        {name: (process["parameters"][name] - start).flatten() for name, start in process["start"].items()}
+        for process in processes(folder)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def assert_one_model(folder: Path, state: dict[str, Tensor], divided: bool) -> None:

@@ -205,6 +205,15 @@ def test_statistics_take_each_problem_once_on_two_processes():
     assert sorted(seen) == list(range(17))
 
 
+def test_statistics_of_fewer_problems_than_processes_are_refused():
+    """A process would measure another's problem again, which would then weigh twice."""
+    module = data()
+    module.trainer = trainer(world_size=3, global_rank=2)
+    assert len(flat(module.statistics_dataloader(3))) == 1
+    with pytest.raises(LoriError, match=r"statistics_problems is 2, of .* at least one for each of the 3 processes"):
+        module.statistics_dataloader(2)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_teacher_reads_its_own_chat_template(chat, monkeypatch):
     tokenizers = {name: byte_tokenizer(chat=True, pad=True) for name in "ab"}
