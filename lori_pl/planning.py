@@ -130,7 +130,7 @@ class StepCost:
         activations: Bytes that the forward pass keeps for the backward pass.
         cast_anew: The same where each pass casts the weights anew, as under autocast where they are sharded.
         moving: Peak of forward and backward pass together: activations, which go, gradients, which come, and what a
-            pass makes and drops again.
+            pass makes and drops again; from the second batch on, whose forward pass runs beside gradients.
         stepping: What the optimiser's step makes and drops again.
         flops: Floating-point operations of forward and backward, a multiplication and an addition as two.
         flat_gradients: Bytes of the gradients under FSDP1: of all weights of a layer in which any trains.
@@ -248,9 +248,17 @@ def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, prec
 
 
 def cost_of_step(
-    method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str, on_gpu: bool = True
+    method: Method,
+    mode: FakeTensorMode,
+    batch: PairedBatch,
+    precision: str,
+    on_gpu: bool = True,
+    accumulated: int = 1,
 ) -> StepCost:
     """Goes through one training step of a hollow method.
+
+    Lightning drops a step's gradients behind the next one's first forward pass, so each forward pass but the very first
+    runs beside gradients; with accumulated batches each backward pass but a step's first does, too.
 
     Args:
         method: As `hollow` left it.
@@ -259,6 +267,7 @@ def cost_of_step(
         precision: The Trainer's.
         on_gpu: Take the optimiser's step as PyTorch does on a GPU where it may choose: for all weights together, which
             holds what it computes of them all at once.
+        accumulated: How many batches a step has, as ``trainer.accumulate_grad_batches``.
     """
     flops = flops_of_step(method, mode, batch, precision)
     teacher: nn.Module | None = getattr(method, "teacher", None)
@@ -286,12 +295,18 @@ def cost_of_step(
     with mode, LiveBytes() as live:
         with _cast(precision):
             loss, _ = method.step_losses(fake)
-        activations = live.now
+        activations, forward = live.now, live.peak
         loss.backward()
         del loss
         gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
-        moving, live.peak = live.peak, live.now
-        before = live.now
+        moving = max(live.peak, gradients + forward)
+        if accumulated > 1:
+            with _cast(precision):
+                loss, _ = method.step_losses(fake)
+            loss.backward()
+            del loss
+            moving = max(moving, live.peak)
+        before = live.peak = live.now
         optimizer = method.optimizer([p for p in method.parameters() if p.requires_grad])
         if on_gpu and not isinstance(optimizer, torch.optim.Adafactor):
             for group in optimizer.param_groups:

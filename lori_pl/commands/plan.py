@@ -53,10 +53,11 @@ def main(arguments: list[str]) -> int:
     split = data.splits["train"]
     mode = hollow(method)
     batch = longest(data, split)
-    step = cost_of_step(method, mode, batch, precision)
+    accumulated = cli.options["trainer"].get("accumulate_grad_batches") or 1
+    step = cost_of_step(method, mode, batch, precision, accumulated=accumulated)
     console = Console()
     show_model(console, step)
-    show_step(console, step, batch, precision)
+    show_step(console, step, batch, precision, accumulated)
     show_strategies(console, step, options.devices, memory)
     if options.tflops is not None:
         usual = flops_of_step(method, mode, middling(data, split), precision)
@@ -146,12 +147,13 @@ def show_model(console: Console, step: StepCost) -> None:
     say(line, console)
 
 
-def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: str) -> None:
+def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: str, accumulated: int) -> None:
     """Prints what one process that holds everything takes, by part."""
     problems, question = batch.question.shape
     explicit = batch.explicit.ids.shape[1]
     line = f"the longest batch: {problems} problems, questions to {question} tokens, explicit sequences to {explicit}"
-    say(f"{line}; precision {precision}", console)
+    more = f"; {accumulated} batches accumulated" if accumulated > 1 else ""
+    say(f"{line}; precision {precision}{more}", console)
     table = Table(title="one device that holds everything")
     table.add_column("part")
     table.add_column("GB", justify="right")
@@ -167,7 +169,7 @@ def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: s
     for name, size in parts.items():
         table.add_row(name, f"{size / 1e9:.3f}")
     print_whole(table, console)
-    say(f"{step.flops / 1e12:,.3f} TFLOP a step and device, forward and backward", console)
+    say(f"{step.flops * accumulated / 1e12:,.3f} TFLOP a step and device, forward and backward", console)
 
 
 def show_strategies(console: Console, step: StepCost, devices: int, memory: int | None) -> None:
