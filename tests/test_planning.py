@@ -22,11 +22,12 @@ from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.pairing import EncodedProblems, paired_batch
 from lori_pl.data.sources import Synthetic
 from lori_pl.errors import LoriError
+from lori_pl.live_bytes import LiveBytes
 from lori_pl.methods import CODI, ExplicitCoT, ICoTSI, LoRi, NoCoT, PCCoT, SIMCoT
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.models.hidden import decoder_layers
-from lori_pl.planning import Halved, LiveBytes, StepCost, Weights, cost_of_answer, cost_of_step, hollow, weigh
+from lori_pl.planning import Halved, Parts, StepCost, Weights, cost_of_answer, cost_of_step, hollow, weigh
 
 CONFIG = {
     "model_type": "llama",
@@ -249,6 +250,8 @@ def test_what_a_device_holds_under_each_strategy():
     )
     assert step.peak() == 120 + 60 + 240 + 1050
     assert step.peak(4, "ddp") == 120 + 60 + 240 + 120 + 1050
+    assert step.parts(4, "ddp") == Parts(180, 120, 240, 120, 1050 - 120)
+    assert step.parts(4, "sharded") == Parts(45, 30, 60, 20 + 2 * 20 + 20 + 20, 1000 + 2)
     # a quarter of all, what is apart and two layers whole, their gradients whole, activations
     parts, host = (180 + 240 + 120 + 10) // 4, (180 + 240 + 120) // 4
     assert step.peak(4, "sharded") == parts + 20 + 2 * 20 + 20 + 20 + 1000
@@ -368,9 +371,10 @@ def test_the_command_says_what_fits(capsys):
     assert "M parameters train" in shown
     for part in ("teacher", "gradients", "activations kept", "TFLOP a step", "keys and values", "bytes a problem"):
         assert part in shown
-    cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if line.count("│") == 4]
-    rows = {cell[1]: cell[3] for cell in cells if cell[1] != "strategy"}
-    size = {cell[1]: float(cell[2]) for cell in cells if cell[1] != "strategy"}
+    cells = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if line.count("│") == 9]
+    rows = {cell[1]: cell[8] for cell in cells}
+    parts = {cell[1]: [float(size) for size in cell[2:7]] for cell in cells}
+    size = {cell[1]: float(cell[7]) for cell in cells}
     options = {
         "sharded": ("reshard_after_forward: false", "cpu_offload: true"),
         "fsdp1": ("sharding_strategy: SHARD_GRAD_OP", "cpu_offload: true"),
@@ -380,6 +384,10 @@ def test_the_command_says_what_fits(capsys):
     assert set(rows.values()) == {"yes", "no"}
     assert limit not in size.values()  # no answer hangs on what is rounded
     assert rows == {name: "yes" if each < limit else "no" for name, each in size.items()}
+    for name, each in parts.items():
+        assert sum(each) == pytest.approx(size[name], abs=0.003)
+        assert (sum(each[:3]) == 0) == ("cpu_offload" in name)
+        assert (each[3] == 0) == (name == "one device")
     assert re.search(r"cpu_offload: true keeps \d+\.\d+ GB a process in the host's memory", shown)
 
 
