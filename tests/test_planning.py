@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +32,7 @@ from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.models.hidden import decoder_layers
 from lori_pl.planning import Halved, Parts, StepCost, Weights, cost_of_answer, cost_of_step, hollow, weigh
 
+BENCH = Path(__file__).parents[1] / "experiments/bench"
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -389,6 +393,35 @@ def test_the_command_says_what_fits(capsys):
         assert (sum(each[:3]) == 0) == ("cpu_offload" in name)
         assert (each[3] == 0) == (name == "one device")
     assert re.search(r"cpu_offload: true keeps \d+\.\d+ GB a process in the host's memory", shown)
+
+
+def recorded(name):
+    with (BENCH / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["plan.csv", "plan_processes.csv"])
+def test_recorded_allocations_are_within_a_fifth_of_what_was_planned(name):
+    rows = recorded(name)
+    for row in rows:
+        ratio = float(row["planned_mb"]) / float(row["measured_mb"])
+        assert ratio == pytest.approx(float(row["ratio"]), abs=0.001)
+        assert ratio == pytest.approx(1, abs=0.2), row
+    if name == "plan.csv":
+        assert len({row["size"] for row in rows if int(row["size"].removesuffix("M")) >= 50}) == 3
+    else:
+        assert {row["strategy"] for row in rows} == {"ddp", "sharded", "fsdp1"}
+
+
+def test_the_pages_tables_are_what_was_recorded(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.chdir(BENCH.parents[1])
+    bench = importlib.import_module("plan_models")
+    written = bench.PAGE.read_text(encoding="utf-8").partition(bench.BEGIN)[2].partition(bench.END)[0]
+    assert written == bench.tables()
+    models = [row["model"] for row in recorded("plan_models.csv")]
+    assert sorted(models) == sorted(file.stem for file in bench.CONFIGS.glob("*.yaml"))
+    assert all(f"| `{model}` | one device |" in written for model in models)
 
 
 def test_how_many_batches_a_training_has():
