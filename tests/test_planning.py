@@ -409,6 +409,7 @@ def test_recorded_allocations_are_within_a_fifth_of_what_was_planned(name):
         assert ratio == pytest.approx(1, abs=0.2), row
     if name == "plan.csv":
         assert len({row["size"] for row in rows if int(row["size"].removesuffix("M")) >= 50}) == 3
+        assert {row["accumulated"] for row in rows} == {"1", "2"}
     else:
         assert {row["strategy"] for row in rows} == {"ddp", "sharded", "fsdp1"}
 
