@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,11 +11,10 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from lori_pl.arithmetic import Arithmetic
 from lori_pl.data.pairing import PairedBatch
+from lori_pl.live_bytes import LiveBytes
 from lori_pl.methods.base import Method
 from lori_pl.models.hidden import decoder_layers
 from lori_pl.sharding.fsdp2 import HALVES
@@ -24,41 +22,6 @@ from lori_pl.sharding.fsdp2 import HALVES
 Strategy = Literal["single", "ddp", "sharded", "fsdp1"]
 
 _MIXED = tuple(HALVES)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, and their peak, by the storages that operations make.
-
-    What an operation needs within itself is not seen, nor the rounding of an allocator.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0
-        self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and takes note of what it made."""
-        given = {value.untyped_storage()._cdata for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for value in tree_iter(out):
-            # a view, or what was changed in place, is nothing new
-            if isinstance(value, Tensor) and (storage := value.untyped_storage())._cdata not in given:
-                self._note(storage)
-        return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known or not size:
-            return
-        self._known[key] = size
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._known.pop(key)
 
 
 @dataclass(frozen=True)
@@ -117,6 +80,30 @@ class Halved:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a process's device holds at the peak, in bytes.
+
+    Args:
+        weights: Weights and buffers, those of a live teacher included; where they are divided, the process's part.
+        gradients: Their gradients; or the part.
+        optimizer: The optimiser's state; or the part.
+        together: Buffers in which gradients are summed; or weights and gradients that are put together for a pass.
+        passing: Activations, and what a pass or the optimiser's step makes and drops again.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    together: int
+    passing: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer + self.together + self.passing
+
+
+@dataclass(frozen=True)
 class StepCost:
     """What one batch's forward, backward and optimiser step take on one process that holds everything.
 
@@ -130,7 +117,7 @@ class StepCost:
         activations: Bytes that the forward pass keeps for the backward pass.
         cast_anew: The same where each pass casts the weights anew, as under autocast where they are sharded.
         moving: Peak of forward and backward pass together: activations, which go, gradients, which come, and what a
-            pass makes and drops again.
+            pass makes and drops again; from the second batch on, whose forward pass runs beside gradients.
         stepping: What the optimiser's step makes and drops again.
         flops: Floating-point operations of forward and backward, a multiplication and an addition as two.
         flat_gradients: Bytes of the gradients under FSDP1: of all weights of a layer in which any trains.
@@ -153,14 +140,14 @@ class StepCost:
     of_one_type: bool
     halved: Halved | None = None
 
-    def peak(
+    def parts(
         self,
         processes: int = 1,
         strategy: Strategy = "single",
         reshard_after_forward: bool = True,
         cpu_offload: bool = False,
-    ) -> int:
-        """Bytes at the peak on each process's device, its batch being that of the step.
+    ) -> Parts:
+        """What each process's device holds at the peak, its batch being that of the step.
 
         ``ddp`` adds the buffers in which gradients are summed. ``sharded`` and ``fsdp1`` hold a part of weights,
         gradients and moments (with ``cpu_offload`` in the host's memory, see `host`), and whole what is put together:
@@ -170,7 +157,8 @@ class StepCost:
         weights = self.student.bytes + self.teacher.bytes
         if strategy in ("single", "ddp"):
             buffers = self.gradients if strategy == "ddp" else 0
-            return weights + self.optimizer + buffers + max(self.moving, self.gradients + self.stepping)
+            passing = max(self.moving - self.gradients, self.stepping)
+            return Parts(weights, self.gradients, self.optimizer, buffers, passing)
         gathered = self.halved if strategy == "sharded" else None
         if gathered is None:
             gathered = Halved(self.layer.bytes, weights - self.apart.bytes, 0, self.cast_anew)
@@ -178,14 +166,29 @@ class StepCost:
         for unit in (self.apart, self.layer):
             whole += unit.bytes if strategy == "fsdp1" and unit.trained else unit.trained
         whole += gathered.gradients
-        passing = max(self.moving - self.activations - self.gradients, 0)
-        parts = 0 if cpu_offload else self.host(processes, strategy) + self.stepping // processes
-        return parts + whole + gathered.activations + passing
+        passing = gathered.activations + max(self.moving - self.activations - self.gradients, 0)
+        if cpu_offload:
+            return Parts(0, 0, 0, whole, passing)
+        return Parts(*self._divided(processes, strategy), whole, passing + self.stepping // processes)
+
+    def _divided(self, processes: int, strategy: Strategy) -> tuple[int, int, int]:
+        gradients = self.flat_gradients if strategy == "fsdp1" else self.gradients
+        weights = self.student.bytes + self.teacher.bytes
+        return weights // processes, gradients // processes, self.optimizer // processes
+
+    def peak(
+        self,
+        processes: int = 1,
+        strategy: Strategy = "single",
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+    ) -> int:
+        """Bytes at the peak on each process's device: the sum of its `parts`."""
+        return self.parts(processes, strategy, reshard_after_forward, cpu_offload).total
 
     def host(self, processes: int, strategy: Strategy = "sharded") -> int:
         """Bytes of a process's part of weights, gradients and moments: in the host's memory, with ``cpu_offload``."""
-        gradients = self.flat_gradients if strategy == "fsdp1" else self.gradients
-        return (self.student.bytes + self.teacher.bytes + self.optimizer + gradients) // processes
+        return sum(self._divided(processes, strategy))
 
 
 def hollow(method: Method) -> FakeTensorMode:
@@ -248,9 +251,17 @@ def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, prec
 
 
 def cost_of_step(
-    method: Method, mode: FakeTensorMode, batch: PairedBatch, precision: str, on_gpu: bool = True
+    method: Method,
+    mode: FakeTensorMode,
+    batch: PairedBatch,
+    precision: str,
+    on_gpu: bool = True,
+    accumulated: int = 1,
 ) -> StepCost:
     """Goes through one training step of a hollow method.
+
+    Lightning drops a step's gradients behind the next one's first forward pass, so each forward pass but the very first
+    runs beside gradients; with accumulated batches each backward pass but a step's first does, too.
 
     Args:
         method: As `hollow` left it.
@@ -259,6 +270,7 @@ def cost_of_step(
         precision: The Trainer's.
         on_gpu: Take the optimiser's step as PyTorch does on a GPU where it may choose: for all weights together, which
             holds what it computes of them all at once.
+        accumulated: How many batches a step has, as ``trainer.accumulate_grad_batches``.
     """
     flops = flops_of_step(method, mode, batch, precision)
     teacher: nn.Module | None = getattr(method, "teacher", None)
@@ -286,12 +298,18 @@ def cost_of_step(
     with mode, LiveBytes() as live:
         with _cast(precision):
             loss, _ = method.step_losses(fake)
-        activations = live.now
+        activations, forward = live.now, live.peak
         loss.backward()
         del loss
         gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
-        moving, live.peak = live.peak, live.now
-        before = live.now
+        moving = max(live.peak, gradients + forward)
+        if accumulated > 1:
+            with _cast(precision):
+                loss, _ = method.step_losses(fake)
+            loss.backward()
+            del loss
+            moving = max(moving, live.peak)
+        before = live.peak = live.now
         optimizer = method.optimizer([p for p in method.parameters() if p.requires_grad])
         if on_gpu and not isinstance(optimizer, torch.optim.Adafactor):
             for group in optimizer.param_groups:

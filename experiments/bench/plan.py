@@ -1,7 +1,8 @@
 """What `plan` predicts of a step's memory against what the allocator was asked for.
 
 Run in the root of the repository: ``python experiments/bench/plan.py``. Peaks are of the CPU allocator's own events
-(torch.profiler), not of resident memory, over two whole steps. Leaves ``plan.csv`` beside this file.
+(torch.profiler), not of resident memory, over two whole steps in the Trainer's order. Leaves ``plan.csv``
+beside this file.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SIZES = {  # hidden size, layers
     "107M": (832, 12),
     "163M": (960, 14),
 }
+RUNS = (("explicit_cot", 1), ("explicit_cot", 2), ("lori", 1), ("lori_lora", 1))
+"""Method, and batches whose gradients are accumulated."""
 BATCH = 8
 
 
@@ -54,20 +57,22 @@ def method(size: str, kind: str) -> Method:
     return LoRi(backbone, teacher=teacher, student_init="base", latents=6, terms=terms)
 
 
-def measured(built: Method, batch: PairedBatch) -> int:
-    """Peak bytes of two steps, weights included."""
+def measured(built: Method, batch: PairedBatch, accumulated: int) -> int:
+    """Peak bytes of two steps of so many batches, weights included."""
     built.configure_model()
     for term in getattr(built, "active_terms", []):
         term.assume_fitted()
     built.train()
     optimizer = built.optimizer([p for p in built.parameters() if p.requires_grad])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        for _ in range(2):
+        for number in range(2 * accumulated):
             loss, _ = built.losses(batch)
+            if number % accumulated == 0:  # behind the forward pass, as Lightning does
+                optimizer.zero_grad()
             loss.backward()
             del loss
-            optimizer.step()
-            optimizer.zero_grad()
+            if (number + 1) % accumulated == 0:
+                optimizer.step()
     assert profiler.profiler is not None
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
@@ -85,21 +90,19 @@ def main() -> None:
     command = shlex.join(["python", "experiments/bench/plan.py", *sys.argv[1:]])
     rows = []
     for size in SIZES:
-        for kind in ("explicit_cot", "lori", "lori_lora"):
+        for kind, accumulated in RUNS:
             planned = method(size, kind)
             mode = hollow(planned)
-            found = cost_of_step(planned, mode, batch, "32-true", on_gpu=False).peak()
+            found = cost_of_step(planned, mode, batch, "32-true", on_gpu=False, accumulated=accumulated).peak()
             del planned
-            real = measured(method(size, kind), batch)
-            ratio = found / real
-            rows.append(
-                [size, kind, round(found / 1e6, 1), round(real / 1e6, 1), round(ratio, 3), git_commit(), command]
-            )
-            print(*rows[-1][:5], flush=True)
+            real = measured(method(size, kind), batch, accumulated)
+            sizes = [round(found / 1e6, 1), round(real / 1e6, 1), round(found / real, 3)]
+            rows.append([size, kind, accumulated, *sizes, git_commit(), command])
+            print(*rows[-1][:6], flush=True)
     if arguments.record:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(["size", "method", "planned_mb", "measured_mb", "ratio", "commit", "command"])
+        table.writerow(["size", "method", "accumulated", "planned_mb", "measured_mb", "ratio", "commit", "command"])
         table.writerows(rows)
         replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
 

@@ -2,7 +2,7 @@
 
 Run in the root of the repository: ``python experiments/bench/plan_models.py``; nothing is downloaded and no weight is
 made, so the models' sizes stand here, as their own ``config.json`` has them. Leaves ``plan_models.csv`` beside this
-file, and prints its table.
+file. ``--docs`` writes the tables of docs/cluster.md from it, and plans nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import csv
 import io
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from lori_pl.evaluation.records import git_commit
 from lori_pl.files import replace_file
 from lori_pl.methods import LoRi
 from lori_pl.models.backbone import Backbone, LoRA
-from lori_pl.planning import StepCost, cost_of_step, flops_of_step, hollow
+from lori_pl.planning import Parts, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
 
 TABLE = Path("experiments/bench/plan_models.csv")
 CONFIGS = Path("configs/model")
 LONGEST, MEAN = (189, 151, 6), (63, 35, 3)
 """Tokens of question, rationale and answer: of GSM8K-Aug's validation and test files in SmolLM2's tokenizer."""
 DEVICES = 8
+WORLD = ((52, 35, 2), (43, 31, 2))
+"""The same of the embedded world with ``quick.yaml``, for the model that belongs to it."""
 TFLOPS = 125
 """TFLOP/s of a device in the mean: 40 % of an A100's 312 in bfloat16."""
 PROBLEMS = 385_620
@@ -58,7 +60,8 @@ def llama(hidden: int, inner: int, layers: int, heads: int, groups: int, words: 
 
 QWEN = {"model_type": "qwen2"}
 UNTIED = {"tie_word_embeddings": False}
-SIZES = {
+SIZES: dict[str, dict[str, Any] | None] = {
+    "tiny": None,  # its file has them
     "gpt2": {"model_type": "gpt2"},
     "smollm2-135m": llama(576, 1536, 30, 9, 3, 49152),
     "qwen2.5-0.5b": llama(896, 4864, 24, 14, 2, 151936, **QWEN),
@@ -72,10 +75,13 @@ SIZES = {
 
 @dataclass
 class Setting:
-    """What of a model's config the cost depends on."""
+    """What of a model's config the cost depends on; no epochs where it sets none."""
 
     batch: int
-    epochs: int
+    accumulated: int
+    epochs: int | None
+    precision: str
+    lengths: tuple[tuple[int, int, int], tuple[int, int, int]]
     backbone: Backbone
 
     @classmethod
@@ -84,15 +90,19 @@ class Setting:
         config = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
         assert isinstance(config, dict)
         given = config["model"]["init_args"]["backbone"]
+        if (sizes := SIZES[name]) is None:
+            return cls(64, 1, None, "32-true", WORLD, Backbone(**given))
         backbone = Backbone(
             tokenizer="synthetic",
-            config=SIZES[name],
+            config=sizes,
             dtype=given["dtype"],
             attention=given["attention"],
             gradient_checkpointing=given["gradient_checkpointing"],
             lora=LoRA(**given["lora"]),
         )
-        return cls(config["data"]["batch_size"], config["trainer"]["max_epochs"], backbone)
+        trainer = config["trainer"]
+        batches = config["data"]["batch_size"], trainer["accumulate_grad_batches"]
+        return cls(*batches, trainer["max_epochs"], "bf16-mixed", (LONGEST, MEAN), backbone)
 
 
 def batch_of(method: LoRi, size: int, lengths: tuple[int, int, int]) -> PairedBatch:
@@ -106,64 +116,139 @@ def lori(backbone: Backbone) -> LoRi:
     return LoRi(backbone, teacher=backbone, latents=5, terms=terms)
 
 
-def plan(name: str) -> tuple[Setting, StepCost, int, int]:
-    """The cost of a step of the longest, operations of one of the mean length, and bytes of a problem in a cache."""
+STRATEGIES: dict[str, tuple[Strategy, int]] = {
+    "one": ("single", 1),
+    "ddp": ("ddp", DEVICES),
+    "sharded": ("sharded", DEVICES),
+    "fsdp1": ("fsdp1", DEVICES),
+}
+PARTS = [field.name for field in fields(Parts)]
+HEADER = (
+    *("model", "trained_m", "frozen_m", "batch", "accumulated", "checkpointing", "fsdp1_dtype"),
+    *(f"{strategy}_{part}_gb" for strategy in STRATEGIES for part in (*PARTS, "all")),
+    *("tflop_a_step", "gflop_an_answer", "kv_bytes_a_token", "epochs", "hours", "cache_bytes", "cache_gb"),
+    *("commit", "command"),
+)
+
+
+def plan(name: str) -> dict[str, Any]:
+    """Goes through a step of the longest problems, and one and an answer of the mean length.
+
+    FSDP1 refuses layers whose weights are of two types: its memory is that of the base model in float32 then.
+    """
     setting = Setting.read(name)
+    longest, mean = setting.lengths
     method = lori(setting.backbone)
     mode = hollow(method)
-    step = cost_of_step(method, mode, batch_of(method, setting.batch, LONGEST), "bf16-mixed")
-    mean = flops_of_step(method, mode, batch_of(method, setting.batch, MEAN), "bf16-mixed")
+    batch = batch_of(method, setting.batch, longest)
+    step = cost_of_step(method, mode, batch, setting.precision, accumulated=setting.accumulated)
+    batch = batch_of(method, setting.batch, mean)
+    flops = flops_of_step(method, mode, batch, setting.precision)
+    answer = cost_of_answer(method, mode, batch, batch.answer.shape[1])
     shape = method.teacher_shape()
+    older, dtype = step, setting.backbone.dtype or "float32"
+    if not step.of_one_type:
+        dtype = "float32"
+        method = lori(replace(setting.backbone, dtype=dtype))
+        mode = hollow(method)
+        batch = batch_of(method, setting.batch, longest)
+        older = cost_of_step(method, mode, batch, setting.precision, accumulated=setting.accumulated)
+        assert older.of_one_type
     real = lori(setting.backbone)
     real.prepare_terms(shape)
     for term in real.active_terms:
         term.assume_fitted()
     each = packed_bytes(real.named_terms, shape.layers, shape.hidden, torch.float16)
-    return setting, step, mean, each
+    row = {
+        "model": name,
+        "trained_m": round(step.student.trained_parameters / 1e6, 1),
+        "frozen_m": round(step.student.frozen_parameters / 1e6, 1),
+        "batch": setting.batch,
+        "accumulated": setting.accumulated,
+        "checkpointing": "yes" if setting.backbone.gradient_checkpointing else "no",
+        "fsdp1_dtype": dtype,
+        "tflop_a_step": f"{flops * setting.accumulated / 1e12:.3g}",
+        "gflop_an_answer": f"{answer.flops / 1e9:.3g}",
+        "kv_bytes_a_token": answer.cache_bytes,
+        "epochs": setting.epochs or "",
+        "hours": "",
+        "cache_bytes": each,
+        "cache_gb": "",
+    }
+    if setting.epochs is not None:
+        hours = flops * PROBLEMS / setting.batch * setting.epochs / (TFLOPS * 1e12) / 3600
+        row |= {"hours": round(hours, 1), "cache_gb": round(each * PROBLEMS / 1e9, 1)}
+    for strategy, (kind, devices) in STRATEGIES.items():
+        parts = (older if kind == "fsdp1" else step).parts(devices, kind)
+        for part, size in zip((*PARTS, "all"), (*astuple(parts), parts.total), strict=True):
+            row[f"{strategy}_{part}_gb"] = f"{size / 1e9:.3f}"
+    return row
 
 
-HEADER = (
-    *("model", "trained_m", "frozen_m", "batch", "checkpointing", "one_gb", f"ddp_{DEVICES}_gb"),
-    *(f"sharded_{DEVICES}_gb", "tflop_a_batch", "epochs", "hours", "cache_bytes", "cache_gb", "commit", "command"),
-)
+def rows() -> dict[str, dict[str, str]]:
+    """What is recorded, by model."""
+    with TABLE.open(encoding="utf-8") if TABLE.exists() else io.StringIO() as file:
+        return {row["model"]: row for row in csv.DictReader(file)}
 
 
-def write(text: str) -> None:
+def write(recorded: list[dict[str, Any]]) -> None:
     """Writes the table."""
-    replace_file(TABLE, lambda file: file.write(text.encode()))
+    text = io.StringIO()
+    table = csv.DictWriter(text, HEADER, lineterminator="\n")
+    table.writeheader()
+    table.writerows(recorded)
+    replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
+
+
+def tables() -> str:
+    """The tables of docs/cluster.md."""
+    lines = [
+        "| model | parameters that train, that do not (M) | batch x accumulated | layers recomputed | TFLOP a step | "
+        "GFLOP an answer | keys and values (bytes a token) | epochs | hours, one device | cache of the teacher (GB) |",
+        "|" + "---|" * 10,
+    ]
+    memory = [
+        "| model | strategy | weights | gradients | optimiser | together | activations | all |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows().items():
+        cells = [
+            f"`{name}`",
+            f"{row['trained_m']}, {row['frozen_m']}",
+            f"{row['batch']} x {row['accumulated']}",
+            *(row[key] or "-" for key in ("checkpointing", "tflop_a_step", "gflop_an_answer", "kv_bytes_a_token")),
+            *(row[key] or "-" for key in ("epochs", "hours", "cache_gb")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+        for strategy, (_, devices) in STRATEGIES.items():
+            if not row[f"{strategy}_all_gb"]:  # a row of before it was recorded
+                continue
+            label = "one device" if strategy == "one" else f"{devices}, `{strategy}`"
+            sizes = [row[f"{strategy}_{part}_gb"] or "-" for part in (*PARTS, "all")]
+            memory.append(f"| {' | '.join([f'`{name}`', label, *sizes])} |")
+    return "\n".join([*lines, "", "Memory a device, in GB:", "", *memory]) + "\n"
+
+
+PAGE = Path("docs/cluster.md")
+BEGIN, END = "<!-- plan_models -->\n", "<!-- /plan_models -->\n"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("models", nargs="*", choices=[*SIZES, []], help="of these models alone (default: all)")
-    names = options.parse_args().models or list(SIZES)
+    options.add_argument("--docs", action="store_true", help=f"write the tables of {PAGE} from {TABLE} alone")
+    arguments = options.parse_args()
+    if arguments.docs:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        text = before + BEGIN + tables() + END + rest.partition(END)[2]
+        replace_file(PAGE, lambda file: file.write(text.encode()))
+        return
     command = shlex.join(["python", "experiments/bench/plan_models.py", *sys.argv[1:]])
-    with TABLE.open(encoding="utf-8") if TABLE.exists() else io.StringIO() as file:
-        rows = {row["model"]: row for row in csv.DictReader(file)}
-    for name in names:
-        setting, step, mean, each = plan(name)
-        hours = mean * PROBLEMS / setting.batch * setting.epochs / (TFLOPS * 1e12) / 3600
-        gigabytes = [step.peak(), step.peak(DEVICES, "ddp"), step.peak(DEVICES, "sharded")]
-        values = [
-            name,
-            round(step.student.trained_parameters / 1e6, 1),
-            round(step.student.frozen_parameters / 1e6, 1),
-            setting.batch,
-            "yes" if setting.backbone.gradient_checkpointing else "no",
-            *(round(value / 1e9, 1) for value in gigabytes),
-            round(mean / 1e12, 1),
-            setting.epochs,
-            round(hours, 1),
-            each,
-            round(each * PROBLEMS / 1e9, 1),
-        ]
-        print("|", " | ".join(str(value) for value in values), "|", flush=True)
-        rows[name] = dict(zip(HEADER, [*map(str, values), git_commit(), command], strict=True))
-        text = io.StringIO()
-        table = csv.DictWriter(text, HEADER, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows[known] for known in SIZES if known in rows)
-        write(text.getvalue())
+    for name in arguments.models or list(SIZES):
+        row = {**plan(name), "commit": git_commit(), "command": command}
+        print(row, flush=True)
+        known = {**rows(), name: row}
+        write([known[each] for each in SIZES if each in known])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from lori_pl.data.pairing import PairedBatch, paired_batch
 from lori_pl.errors import LoriError
 from lori_pl.methods import Method
 from lori_pl.methods.distillation import Distillation
-from lori_pl.planning import StepCost, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
+from lori_pl.planning import Parts, StepCost, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
 from lori_pl.tables import print_whole, say
 
 SHARDING: dict[Strategy, str] = {
@@ -53,10 +54,11 @@ def main(arguments: list[str]) -> int:
     split = data.splits["train"]
     mode = hollow(method)
     batch = longest(data, split)
-    step = cost_of_step(method, mode, batch, precision)
+    accumulated = cli.options["trainer"].get("accumulate_grad_batches") or 1
+    step = cost_of_step(method, mode, batch, precision, accumulated=accumulated)
     console = Console()
     show_model(console, step)
-    show_step(console, step, batch, precision)
+    show_step(console, step, batch, precision, accumulated)
     show_strategies(console, step, options.devices, memory)
     if options.tflops is not None:
         usual = flops_of_step(method, mode, middling(data, split), precision)
@@ -146,12 +148,13 @@ def show_model(console: Console, step: StepCost) -> None:
     say(line, console)
 
 
-def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: str) -> None:
+def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: str, accumulated: int) -> None:
     """Prints what one process that holds everything takes, by part."""
     problems, question = batch.question.shape
     explicit = batch.explicit.ids.shape[1]
     line = f"the longest batch: {problems} problems, questions to {question} tokens, explicit sequences to {explicit}"
-    say(f"{line}; precision {precision}", console)
+    more = f"; {accumulated} batches accumulated" if accumulated > 1 else ""
+    say(f"{line}; precision {precision}{more}", console)
     table = Table(title="one device that holds everything")
     table.add_column("part")
     table.add_column("GB", justify="right")
@@ -167,26 +170,28 @@ def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: s
     for name, size in parts.items():
         table.add_row(name, f"{size / 1e9:.3f}")
     print_whole(table, console)
-    say(f"{step.flops / 1e12:,.3f} TFLOP a step and device, forward and backward", console)
+    say(f"{step.flops * accumulated / 1e12:,.3f} TFLOP a step and device, forward and backward", console)
 
 
 def show_strategies(console: Console, step: StepCost, devices: int, memory: int | None) -> None:
-    """Prints each strategy's peak a device, whether it fits, and what ``cpu_offload`` keeps on the host."""
-    table = Table(title=f"peak a device, {devices} device{'s' if devices > 1 else ''}")
-    for column in ("strategy", "GB", *(["fits"] if memory else [])):
+    """Prints each strategy's peak a device by part, whether it fits, and what ``cpu_offload`` keeps on the host."""
+    table = Table(title=f"peak a device in GB, {devices} device{'s' if devices > 1 else ''}")
+    columns = ("strategy", "weights", "gradients", "optimiser", "together", "activations", "all")
+    for column in (*columns, *(["fits"] if memory else [])):
         table.add_column(column, justify="left" if column == "strategy" else "right")
-    rows: list[tuple[str, int]] = [("one device", step.peak())]
+    rows: list[tuple[str, Parts]] = [("one device", step.parts())]
     if devices > 1:
-        rows.append(("ddp", step.peak(devices, "ddp")))
+        rows.append(("ddp", step.parts(devices, "ddp")))
         for name, whole in SHARDING.items():
             if name == "fsdp1" and not step.of_one_type:
                 continue
-            rows.append((name, step.peak(devices, name)))
-            rows.append((f"{name}, {whole}", step.peak(devices, name, reshard_after_forward=False)))
-            rows.append((f"{name}, cpu_offload: true", step.peak(devices, name, cpu_offload=True)))
-    for label, size in rows:
-        fits = [] if memory is None else ["yes" if size <= memory else "no"]
-        table.add_row(label, f"{size / 1e9:.3f}", *fits)
+            rows.append((name, step.parts(devices, name)))
+            rows.append((f"{name}, {whole}", step.parts(devices, name, reshard_after_forward=False)))
+            rows.append((f"{name}, cpu_offload: true", step.parts(devices, name, cpu_offload=True)))
+    for label, parts in rows:
+        fits = [] if memory is None else ["yes" if parts.total <= memory else "no"]
+        sizes = (*astuple(parts), parts.total)
+        table.add_row(label, *(f"{size / 1e9:.3f}" for size in sizes), *fits)
     print_whole(table, console)
     if devices > 1:
         say(f"cpu_offload: true keeps {step.host(devices) / 1e9:.3f} GB a process in the host's memory", console)

@@ -54,8 +54,15 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+    found = [block for language in ("bash", "sh") for block in blocks(page, language)]
+    lines = [line for block in found for line in block.replace("\\\n", " ").splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def own(words: list[str]) -> list[str]:
+    """What follows ``-m lori_pl``, whoever starts it: python, srun, torchrun; nothing where it does not stand."""
+    starts = [place + 2 for place in range(len(words) - 2) if words[place : place + 2] == ["-m", "lori_pl"]]
+    return words[starts[0] :] if starts else []
 
 
 def prose(page: Path) -> str:
@@ -63,10 +70,10 @@ def prose(page: Path) -> str:
 
 
 LORI_COMMANDS = [
-    pytest.param(command[3:], id=f"{page.name}-{number}-{command[3]}")
+    pytest.param(own(command), id=f"{page.name}-{number}-{own(command)[0]}")
     for page in COMMAND_PAGES
     for number, command in enumerate(commands(page))
-    if command[:3] == ["python", "-m", "lori_pl"]
+    if own(command)
 ]
 
 
@@ -111,6 +118,16 @@ def test_commands_parse(arguments, parser, monkeypatch):
         assert command == "fit" or options["ckpt_path"]
     else:
         assert [a for a in rest if a.endswith(".yaml") and not Path(a).is_file()] == []
+
+
+def test_what_a_script_starts_is_parsed_too():
+    """In docs/cluster.md: python alone, behind srun on a cluster, behind torchrun."""
+    page = ROOT / "docs" / "cluster.md"
+    first = {Path(command[0]).name for command in commands(page) if own(command)}
+    assert first == {"python", "srun", "torchrun"}
+    fits = [own(command) for command in commands(page) if command[0] in ("srun", "torchrun") and "fit" in command]
+    assert len(fits) == 2
+    assert all("configs/trainer/sharded.yaml" in arguments for arguments in fits)
 
 
 def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
