@@ -55,6 +55,11 @@ def test_an_output_folder_that_holds_another_run(world, capsys):
     fails(world, capsys, "run/test holds another run", command="test", flags=student, backbone=BACKBONE)
 
 
+def test_an_output_folder_that_cannot_be_made(world, capsys):
+    (world.folder / "file").write_text("")
+    fails(world, capsys, "file/run cannot be written", "give another folder", root="file/run", backbone=BACKBONE)
+
+
 def test_a_checkpoint_of_one_run_does_not_open_the_folder_of_another(world, capsys):
     for root in ("one", "other"):
         assert world.fit("ExplicitCoT", root, "--test_after_fit=false", backbone=BACKBONE) == 0

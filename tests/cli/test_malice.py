@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from failing import fails
 from safetensors.torch import load_file
 
 from lori_pl import LatentReasoner
+from lori_pl.cache.shards import map_shard
 from lori_pl.cli import main
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
@@ -60,6 +62,35 @@ def test_a_checkpoint(world, capsys, mark, way):
     command = "test" if way == "test" else "fit"
     flags = ["--ckpt_path", str(path)]
     fails(world, capsys, "no readable checkpoint", command=command, flags=flags, backbone=BACKBONE)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
+def test_a_shard_of_a_cache(tmp_path, mark, write):
+    path = tmp_path / "shard-00000-0f.safetensors"
+    write(Bomb(mark), path)
+    with pytest.raises(LoriError, match="no whole shard"):
+        map_shard(path)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
+def test_a_file_of_data(world, capsys, mark, write):
+    write(Bomb(mark), world.folder / "train.jsonl")
+    source = {"class_path": "lori_pl.data.sources.JSONL", "init_args": {"path": str(world.folder)}}
+    flags = ["--config", world.config("d", {"data": {"source": source}})]
+    fails(world, capsys, r"train\.jsonl", "UTF-8", flags=flags, backbone=BACKBONE)
+
+
+def test_rows_and_names_that_would_steer_the_terminal(world, capsys):
+    row = {"question": "Ann\x1b[31m has 4 .", "rationale": ["<<4+3=7>>"], "answer": "7"}
+    for name in ("train", "validation", "test"):
+        (world.folder / f"{name}.jsonl").write_text("\n".join([json.dumps(row)] * 20))
+    for name, status in ((".", 0), ("\x1b[2Jseven", 2)):
+        source = {"class_path": "lori_pl.data.sources.JSONL", "init_args": {"path": str(world.folder / name)}}
+        flags = ["--config", world.config("d", {"data": {"source": source}})]
+        assert world.run("preview", *flags, method="ExplicitCoT", backbone=BACKBONE) == status
+        shown = "".join(capsys.readouterr())
+        assert ("[31m has 4" if status == 0 else "[2Jseven") in shown
+        assert "\x1b" not in shown
 
 
 def test_a_models_pickled_weights(world, capsys, mark, teacher):
