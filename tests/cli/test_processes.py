@@ -166,14 +166,16 @@ def poisoned(world, strategy, *flags) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_loss_that_is_no_number_in_one_process_stops_all(world, strategy):
-    """Each lists its problems; one line says why, and nobody waits for the other."""
+    """Each lists its problems and says in one line why, and nobody waits for the other."""
     began = time.monotonic()
     done = poisoned(world, strategy)
     assert done.returncode == 2, done.stderr
     assert time.monotonic() - began < 180
     assert "Traceback" not in done.stderr
-    (said,) = {line for line in done.stderr.splitlines() if line.startswith("error:")}
-    assert re.match(r"error: the (gradient|loss 'task') is not finite at step 3; the last checkpoint before it", said)
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert 1 <= len(said) <= 2, done.stderr  # the second process may be ended before it says its own
+    for line in said:
+        assert re.match(r"error: the (gradient|loss 'task') is not finite at step 3; the last checkpoint before", line)
     ids = []
     for rank, part in enumerate(["gradient", "task"]):  # the other's loss is a number
         (record,) = map(json.loads, (world.folder / "run" / f"rank{rank}_non_finite.jsonl").read_text().splitlines())
