@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_while_it_replaced_its_student_has_one(tmp_path, m
     replace_folder(student, write("old"))
     killed_at(move, monkeypatch, lambda: replace_folder(student, write("new")))
     assert student.exists() == (move == 1)
-    with held(tmp_path):
+    with held(tmp_path, {}):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "student"]
         assert (student / "file").read_text() == "old"
     assert ("the one before is back" in caplog.text) == (move == 2)
@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_while_it_replaced_its_student_has_one(tmp_path, m
 def test_a_folder_that_was_removed_is_not_put_back(tmp_path):
     (tmp_path / ".student.x" / "old").mkdir(parents=True)  # killed before it went
     (tmp_path / ".student.x" / "new").mkdir()
-    with held(tmp_path):
+    with held(tmp_path, {}):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

@@ -2,8 +2,8 @@
 
 Each run is a LoRi training that is killed (SIGKILL) once, started again with the same command, and trained to its end;
 its weights are to be, bit for bit, those of a run that nothing killed. Of every three runs one is killed as soon as a
-checkpoint's file is being written, the others at a moment drawn from the whole length of a run. Where the kill fell is
-read from what it left. Rows go to ``kills.csv`` as they land, and a second call goes on behind the last.
+checkpoint's file is being written, the others at a moment drawn from the whole length of a run; every second run has a
+data worker, which outlives its training for some seconds. Where the kill fell is read from what it left. Rows go to ``kills.csv`` as they land, and a second call goes on behind the last.
 
 Runs on Linux and macOS: the trainings are forked, so that a run costs no start of the interpreter.
 """
@@ -53,8 +53,8 @@ RECIPE = [
 ]
 
 
-def start(folder: Path) -> int:
-    """Forks a training and gives its process id."""
+def start(folder: Path, workers: int = 0) -> int:
+    """Forks a training, with so many data workers, and gives its process id."""
     child = os.fork()
     if child:
         return child
@@ -64,7 +64,7 @@ def start(folder: Path) -> int:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             torch.set_num_threads(1)
-            status = lori_pl(["fit", *RECIPE, f"--trainer.default_root_dir={folder}"])
+            status = lori_pl(["fit", *RECIPE, f"--data.num_workers={workers}", f"--trainer.default_root_dir={folder}"])
     finally:
         os._exit(status)
     return 0
@@ -83,7 +83,7 @@ def half_written(folder: Path) -> list[Path]:
         return []
 
 
-def kill(folder: Path, draw: random.Random, length: float, in_writing: bool) -> float:
+def kill(folder: Path, draw: random.Random, length: float, in_writing: bool, workers: int) -> float:
     """Starts a training and kills it.
 
     Args:
@@ -91,12 +91,13 @@ def kill(folder: Path, draw: random.Random, length: float, in_writing: bool) -> 
         draw: Where the moment comes from.
         length: Seconds of a whole run.
         in_writing: Kill while a checkpoint is being written; else at any moment.
+        workers: Its number of data workers.
 
     Returns:
         Seconds from its start.
     """
     begun = time.monotonic()
-    child = start(folder)
+    child = start(folder, workers)
     if in_writing:
         # each validation writes one file at least, and each file has a name of its own while it is written
         wanted, seen = draw.randrange(1, STEPS // 2), set[Path]()
@@ -130,11 +131,12 @@ def run(number: int, folder: Path, expected: dict[str, torch.Tensor], length: fl
     """Kills one training, starts it again and compares."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    seconds = kill(folder, random.Random(seed * 1000 + number), length, in_writing=number % 3 == 0)
+    workers = number % 2
+    seconds = kill(folder, random.Random(seed * 1000 + number), length, in_writing=number % 3 == 0, workers=workers)
     phase = phase_of(folder)
     found = newest_sound(folder / "checkpoints")
     resumed = 0 if found is None else int(read_checkpoint(found)["global_step"])
-    if phase != "after training" and finish(start(folder)):
+    if phase != "after training" and finish(start(folder, workers)):
         raise SystemExit(f"run {number}: the second start failed, see {folder}.log")
     got = weights(folder)
     same = got.keys() == expected.keys() and all(torch.equal(got[name], value) for name, value in expected.items())
