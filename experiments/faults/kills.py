@@ -3,7 +3,8 @@
 Each run is a LoRi training that is killed (SIGKILL) once, started again with the same command, and trained to its end;
 its weights are to be, bit for bit, those of a run that nothing killed. Of every three runs one is killed as soon as a
 checkpoint's file is being written, the others at a moment drawn from the whole length of a run; every second run has a
-data worker, which outlives its training for some seconds. Where the kill fell is read from what it left. Rows go to ``kills.csv`` as they land, and a second call goes on behind the last.
+data worker, which outlives its training for some seconds. Where the kill fell is read from what it left. Rows go to
+``kills.csv`` as they land, and a second call goes on behind the last.
 
 Runs on Linux and macOS: the trainings are forked, so that a run costs no start of the interpreter.
 """

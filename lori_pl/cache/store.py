@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lori_pl.cache.shards import MappedShard, file_checksum, map_shard, reading
 from lori_pl.errors import LoriError
 
 KEY = "key"
+_OTHER_FILES = 512
 
 
 class TeacherCache:
@@ -132,6 +134,7 @@ class TeacherCache:
 
     def _mapped(self) -> list[MappedShard]:
         if not self._shards:
+            _allow_open_files(len(self.manifest.shards))
             self._shards = [self._map(entry) for entry in self.manifest.shards]
         return self._shards
 
@@ -143,6 +146,16 @@ class TeacherCache:
                 "which makes it anew"
             )
         return shard
+
+
+def _allow_open_files(more: int) -> None:
+    """Raises this process's limit, as far as the system lets it: every mapped shard holds a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class CachedRows:

@@ -119,8 +119,8 @@ class FiniteLoss(pl.Callback):
         if self.skipped > self.limit:
             raise LoriError(
                 f"step {step} is number {self.skipped} of those whose loss or gradient is not finite, and "
-                f"non_finite.limit is {self.limit}; the last checkpoint is kept, the problems stand in {place}: lower "
-                "the learning rate, or clip gradients"
+                f"non_finite.limit is {self.limit}; earlier checkpoints are kept, the problems stand in {place}: "
+                "lower the learning rate, or clip gradients"
             )
         log.warning("step %d is left out: its loss or gradient is not finite (%s)", step, place)
 

@@ -69,7 +69,8 @@ def main(arguments: list[str]) -> int:
         raise LoriError(f"--shard_problems is {options.shard_problems}: give 1 or more")
     builder = Builder(method, data, trainer, folder, options.dtype, options.shard_problems)
     if trainer.global_rank:
-        builder.run()
+        with ending_together(trainer):
+            builder.run()
         return 0
     with lock_folder(folder, "another process builds a cache here"), ending_together(trainer):
         if has_locks(folder):  # else another process may be at work here
@@ -109,6 +110,7 @@ class Builder:
         if isinstance(self.trainer.strategy, FSDP1Strategy):
             raise LoriError("trainer.strategy fsdp1 is for training: build the cache under sharded")
         self.data.setup_train()
+        measured = self.data.statistics_count(self.method.statistics_problems, self.trainer.world_size)
         split = self.data.splits["train"]
         encoded = split.teacher or split.student
         keys = encoded.keys()
@@ -137,8 +139,7 @@ class Builder:
         if state is not None:
             load_state(state, terms)
         else:
-            rows = np.arange(self.data.statistics_count(self.method.statistics_problems, self.trainer.world_size))
-            self.predict(MeasureTeacher(*common, rows=rows, folder=self.folder))
+            self.predict(MeasureTeacher(*common, rows=np.arange(measured), folder=self.folder))
             if self.trainer.is_global_zero:
                 save_state(self.folder, terms)
             self.trainer.strategy.barrier()

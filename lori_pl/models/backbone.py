@@ -186,6 +186,12 @@ def load_config(backbone: Backbone, vocabulary: int | None = None, place: str = 
     if backbone.dropout is not None:
         for key in [k for k in config.to_dict() if k.endswith(("dropout", "pdrop", "dropout_prob"))]:
             setattr(config, key, backbone.dropout)
+    kernel = getattr(config, "_attn_implementation", None)
+    if "/" in str(kernel) and backbone.attention is None and not backbone.trust_remote_code:
+        raise LoriError(
+            f"{place}: the model's config asks for the attention '{one_line(str(kernel))}', which is code from the "
+            f"hub; give {place}.attention, such as sdpa, or set {place}.trust_remote_code if you trust that"
+        )
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,6 +102,19 @@ def test_rows_are_found_in_any_order_and_number(tmp_path):
     assert of_term(read, "U") == {}
     with pytest.raises(LoriError, match=r"lacks problem b \(1 of 2"):
         cache.locate(keys_of(1, 9), ["a", "b"])
+
+
+def test_a_cache_of_more_files_than_a_process_may_open_by_default(tmp_path):
+    cache = stored(tmp_path, rows=60, each=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = [int(number) for number in os.listdir("/dev/fd")]
+    few = next(limit for limit in range(soft) if limit - sum(number < limit for number in opened) == 20)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))  # 20 more than there are
+        rows = CachedRows(cache, cache.locate(keys_of(*range(60)), [str(i) for i in range(60)]))
+        assert of_term(rows.read([59]), "T")["mean"].tolist() == [[59, 59]]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_file_that_was_cut_off_while_it_was_mapped_is_named(tmp_path):

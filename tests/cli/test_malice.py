@@ -119,6 +119,19 @@ def test_code_beside_a_model(world, capsys, mark, teacher, kind):
     world.fit("ExplicitCoT", "run", backbone={"name": str(folder)})
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_models_config_cannot_ask_for_code_from_the_hub(teacher, tmp_path, key):
+    """transformers would fetch and run it, where its package `kernels` is installed."""
+    shutil.copytree(teacher, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings | {key: "evil/kernel"}))
+    tokenizer = load_tokenizer(teacher, False)
+    with pytest.raises(LoriError, match="asks for the attention 'evil/kernel', which is code from the hub"):
+        load_causal_lm(Backbone(name=str(tmp_path / "model")), tokenizer)
+    plain = load_causal_lm(Backbone(name=str(tmp_path / "model"), attention="eager"), tokenizer)
+    assert plain.config._attn_implementation == "eager"
+
+
 @pytest.fixture
 def student_on_evil(world, mark, teacher, tmp_path):
     """A student's adapters apart from a base model that comes with code, and that the folder says to trust."""
