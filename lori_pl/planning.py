@@ -117,7 +117,7 @@ class StepCost:
         activations: Bytes that the forward pass keeps for the backward pass.
         cast_anew: The same where each pass casts the weights anew, as under autocast where they are sharded.
         moving: Peak of forward and backward pass together: activations, which go, gradients, which come, and what a
-            pass makes and drops again; from the second batch on, whose forward pass runs beside gradients.
+            pass makes and drops again; where batches are accumulated, those of the second.
         stepping: What the optimiser's step makes and drops again.
         flops: Floating-point operations of forward and backward, a multiplication and an addition as two.
         flat_gradients: Bytes of the gradients under FSDP1: of all weights of a layer in which any trains.
@@ -260,8 +260,8 @@ def cost_of_step(
 ) -> StepCost:
     """Goes through one training step of a hollow method.
 
-    Lightning drops a step's gradients behind the next one's first forward pass, so each forward pass but the very first
-    runs beside gradients; with accumulated batches each backward pass but a step's first does, too.
+    A step's gradients are dropped behind it, so its first batch meets none; the further ones that are accumulated run
+    beside them.
 
     Args:
         method: As `hollow` left it.
@@ -298,11 +298,11 @@ def cost_of_step(
     with mode, LiveBytes() as live:
         with _cast(precision):
             loss, _ = method.step_losses(fake)
-        activations, forward = live.now, live.peak
+        activations = live.now
         loss.backward()
         del loss
         gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
-        moving = max(live.peak, gradients + forward)
+        moving = live.peak
         if accumulated > 1:
             with _cast(precision):
                 loss, _ = method.step_losses(fake)

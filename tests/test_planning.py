@@ -70,11 +70,11 @@ def batch_of(built):
 
 
 def second_step(built, live, batch, context=None):
-    """The peak of a step behind another one, whose gradients Lightning drops behind the forward pass."""
+    """The peak of a step behind another one, whose gradients are gone."""
+    built.zero_grad()
     live.peak = live.now
     with context or nullcontext():
         loss, _ = built.step_losses(batch)
-    built.zero_grad()
     loss.backward()
     return live.peak
 
@@ -144,7 +144,7 @@ class Watching(Callback):
     [("explicit", 1), ("explicit", 2), pytest.param("lori_lora", 2, marks=pytest.mark.slow)],
 )
 def test_a_trainers_loop_has_the_planned_peak(kind, accumulated):
-    """Its forward passes run beside the gradients of the batch before, whether of this step or of the last one."""
+    """Batches that are accumulated run beside the gradients of those before; those of the step before are gone."""
     data = Longest(Synthetic(train=8, validation=2, test=2), batch_size=8, val_problems=2)
     trained, planned, watching = method(kind), method(kind), Watching()
     trainer = Trainer(
@@ -168,9 +168,10 @@ def test_a_trainers_loop_has_the_planned_peak(kind, accumulated):
     weights = found.student.bytes + found.teacher.bytes
     # and what Lightning keeps of a step
     assert watching.live.peak == pytest.approx(found.peak() - weights, abs=2**13)
-    assert found.moving >= found.gradients + found.activations
-    if kind == "explicit" and accumulated > 1:
-        assert found.moving > alone.moving + 2**15  # a gradient is beside the sum that it is added to
+    if accumulated > 1:
+        assert found.moving >= found.gradients + found.activations
+        if kind == "explicit":
+            assert found.moving > alone.moving + 2**15  # a gradient is beside the sum that it is added to
     assert replace(found, moving=alone.moving) == alone
 
 

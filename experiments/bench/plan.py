@@ -67,12 +67,11 @@ def measured(built: Method, batch: PairedBatch, accumulated: int) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for number in range(2 * accumulated):
             loss, _ = built.losses(batch)
-            if number % accumulated == 0:  # behind the forward pass, as Lightning does
-                optimizer.zero_grad()
             loss.backward()
             del loss
             if (number + 1) % accumulated == 0:
                 optimizer.step()
+                optimizer.zero_grad()  # at once, as in a training
     assert profiler.profiler is not None
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0

@@ -126,10 +126,8 @@ def steps(rank: int, folder: str, size: str, kind: str, strategy: Strategy, accu
     peak = Peak()
 
     def step() -> None:
-        for number in range(accumulated):
+        for _ in range(accumulated):
             loss, _ = losses(batch)
-            if number == 0:  # behind the forward pass, as Lightning does
-                optimizer.zero_grad()
             loss.backward()
             del loss
         optimizer.step()
@@ -146,8 +144,9 @@ def steps(rank: int, folder: str, size: str, kind: str, strategy: Strategy, accu
     del gradients, lasting
     before = given_out()
     with peak:
-        step()
-        step()
+        for _ in range(2):
+            optimizer.zero_grad()  # behind the step before, as in a training
+            step()
     Path(folder, str(rank)).write_text(str(between + peak.most - before), encoding="utf-8")
     dist.destroy_process_group()
 
