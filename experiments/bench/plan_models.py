@@ -216,15 +216,14 @@ def tables() -> str:
             f"`{name}`",
             f"{row['trained_m']}, {row['frozen_m']}",
             f"{row['batch']} x {row['accumulated']}",
-            *(row[key] or "-" for key in ("checkpointing", "tflop_a_step", "gflop_an_answer", "kv_bytes_a_token")),
+            row["checkpointing"],
+            *(f"{float(row[key]):,.6g}" for key in ("tflop_a_step", "gflop_an_answer", "kv_bytes_a_token")),
             *(row[key] or "-" for key in ("epochs", "hours", "cache_gb")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
         for strategy, (_, devices) in STRATEGIES.items():
-            if not row[f"{strategy}_all_gb"]:  # a row of before it was recorded
-                continue
             label = "one device" if strategy == "one" else f"{devices}, `{strategy}`"
-            sizes = [row[f"{strategy}_{part}_gb"] or "-" for part in (*PARTS, "all")]
+            sizes = [row[f"{strategy}_{part}_gb"] for part in (*PARTS, "all")]
             memory.append(f"| {' | '.join([f'`{name}`', label, *sizes])} |")
     return "\n".join([*lines, "", "Memory a device, in GB:", "", *memory]) + "\n"
 
