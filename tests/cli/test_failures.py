@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from failing import fails
 
 import lori_pl.data.datamodule as datamodule
 from lori_pl.alignment import AnchorAlignment
+from lori_pl.callbacks.same_start import SameStart
+from lori_pl.cli import main
 from lori_pl.commands.failures import explanation
 from lori_pl.commands.lightning import LoriCLI
 from lori_pl.commands.processes import end_after
@@ -200,6 +203,46 @@ def test_one_process_dies_and_the_others_end_within_a_minute_with_the_reason(wor
     assert any(reason in text for reason in reasons), text
     assert "Traceback" not in text, text
     assert checkpoint(world.folder / "two")["global_step"] == 4
+
+
+def test_processes_compare_the_checkpoint_that_they_take_up(world, monkeypatch):
+    flags = ["--trainer.max_steps=2", "--test_after_fit=false"]
+    seen = []
+    monkeypatch.setattr(SameStart, "setup", lambda self, *_, **__: seen.append(self.path))
+    assert world.fit("ExplicitCoT", "run", *flags, "--ckpt_path=auto", backbone=BACKBONE) == 0
+    assert world.fit("ExplicitCoT", "run", *flags, "--ckpt_path=last", backbone=BACKBONE) == 0
+    assert seen == [None, str(world.folder / "run" / "checkpoints" / "last.ckpt")]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_processes_that_take_up_different_checkpoints_are_told(world):
+    """The second finds another, as where a file system lags behind."""
+    run = ["fit", "--config", world.config("base", BASE), "--config", world.method("ExplicitCoT", backbone=BACKBONE)]
+    run += ["--trainer.max_steps=3", "--trainer.val_check_interval=1", "--data.batch_size=4"]
+    run += ["--test_after_fit=false", f"--trainer.default_root_dir={world.folder / 'two'}"]
+    assert main(run) == 0
+    folder = world.folder / "two" / "checkpoints"
+    shutil.copy(folder / "best.ckpt", folder / "other.ckpt")
+    script = world.folder / "lags.py"
+    script.write_text(
+        "import os, sys\n"
+        "from lori_pl.cli import main\n"
+        "if os.environ.get('LOCAL_RANK') == '1':\n"
+        f"    sys.argv[-1] = '--ckpt_path={folder / 'other.ckpt'}'\n"
+        "sys.exit(main())\n"
+    )
+    two = [
+        "--trainer.strategy=ddp",
+        "--trainer.devices=2",
+        "--data.batch_size=2",
+        f"--ckpt_path={folder / 'last.ckpt'}",
+    ]
+    done = subprocess.run([sys.executable, str(script), *run, *two], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2, done.stderr
+    assert "process 0 would go on from" in done.stderr
+    assert "other.ckpt" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_process_that_waits_ends_after_its_parent(tmp_path):
