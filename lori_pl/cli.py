@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,6 +67,8 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*sync_dist=True.*")
     # the process's own arguments stay as they are: with strategy=ddp every further process is started with them
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        logging.getLogger("lori_pl").setLevel(logging.WARNING)  # the first process tells for all
     connectors = "lightning.pytorch.trainer.connectors"
     for name in ("httpx", "lightning.pytorch.utilities.rank_zero", f"{connectors}.checkpoint_connector"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from argparse import ArgumentParser
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
 from lightning.fabric.plugins.io import CheckpointIO
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -27,6 +26,7 @@ from lori_pl.callbacks.last_validation import LastValidation
 from lori_pl.callbacks.logged_step import LoggedStep
 from lori_pl.callbacks.predictions import PredictionWriter
 from lori_pl.callbacks.progress import ProgressFile
+from lori_pl.callbacks.progress_bar import TrainingBar
 from lori_pl.callbacks.regions import ProfiledRegions
 from lori_pl.callbacks.run_config import RunConfig
 from lori_pl.callbacks.same_start import SameStart
@@ -188,8 +188,8 @@ class LoriCLI(LightningCLI):
                 extra.append(ProgressFile(Path(path)))
             if kwargs.get("logger", logger):
                 extra.append(LearningRateMonitor("step"))
-        if trainer.get("enable_progress_bar") is not False and sys.stdout.isatty():
-            extra.append(RichProgressBar())
+        if trainer.get("enable_progress_bar") is not False and not any(issubclass(kind, ProgressBar) for kind in given):
+            extra.append(TrainingBar())
         plugins = _as_list(trainer.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(CheckpointFiles())

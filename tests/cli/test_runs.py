@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import shutil
 import sys
@@ -241,6 +242,25 @@ def test_test_takes_a_checkpoint_and_a_folder_and_they_agree(world, lori_args, m
     summaries = [json.loads((world.folder / n / "summary.json").read_text()) for n in ("ckpt", "folder", "run")]
     accuracies = {summary["methods"]["lori"]["accuracy"] for summary in summaries}
     assert len(accuracies) == 1
+
+
+def test_the_bar_counts_epochs_and_not_towards_none(world, capsys):
+    flags = ["--trainer.enable_progress_bar=true", "--trainer.max_steps=2", "--test_after_fit=false"]
+    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 0
+    shown = capsys.readouterr().out
+    assert "Epoch 0 " in shown
+    assert "/-2" not in shown
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_the_first_process_tells_for_all(monkeypatch, name):
+    log = logging.getLogger("lori_pl")
+    monkeypatch.setattr(log, "level", log.level)
+    for rank, tells in (("0", True), ("3", False)):
+        monkeypatch.setenv(name, rank)
+        log.setLevel(logging.NOTSET)
+        assert main(["--help"]) == 0
+        assert (log.level == logging.WARNING) != tells
 
 
 def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
