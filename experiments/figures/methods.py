@@ -124,11 +124,23 @@ def told(each: Claim) -> str:
     return f"LoRi less {title(each.second)}: {100 * each.effect.mean:+.1f}{said}; {values}{p}: {each.verdict}"
 
 
-def draw(results: dict[str, list[dict[str, str]]]) -> Figure:
-    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
-    ranked, by_passes = figure.subplots(1, 2, width_ratios=(1, 1.15))
+def apart(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
+    """Heights, names and colours of labels above one another, moved up until none covers the one below."""
+    placed: list[tuple[float, str, str]] = []
+    for height, name, colour in sorted(labels):
+        placed.append((max(height, placed[-1][0] + GAP) if placed else height, name, colour))
+    return placed
+
+
+def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.15))
+    ranked = figure.add_subplot(grid[:, 0])
+    by_length, by_passes = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
+    lengths = [int(step.removeprefix(STEP)) for step in steps]
     order = sorted(results, key=lambda name: np.mean([float(row["accuracy"]) for row in results[name]]))
-    labels: list[tuple[int, float, str, str]] = []
+    at_end: list[tuple[float, str, str]] = []
+    at_passes: dict[int, list[tuple[float, str, str]]] = {}
     for place, name in enumerate(order):
         rows = results[name]
         accuracies = [100 * float(row["accuracy"]) for row in rows]
@@ -140,20 +152,25 @@ def draw(results: dict[str, list[dict[str, str]]]) -> Figure:
         passes = np.mean([float(row["passes"]) for row in rows])
         by_passes.scatter(passes, np.mean(accuracies), s=34, color=face, edgecolors=colour, linewidths=1.4, zorder=2)
         by_passes.vlines(passes, min(accuracies), max(accuracies), color=colour, linewidth=1, alpha=0.6)
-        labels.append((round(float(passes)), float(np.mean(accuracies)), name, colour))
-    above: dict[int, float] = {}
-    for passes, accuracy, name, colour in sorted(labels):  # from below; those of as many passes keep apart
-        above[passes] = max(accuracy, above.get(passes, -GAP) + GAP)
-        by_passes.annotate(
-            title(name), (passes * 1.06, above[passes]), fontsize=7, color=colour, verticalalignment="center"
-        )
+        at_passes.setdefault(round(float(passes)), []).append((float(np.mean(accuracies)), title(name), colour))
+        if name in NAMES:  # the variants would be too many lines
+            points = [100 * float(np.mean([float(row[step]) for row in rows])) for step in steps]
+            by_length.plot(lengths, points, color=colour, marker="o", markersize=3, linewidth=1.2)
+            at_end.append((points[-1], title(name), colour))
+    for height, name, colour in apart(at_end):
+        by_length.annotate(name, (lengths[-1] + 0.08, height), fontsize=7, color=colour, verticalalignment="center")
+    for passes, names in at_passes.items():
+        for height, name, colour in apart(names):
+            by_passes.annotate(name, (passes * 1.06, height), fontsize=7, color=colour, verticalalignment="center")
     ranked.set_yticks(range(len(order)), [title(name) for name in order], fontsize=8)
     ranked.set(xlabel="accuracy (%): seeds, and the interval of their mean", xlim=(0, 103))
+    by_length.set(xlabel="steps of the chain", ylabel="accuracy (%), mean over seeds", ylim=(0, 106), xticks=lengths)
+    by_length.set_xlim(lengths[0] - 0.1, lengths[-1] + 1.3)
     by_passes.set(xlabel="sequential model passes an answer", ylabel="accuracy (%)", xscale="log", ylim=(0, 106))
     by_passes.set_xlim(1.7, 75)
     by_passes.set_xticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
     by_passes.minorticks_off()
-    for axes in (ranked, by_passes):
+    for axes in (ranked, by_length, by_passes):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -172,7 +189,7 @@ def main(arguments: Sequence[str]) -> None:
     for each in claims(results):
         print(f"- {told(each)}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    draw(results).savefig(file, dpi=130)
+    draw(results, steps).savefig(file, dpi=130)
     print(f"\n{file}")
 
 
