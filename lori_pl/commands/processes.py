@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lori_pl.callbacks.stop_signals import Stopped
 
 GRACE = 10.0  # seconds for a process whose work is done as well
+FIRST = "LORI_PL_FIRST"
+"""Environment variable by which the processes that the first one starts know it."""
 
 
 @contextmanager
@@ -29,16 +30,22 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
     Args:
         trainer: The run's.
     """
-    if isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment) and trainer.local_rank > 0:
-        threading.Thread(target=end_after, args=(os.getppid(),), daemon=True, name="watches the first").start()
+    launcher = trainer.strategy.launcher
+    first = os.environ.get(FIRST)
+    if first is not None:
+        threading.Thread(target=end_after, args=(int(first),), daemon=True, name="watches the first").start()
+    elif isinstance(launcher, _SubprocessScriptLauncher):
+        os.environ[FIRST] = str(os.getpid())
     try:
         yield
     except BaseException as error:
-        launcher = trainer.strategy.launcher
         alone = isinstance(error, Exception) or (isinstance(error, Stopped) and not error.together)
         if alone and isinstance(launcher, _SubprocessScriptLauncher):
             launcher.kill(signal.SIGKILL)
         raise
+    finally:
+        if first is None:
+            os.environ.pop(FIRST, None)
 
 
 def end_after(parent: int, grace: float = GRACE, interval: float = 1.0) -> None:

@@ -11,19 +11,23 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import BACKBONE, BASE, checkpoint
 from failing import fails
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 import lori_pl.data.datamodule as datamodule
 from lori_pl.alignment import AnchorAlignment
 from lori_pl.callbacks.same_start import SameStart
 from lori_pl.cli import main
+from lori_pl.commands import processes
 from lori_pl.commands.failures import explanation
 from lori_pl.commands.lightning import LoriCLI
-from lori_pl.commands.processes import end_after
+from lori_pl.commands.processes import FIRST, end_after, ending_together
 from lori_pl.data.loading import collate_pairs
 from lori_pl.files import lock_folder
 from lori_pl.methods import LoRi
@@ -243,6 +247,22 @@ def test_processes_that_take_up_different_checkpoints_are_told(world):
     assert "process 0 would go on from" in done.stderr
     assert "other.ckpt" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_only_those_that_the_first_process_started_watch_it(monkeypatch):
+    """Others may well live on when who started them is gone, such as a shell."""
+    watched = threading.Event()
+    monkeypatch.setattr(processes, "end_after", lambda first: watched.set() if first == 77 else None)
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), 2, 1)
+    for has in (None, launcher):
+        with ending_together(SimpleNamespace(strategy=SimpleNamespace(launcher=has))):
+            assert os.environ.get(FIRST) == (None if has is None else str(os.getpid()))
+        assert FIRST not in os.environ
+    assert not watched.is_set()
+    monkeypatch.setenv(FIRST, "77")
+    with ending_together(SimpleNamespace(strategy=SimpleNamespace(launcher=None))):
+        assert watched.wait(10)
+    assert os.environ[FIRST] == "77"
 
 
 def test_a_process_that_waits_ends_after_its_parent(tmp_path):
