@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from test_sharding import CPU, OfRank
+from test_sharding import CPU, KnownRank, OfRank
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.profiler import ProfilerActivity, profile
@@ -21,18 +21,10 @@ pytestmark = pytest.mark.distributed
 LAYERS = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 8}
 
 
-class OfRankByFSDP1(FSDP1Strategy):
-    """No cluster is there to ask for the rank."""
+class OfRankByFSDP1(KnownRank, FSDP1Strategy):
+    """FSDP1's."""
 
     root_device = CPU
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = rank
-
-    @property
-    def is_global_zero(self) -> bool:
-        return self.rank == 0
 
 
 class Students(nn.Module):

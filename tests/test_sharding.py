@@ -31,7 +31,7 @@ KINDS = {
 }
 
 
-class OfRank(ShardedStrategy):
+class KnownRank:
     """No cluster is there to ask for the rank."""
 
     def __init__(self, rank: int) -> None:
@@ -41,6 +41,10 @@ class OfRank(ShardedStrategy):
     @property
     def is_global_zero(self) -> bool:
         return self.rank == 0
+
+
+class OfRank(KnownRank, ShardedStrategy):
+    """FSDP2's."""
 
 
 class Pair(nn.Module):
