@@ -65,6 +65,11 @@ def damage(path: Path) -> str:
     return f"{one_line(wrong)} has another checksum" if wrong else ""
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, none that is being written; nothing where there is no folder."""
+    return list(folder.glob(f"[!.]*{SUFFIX}"))
+
+
 def newest_sound(folder: Path) -> Path | None:
     """Finds the checkpoint of the most steps whose bytes are what was written; a damaged one is named and passed over.
 
@@ -79,7 +84,7 @@ def newest_sound(folder: Path) -> Path | None:
     """
     steps: dict[Path, int] = {}
     damaged: dict[Path, str] = {}
-    for path in folder.glob(f"[!.]*{SUFFIX}"):
+    for path in checkpoints_in(folder):
         try:
             steps[path] = int(read_checkpoint(path, mmap=True)["global_step"])
         except (LoriError, KeyError, TypeError, ValueError) as error:

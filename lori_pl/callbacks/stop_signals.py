@@ -21,6 +21,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from torch import Tensor
 
 from lori_pl.alignment.distributed import is_distributed
+from lori_pl.checkpoint_files import checkpoints_in
 from lori_pl.methods import Method
 
 log = logging.getLogger(__name__)
@@ -252,7 +253,7 @@ class StopSignals(pl.Callback):
     def _end_alone(self, trainer: pl.Trainer) -> None:
         """Ends this process at once, whatever the others do: the first takes along those that it started."""
         _requeue_after(trainer, self.received)
-        saved = any(self.path.parent.glob(f"[!.]*{self.path.suffix}"))
+        saved = checkpoints_in(self.path.parent)
         where = f"go on with --ckpt_path last ({self.path})" if saved else "there is no checkpoint yet"
         raise _stopped(trainer, self.received, f"outside the training's steps; {where}", together=False)
 

@@ -33,7 +33,7 @@ from lori_pl.callbacks.same_start import SameStart
 from lori_pl.callbacks.stop_signals import Stopped, StopSignals
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.callbacks.training_cost import TrainingCost
-from lori_pl.checkpoint_files import LAST, CheckpointFiles, read_checkpoint
+from lori_pl.checkpoint_files import LAST, CheckpointFiles, checkpoints_in, read_checkpoint
 from lori_pl.commands.failures import explained
 from lori_pl.commands.links import (
     fields,
@@ -220,7 +220,7 @@ class LoriCLI(LightningCLI):
         """Runs it; a training holds its folder, and takes the processes that it started with it when it fails."""
         trains = subcommand == "fit" and not self.trainer.fast_dev_run and self.trainer.is_global_zero
         folder = self.root / CHECKPOINTS
-        explains = explained(lambda: subcommand == "fit" and any(folder.glob("[!.]*.ckpt")))
+        explains = explained(lambda: subcommand == "fit" and bool(checkpoints_in(folder)))
         listener = next((callback for callback in self.trainer.callbacks if isinstance(callback, StopSignals)), None)
         listens = listener.listening(self.trainer) if listener is not None else nullcontext()
         holds = held(self.root, self.seen) if trains else nullcontext()

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lori_pl.checkpoint_files import SUFFIX, newest_sound, read_checkpoint
+from lori_pl.checkpoint_files import SUFFIX, checkpoints_in, newest_sound, read_checkpoint
 from lori_pl.errors import LoriError
 from lori_pl.files import clear_halves, lock_folder
 from lori_pl.methods.checkpoints import check_made_by
@@ -88,7 +88,7 @@ def check_folder(subcommand: str, wanted: str | None, root: Path) -> None:
 def checkpoints_seen(root: Path) -> dict[str, tuple[int, int]]:
     """The checkpoints of a run's folder by name, with what changes when one is written anew."""
     seen = {}
-    for path in (root / CHECKPOINTS).glob(f"[!.]*{SUFFIX}"):
+    for path in checkpoints_in(root / CHECKPOINTS):
         with suppress(FileNotFoundError):
             found = path.stat()
             seen[path.name] = found.st_ino, found.st_mtime_ns
