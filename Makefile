@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # a test is one thread's work; who has none left takes some of another's
 WORKERS := -n auto --maxprocesses 8 --dist worksteal
+# a test that hangs says where, and fails
+LIMIT := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 export TOKENIZERS_PARALLELISM = false
 
@@ -27,7 +29,7 @@ quickstart: $(STAMP)  ## Run the main job on the embedded default: train, compar
 	$(BIN)/python -m lori_pl quickstart
 
 test: $(STAMP)  ## Run the fast test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(WORKERS) -m "not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(WORKERS) $(LIMIT) -m "not slow"
 
 test-all: $(STAMP)  ## Run all tests, slow ones included
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(WORKERS)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from forked import in_group
 from test_sharding import CPU, KnownRank, OfRank
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -61,9 +60,7 @@ def most_bytes(work: Callable[[], object]) -> int:
     return most
 
 
-def divide(rank, folder, kind):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def divide(rank, kind):
     strategy = {"sharded": OfRank, "fsdp1": OfRankByFSDP1}[kind](rank)
     torch.manual_seed(rank)
     made = []
@@ -81,14 +78,12 @@ def divide(rank, folder, kind):
     most = most_bytes(load)
     loaded, held, method = made
     loss = method.losses(torch.arange(6)[None]).detach()
-    torch.save({"loaded": loaded, "held": held, "most": most, "loss": loss}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"loaded": loaded, "held": held, "most": most, "loss": loss}
 
 
 @pytest.mark.parametrize("kind", ["sharded", "fsdp1"])
 def test_no_process_ever_holds_a_model_twice(kind, tmp_path):
-    multiprocessing.start_processes(divide, (str(tmp_path), kind), nprocs=2, start_method="fork")
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = in_group(divide, tmp_path, kind)
     torch.manual_seed(0)
     method = Students(OfRank(0))
     total = sum(value.nbytes for value in method.parameters())

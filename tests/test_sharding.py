@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from forked import in_group
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -96,9 +94,7 @@ def make(kind: str, rank: int) -> Pair:
     return Pair(kind, OfRank(rank)).eval()
 
 
-def divide(rank, folder, kind):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def divide(rank, kind):
     pair = make(kind, rank)
     before = sum(value.numel() for value in pair.parameters() if not value.is_meta)
     layers = [layer for model in (pair.student, pair.teacher) for layer in decoder_layers(model)]
@@ -117,21 +113,18 @@ def divide(rank, folder, kind):
     state = {name: whole(value).detach().clone() for name, value in pair.named_parameters()}
     gradients = {name: whole(p.grad).clone() for name, p in pair.named_parameters() if p.grad is not None}
     buffers = {name: value.clone() for name, value in pair.named_buffers()}
-    found = {"loss": loss.detach(), "held": held, "state": state, "gradients": gradients, "buffers": buffers}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"loss": loss.detach(), "held": held, "state": state, "gradients": gradients, "buffers": buffers}
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_everyone_computes_with_the_first_ones_weights(kind, tmp_path):
-    multiprocessing.start_processes(divide, (str(tmp_path), kind), nprocs=2, start_method="fork")
+    both = in_group(divide, tmp_path, kind)
     torch.manual_seed(0)
     pair = Pair(kind, None).eval()
     loss = pair.losses(torch.arange(6)[None])
     loss.backward()
     total = sum(value.numel() for value in pair.parameters())
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for found in both:
         torch.testing.assert_close(found["loss"], loss.detach())
         assert found["state"].keys() == dict(pair.named_parameters()).keys()
         for name, value in pair.named_parameters():
@@ -143,10 +136,8 @@ def test_everyone_computes_with_the_first_ones_weights(kind, tmp_path):
         assert 0.45 * total < found["held"] < 0.55 * total
 
 
-def in_halves(rank, folder, reshard):
+def in_halves(rank, reshard):
     """Two passes under autocast, as latents make them."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     pair = make("tied", rank)
     mesh, models = init_device_mesh("cpu", (2,)), [pair.student, pair.teacher]
     shard(pair, models, [pair.teacher], ("losses",), mesh, CPU, reshard, False, torch.bfloat16)
@@ -170,20 +161,18 @@ def in_halves(rank, folder, reshard):
     assert len(kept) >= 12
     assert {value.dtype for value in pair.parameters()} == {torch.float32}
     gradients = {name: whole(p.grad).clone() for name, p in pair.named_parameters() if p.grad is not None}
-    torch.save({"loss": loss.detach(), "gradients": gradients}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"loss": loss.detach(), "gradients": gradients}
 
 
 @pytest.mark.parametrize("reshard", [True, False])
 def test_layers_are_gathered_in_halves(reshard, tmp_path):
-    multiprocessing.start_processes(in_halves, (str(tmp_path), reshard), nprocs=2, start_method="fork")
+    both = in_group(in_halves, tmp_path, reshard)
     torch.manual_seed(0)
     pair = Pair("tied", None).eval()
     with torch.autocast("cpu", torch.bfloat16):
         loss = pair.losses(torch.arange(6)[None]) + pair.losses(torch.arange(3, 9)[None])
     loss.backward()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for found in both:
         torch.testing.assert_close(found["loss"], loss.detach(), rtol=0.01, atol=1e-4)
         for name, value in pair.named_parameters():
             if value.requires_grad:
@@ -192,17 +181,16 @@ def test_layers_are_gathered_in_halves(reshard, tmp_path):
                 torch.testing.assert_close(gradient, value.grad, rtol=0.1, atol=0.02 * float(value.grad.abs().max()))
 
 
-def differ(rank, folder, kinds, words):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def differ(rank, kinds, words):
     pair = make(kinds[rank], rank)
     divided = partial(shard, pair, [pair.student], [], (), init_device_mesh("cpu", (2,)), CPU, True, False)
     if rank:
         with pytest.raises(LoriError, match=words):
             divided()
-        Path(folder, "seen").touch()
-    else:
-        with pytest.raises(RuntimeError):  # the other one is gone
-            divided()
+        return "seen"
+    with pytest.raises(RuntimeError):  # the other one is gone
+        divided()
+    return "alone"
 
 
 @pytest.mark.parametrize(
@@ -216,25 +204,22 @@ def differ(rank, folder, kinds, words):
     ],
 )
 def test_processes_that_built_different_models_are_told(kinds, words, tmp_path):
-    multiprocessing.start_processes(differ, (str(tmp_path), kinds, words), nprocs=2, start_method="fork")
-    assert (tmp_path / "seen").exists()
+    assert in_group(differ, tmp_path, kinds, words) == ["alone", "seen"]
 
 
 def take_up(rank, folder, other):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    path = Path(folder, "last.ckpt")
+    path = folder / "last.ckpt"
     SameStart(path).setup(None, None, "fit")
     SameStart(None).setup(None, None, "fit")
     SameStart([path, None][rank]).setup(None, None, "validate")
-    mine = [path, Path(folder, other) if other else None][rank]
+    mine = [path, folder / other if other else None][rank]
     with pytest.raises(LoriError, match=r"process 0 would go on from .*last.ckpt \(3 bytes.* process 1 from"):
         SameStart(mine).setup(None, None, "fit")
-    Path(folder, f"seen{rank}").touch()
+    return "seen"
 
 
 @pytest.mark.parametrize("other", ["best.ckpt", "lost.ckpt", None])
 def test_processes_that_see_different_checkpoints_are_told(other, tmp_path):
     (tmp_path / "last.ckpt").write_text("abc")
     (tmp_path / "best.ckpt").write_text("abcd")
-    multiprocessing.start_processes(take_up, (str(tmp_path), other), nprocs=2, start_method="fork")
-    assert len(list(tmp_path.glob("seen*"))) == 2
+    assert in_group(take_up, tmp_path, tmp_path, other) == ["seen", "seen"]

@@ -87,7 +87,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(stored.decode("utf-8"))
         if content["format"] != FORMAT:
-            raise LoriError(f"{path} has format {content['format']}, this version reads {FORMAT}: build it again")
+            raise LoriError(f"{path} has format {content['format']!r}, this version reads {FORMAT}: build it again")
         content["shards"] = [ShardEntry(**entry) for entry in content["shards"]]
         content["state"] = ShardEntry(**content["state"])
         manifest = Manifest(**content)

@@ -285,7 +285,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings["format"] != 1:
-            raise LoriError(f"{path}: format {settings['format']} is newer than this lori_pl; update it")
+            raise LoriError(f"format {settings['format']!r} is unknown to this lori_pl; update it")
         settings["template"] = Template(**settings["template"])
         if "base" in settings:
             # what would run code that comes from elsewhere is the caller's to say, not the folder's
@@ -297,7 +297,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if not {"reasoning", "latents"} <= named.keys():
             raise KeyError("reasoning and latents")
     except LoriError as error:
-        raise LoriError(f"{path}: {error}; export the student again") from error
+        raise LoriError(f"{path}: {error}, or export the student again") from error
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise LoriError(f"{path} is damaged ({one_line(error)}); export the student again") from error
     return dict(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from forked import in_group
 
 from lori_pl.alignment import LowRankAlignment, Signals, TrajectoryShape, batch_moments, trajectory_moments
 from lori_pl.alignment.distributed import copy_from_first_rank
@@ -42,10 +42,8 @@ def fit(rows):
     return {name: tensor.detach() for name, tensor in {**term.state_dict(), **losses}.items()}
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
+def work(rank):
     torch.manual_seed(rank)  # so that unsynchronised starts would show
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(SHARES))
     hidden, mask = problems()
     weight = torch.eye(6, dtype=torch.float64).requires_grad_()
     loss = pooled_loss(hidden[SHARES[rank]], mask[SHARES[rank]], weight)
@@ -57,14 +55,11 @@ def work(rank, folder):
     copy_from_first_rank(module)
     assert (module.weight == 7).all()
     assert (module.running_mean == 7).all()
-    result = {"loss": loss.detach(), "gradient": weight.grad / len(SHARES), "fit": fit(SHARES[rank])}
-    torch.save(result, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"loss": loss.detach(), "gradient": weight.grad / len(SHARES), "fit": fit(SHARES[rank])}
 
 
 def test_two_ranks_equal_one_process(tmp_path):
-    multiprocessing.start_processes(work, (str(tmp_path),), nprocs=len(SHARES), start_method="fork")
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(SHARES))]
+    ranks = in_group(work, tmp_path)
     hidden, mask = problems()
     weight = torch.eye(6, dtype=torch.float64).requires_grad_()
     loss = pooled_loss(hidden, mask, weight)

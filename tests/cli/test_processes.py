@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from conftest import BACKBONE, BASE, checkpoint
+from forked import forked
 from test_peers import PEERS, arguments
 from watching import WATCH, assert_one_model, logged, losses, updates
 
@@ -57,26 +57,25 @@ def start(*command) -> subprocess.CompletedProcess:
 
 def started_by_torchrun(rank, port, command) -> None:
     """Runs a command in a process that has what torchrun gives it."""
-    torch.set_num_threads(1)
     places = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in places.items()})
     assert main(command) == 0
 
 
-def train_in_two(world, method, *flags, strategy="ddp", batch=4, forked=False, **init_args) -> None:
+def train_in_two(world, method, *flags, strategy="ddp", batch=4, forking=False, **init_args) -> None:
     """A run in the folder ``two``, whose processes share the batches of a run in one.
 
-    ``forked`` ones need not import everything anew.
+    Those of ``forking`` need not import everything anew.
     """
     run = ["fit", "--config", world.config("base", BASE), "--config", world.method(method, **init_args), *flags]
     run += [f"--trainer.strategy={strategy}", "--trainer.devices=2", f"--data.batch_size={batch}"]
     run += [f"--trainer.default_root_dir={world.folder / 'two'}"]
-    if forked:
+    if forking:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        multiprocessing.start_processes(started_by_torchrun, (port, run), nprocs=2, start_method="fork")
+        forked(started_by_torchrun, port, run)
     else:
         done = start("-m", "lori_pl", *run)
         assert done.returncode == 0, done.stderr

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from lori_pl.data.pairing import EncodedProblems, PairedBatch, paired_batch
 from lori_pl.data.synthetic import synthetic_problems
 from lori_pl.data.template import Template
+from lori_pl.methods import Method
 from lori_pl.methods.distillation import Distillation
 from lori_pl.models.backbone import Backbone, LoRA
 
@@ -28,6 +30,11 @@ TINY: dict[str, Any] = {
     "initializer_range": 0.3,
     "tie_word_embeddings": True,
 }
+
+
+def divide(method: Method) -> None:
+    """Divides it among the two processes of a group."""
+    method.shard(init_device_mesh("cpu", (2,)), torch.device("cpu"), reshard_after_forward=True, cpu_offload=False)
 
 
 def build(kind: Any, config: dict[str, Any] = TINY, lora: LoRA | None = None, **settings: Any) -> Any:

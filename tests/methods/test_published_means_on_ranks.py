@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from forked import in_group
 from plain import batch_of, build
 from torch.testing import assert_close
 
@@ -42,18 +42,14 @@ def losses(rows):
     return found
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(SHARES))
-    torch.save(losses(SHARES[rank]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def work(rank):
+    return losses(SHARES[rank])
 
 
 @pytest.mark.distributed
 @pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no torch.distributed")
 def test_two_processes_equal_one(tmp_path):
-    multiprocessing.start_processes(work, (str(tmp_path),), nprocs=len(SHARES), start_method="fork")
-    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(len(SHARES)))
+    one, two = in_group(work, tmp_path)
     for name, whole in losses([0, 1, 2, 3]).items():
         for part, first, second in zip(whole, one[name], two[name], strict=True):
             # as DDP takes the mean over processes

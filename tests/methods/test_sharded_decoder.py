@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-from plain import batch_of, build
+from forked import in_group
+from plain import batch_of, build, divide
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
-from two_processes import divide, in_two, joined
 
 from lori_pl.methods import SIMCoT, SIMCoTCoconut
 from lori_pl.methods.stages import Stages
@@ -34,8 +33,7 @@ def made(kind):
     return method
 
 
-def step(rank, folder, kind):
-    joined(rank, folder)
+def step(rank, kind):
     method = made(kind)
     divide(method)
     layers, divided = decoder_layers(method.decoder.lm), []
@@ -50,13 +48,12 @@ def step(rank, folder, kind):
     total.backward()
     gradients = {name: whole(p.grad) for name, p in method.named_parameters()}
     parts = {name: part.detach() for name, part in parts.items()}
-    torch.save({"parts": parts, "gradients": gradients, "divided": divided}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"parts": parts, "gradients": gradients, "divided": divided}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_layers_are_divided_apart(kind, tmp_path):
-    both = in_two(step, tmp_path, kind)
+    both = in_group(step, tmp_path, kind)
     method = made(kind)
     total, parts = method.losses(batch_of(method, [0, 1, 2, 3], pieces=True))
     total.backward()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from plain import TINY, batch_of
+from forked import in_group
+from plain import TINY, batch_of, divide
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
-from two_processes import divide, in_two, joined
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.data import synthetic_problems
@@ -60,8 +60,7 @@ class Losses(nn.Module):
         return self.method.losses(batch)
 
 
-def step(rank, folder, strategy, alignment, bare):
-    joined(rank, folder)
+def step(rank, strategy, alignment, bare):
     method = made(**alignment)
     if strategy == "sharded":
         divide(method)
@@ -69,10 +68,7 @@ def step(rank, folder, strategy, alignment, bare):
     total, parts = losses(half_bare(method, [2 * rank, 2 * rank + 1], bare))
     total.backward()
     gradients = {name: whole(p.grad) for name, p in method.named_parameters() if p.requires_grad}
-    torch.save(
-        {"parts": {name: part.detach() for name, part in parts.items()}, "gradients": gradients}, f"{folder}/{rank}.pt"
-    )
-    dist.destroy_process_group()
+    return {"parts": {name: part.detach() for name, part in parts.items()}, "gradients": gradients}
 
 
 @pytest.mark.parametrize("bare", [{2, 3}, {0, 1, 2, 3}], ids=["one process", "both"])
@@ -88,7 +84,7 @@ def step(rank, folder, strategy, alignment, bare):
 def test_a_process_whose_rationales_have_no_token(strategy, factors, scope, bare, tmp_path):
     """Its batch has trajectories of no width, or none in either has any."""
     alignment = {"student_factors": factors, "scope": scope}
-    both = in_two(step, tmp_path, strategy, alignment, bare)
+    both = in_group(step, tmp_path, strategy, alignment, bare)
     method = made(**alignment)
     batch = half_bare(method, [0, 1, 2, 3], bare)
     assert batch.teacher.rationale_mask.any(1).tolist() == [row not in bare for row in range(4)]
@@ -123,21 +119,19 @@ def force(method: LoRi, batch: PairedBatch, ends: bool) -> torch.Tensor:
     return [(answer.text, answer.passes) for answer in answers]
 
 
-def answer(rank, folder, strategy, early):
-    joined(rank, folder)
+def answer(rank, strategy, early):
     method = made().eval()
     if strategy == "sharded":
         divide(method)
     found = [force(method, batch_of(method, [2 * rank, 2 * rank + 1]), ends=rank == early) for _ in range(2)]
     dist.barrier()
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.parametrize("early", [0, 1])
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "sharded"])
 def test_answers_that_end_at_once_in_one_process_and_never_in_the_other(strategy, early, tmp_path):
-    both = in_two(answer, tmp_path, strategy, early)
+    both = in_group(answer, tmp_path, strategy, early)
     method = made().eval()
     for rank, found in enumerate(both):
         expected = force(method, batch_of(method, [2 * rank, 2 * rank + 1]), ends=rank == early)

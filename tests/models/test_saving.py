@@ -222,7 +222,7 @@ def damage(folder, how):
         ("no reasoner.json", "is no saved reasoner"),
         ("json", "reasoner.json is damaged"),
         ("no dictionary", "reasoner.json is damaged"),
-        ("format", "format 2 is newer than this lori_pl; update it"),
+        ("format", "format 2 is unknown to this lori_pl; update it, or export"),
         ("reasoning", "reasoner.json: reasoning is 'dream'"),
         ("latents", "reasoner.json: latents is 'five'"),
         ("key", "reasoner.json is damaged .*latents"),
