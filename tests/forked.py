@@ -45,6 +45,9 @@ def _limited(rank: int, work: Callable[..., object], arguments: tuple[Any, ...])
 def _joined(rank: int, work: Callable[..., object], folder: str, count: int, arguments: tuple[Any, ...]) -> None:
     store, limit = f"file://{folder}/store", timedelta(seconds=LIMIT / 2)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count, timeout=limit)
+    # the group has to outlive what DDP made there: its reducer, as the last owner, would wait for the group's threads
+    # while it holds the lock of the interpreter, and they for that
+    group = dist.group.WORLD
     found = work(rank, *arguments)
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    dist.destroy_process_group(group)
