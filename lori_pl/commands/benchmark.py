@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +25,9 @@ from lori_pl.evaluation.report import write_json
 from lori_pl.files import replace_file
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.saving import SETTINGS
-from lori_pl.report.pictures import plain, shortened
+from lori_pl.report.drawings import timings
+from lori_pl.report.files import timed
+from lori_pl.report.pictures import picture
 from lori_pl.run_files import CONFIG, STUDENT
 from lori_pl.tables import print_whole, say
 
@@ -75,7 +77,7 @@ def main(arguments: list[str]) -> int:
         result["sets"][set_name] = rows
         print_timings(set_name, rows)
     write_json(folder / JSON, result)
-    replace_file(folder / PICTURE, lambda file: draw(result["sets"]).savefig(file, dpi=130, format="png"))
+    replace_file(folder / PICTURE, lambda file: file.write(drawn(result["sets"])))
     say(f"{folder / JSON}, {folder / PICTURE}")
     return 0
 
@@ -181,26 +183,9 @@ def print_timings(title: str, rows: dict[str, Any]) -> None:
     print_whole(table)
 
 
-def draw(sets: dict[str, Any]) -> Figure:
-    """Accuracy against the time of one question alone: a panel a test set, a point a student."""
-    figure = Figure(figsize=(5.2 * len(sets), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(sets), squeeze=False)[0]
-    for axes, (title, rows) in zip(panels, sets.items(), strict=True):
-        for name, sizes in zip(shortened(list(rows)), rows.values(), strict=True):
-            row = sizes["1"]
-            accuracy, median = 100 * row["accuracy"], row["milliseconds"]["median"]
-            low, high = row["milliseconds"]["quartiles"]
-            axes.errorbar(
-                median,
-                accuracy,
-                xerr=[[median - low], [high - median]],
-                yerr=[[accuracy - 100 * row["low"]], [100 * row["high"] - accuracy]],
-                fmt="o",
-                capsize=2,
-                label=name,
-            )
-        axes.set(title=plain(title), xlabel="milliseconds a question, alone", ylabel="accuracy (%)", xscale="log")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8)
-    return figure
+def drawn(sets: dict[str, Any]) -> bytes:
+    """Accuracy against the time of one question alone, a panel a test set, as a PNG file."""
+    found = {title: [timed(name, sizes) for name, sizes in rows.items()] for title, rows in sets.items()}
+    whole = {title: [student for student in students if student is not None] for title, students in found.items()}
+    title = "Latency of one question"
+    return picture(PICTURE, title, title, partial(timings, whole)).png

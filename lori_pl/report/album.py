@@ -106,7 +106,7 @@ def of_timings(material: Material) -> list[Picture]:
                 f"latency_{place}_{_slug(title)}",
                 f"Latency of one question: {title}",
                 _alt("Accuracy against milliseconds for one question alone", each),
-                partial(drawings.timings, students),
+                partial(drawings.timings, {title: students}),
                 "Medians with quartiles; accuracy with the 95 % interval over problems.",
             )
         )

@@ -73,17 +73,25 @@ def against_latency(methods: Methods) -> Figure:
     return figure
 
 
-def timings(students: Sequence[Timed]) -> Figure:
-    """Accuracy against the time of one question alone, with quartiles and the interval over problems."""
-    figure, (axes,) = panels(1, [student.name for student in students])
-    handles = []
-    for place, student in enumerate(students):
-        milliseconds = Estimate(student.milliseconds[0], student.milliseconds[1:], "quartiles")
-        answered = Estimate(student.accuracy[0], student.accuracy[1:], "problems")
-        handles.append(_cross(axes, milliseconds, answered, look(place)))
-    axes.set(xlabel="milliseconds for one question alone", ylabel="accuracy (%)", ylim=(-2, 102))
-    _log_if_wide(axes)
-    legend(figure, handles, [student.name for student in students])
+def timings(sets: Mapping[str, Sequence[Timed]]) -> Figure:
+    """Accuracy against the time of one question alone, with quartiles and the interval over problems.
+
+    Args:
+        sets: The students by test set, a panel each.
+    """
+    names = list(dict.fromkeys(student.name for students in sets.values() for student in students))
+    figure, all_axes = panels(len(sets), names)
+    handles: dict[str, object] = {}
+    for axes, (title, students) in zip(all_axes, sets.items(), strict=True):
+        for student in students:
+            milliseconds = Estimate(student.milliseconds[0], student.milliseconds[1:], "quartiles")
+            answered = Estimate(student.accuracy[0], student.accuracy[1:], "problems")
+            handles[student.name] = _cross(axes, milliseconds, answered, look(names.index(student.name)))
+        axes.set(xlabel="milliseconds for one question alone", ylabel="accuracy (%)", ylim=(-2, 102))
+        _log_if_wide(axes)
+        if len(sets) > 1:
+            axes.set_title(plain(title))
+    legend(figure, [handles[name] for name in names], names)
     return figure
 
 

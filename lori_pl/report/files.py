@@ -119,11 +119,11 @@ def read_benchmark(folder: Path, notes: list[str]) -> dict[str, list[Timed]]:
     found: dict[str, list[Timed]] = {}
     for name, rows in (sets if isinstance(sets, dict) else {}).items():
         for student, sizes in (rows if isinstance(rows, dict) else {}).items():
-            timed = _timed(clean(student, 120), sizes)
-            if timed is None:
+            student_time = timed(clean(student, 120), sizes)
+            if student_time is None:
                 notes.append(f"{folder / BENCHMARK}: '{clean(student, 120)}' has no timing of one question alone.")
             else:
-                found.setdefault(clean(name, 120), []).append(timed)
+                found.setdefault(clean(name, 120), []).append(student_time)
     if not found:
         notes.append(f"{folder / BENCHMARK} has no timing that can be shown.")
     return found
@@ -152,7 +152,8 @@ def _width(content: bytes) -> int:
         return max(1, round(image.width * 0.75))
 
 
-def _timed(name: str, sizes: Any) -> Timed | None:
+def timed(name: str, sizes: Any) -> Timed | None:
+    """A student's time for one question alone among those of a benchmark's batch sizes, if it is there and whole."""
     try:
         row = sizes["1"]
         accuracy = tuple(fraction(row[key]) for key in ("accuracy", "low", "high"))

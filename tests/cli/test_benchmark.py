@@ -11,10 +11,12 @@ from failing import message
 
 from lori_pl import LatentReasoner
 from lori_pl.cli import main
-from lori_pl.commands.benchmark import draw, named_students
+from lori_pl.commands.benchmark import drawn, named_students
 from lori_pl.data.sources import Synthetic
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.benchmark import PHASES, time_answers
+from lori_pl.report.drawings import timings
+from lori_pl.report.files import Timed
 
 
 @pytest.fixture
@@ -75,9 +77,19 @@ def test_names_are_taken_as_they_stand(teacher, tmp_path):
     link.symlink_to(teacher)
     assert list(named_students([str(link), f"$_x={teacher}"])) == ["lori[rank=8]_seed0", "$_x"]
     row = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "milliseconds": {"median": 1.0, "quartiles": [0.5, 2.0]}}
-    figure = draw({"$\\frac$": {"_old": {"1": row}, "a[/b]$\\frac$": {"1": row}}})
+    sets = {"$\\frac$": {"_old": {"1": row}, "a[/b]$\\frac$": {"1": row}}, "other": {"a[/b]$\\frac$": {"1": row}}}
+    assert drawn(sets).startswith(b"\x89PNG")
+
+
+def test_a_student_looks_alike_on_every_test_set(tmp_path):
+    old, new = (Timed(name, (0.5, 0.4, 0.6), (1.0, 0.5, 2.0), None) for name in ("_old", "new"))
+    figure = timings({"$x$": [old, new], "other": [new]})
     figure.savefig(tmp_path / "drawn.png")
-    assert len(figure.axes[0].get_legend().get_texts()) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [" _old", "new"]
+    assert [axes.get_title() for axes in figure.axes] == [r"\$x\$", "other"]
+    first, second = ([bar.lines[0].get_color() for bar in axes.containers] for axes in figure.axes)
+    assert first[0] != first[1]
+    assert second == first[1:]
 
 
 def test_bad_input(world, teacher, capsys):
