@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import shlex
 import statistics
@@ -22,8 +21,7 @@ from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.data.pairing import EncodedProblems, PairedBatch, Ragged, paired_batch
 from lori_pl.data.template import Encoder, Template
 from lori_pl.data.tokenizer import load_tokenizer
-from lori_pl.evaluation.records import git_commit
-from lori_pl.files import replace_file
+from lori_pl.evaluation.records import git_commit, write_rows
 from lori_pl.methods import ExplicitCoT, LoRi
 from lori_pl.methods.measuring import measure
 from lori_pl.models.backbone import Backbone
@@ -189,13 +187,4 @@ def write_row(row: dict[str, Any]) -> None:
     """Puts a row into the table in place of an older one of the same bar."""
     rows = list(csv.DictReader(RESULTS.read_text().splitlines())) if RESULTS.exists() else []
     rows = sorted([old for old in rows if old["bar"] != row["bar"]] + [row], key=lambda each: str(each["bar"]))
-    write_table(RESULTS, rows)
-
-
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows of the same fields as CSV; the file appears whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_file(path, lambda file: file.write(text.getvalue().encode()))
+    write_rows(RESULTS, rows)

@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lori_pl.alignment import LowRankAlignment
-from lori_pl.evaluation.records import git_commit
+from lori_pl.evaluation.records import git_commit, write_rows
 from lori_pl.files import replace_file
 
 TABLE, PICTURE = Path("experiments/bench/cost.csv"), Path("docs/images/cost.png")
@@ -133,7 +133,7 @@ def main() -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found = {key: round(number, 2) for key, number in json.loads(output.splitlines()[-1]).items()}
             rows.append({"varied": name, **values, **found, "commit": git_commit()})
-            common.write_table(TABLE, rows)
+            write_rows(TABLE, rows)
             print(f"{name} {value}: {found}", flush=True)
     replace_file(PICTURE, lambda file: draw(rows).savefig(file, format="png", dpi=110))
     for name in GRID:

@@ -8,8 +8,6 @@ beside this file.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import shlex
 import sys
 from pathlib import Path
@@ -19,13 +17,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.evaluation.records import git_commit
-from lori_pl.files import replace_file
+from lori_pl.evaluation.records import git_commit, write_rows
 from lori_pl.methods import ExplicitCoT, LoRi, Method
 from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.planning import cost_of_step, hollow, weigh
 
 TABLE = Path("experiments/bench/plan.csv")
+COLUMNS = ("size", "method", "accumulated", "planned_mb", "measured_mb", "ratio", "commit", "command")
 SIZES = {  # hidden size, layers
     "53M": (640, 10),
     "107M": (832, 12),
@@ -99,11 +97,7 @@ def main() -> None:
             rows.append([size, kind, accumulated, *sizes, git_commit(), command])
             print(*rows[-1][:6], flush=True)
     if arguments.record:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["size", "method", "accumulated", "planned_mb", "measured_mb", "ratio", "commit", "command"])
-        table.writerows(rows)
-        replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
+        write_rows(TABLE, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.cache.build import packed_bytes
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.evaluation.records import git_commit
+from lori_pl.evaluation.records import git_commit, write_rows
 from lori_pl.files import replace_file
 from lori_pl.methods import LoRi
 from lori_pl.models.backbone import Backbone, LoRA
@@ -191,15 +191,6 @@ def rows() -> dict[str, dict[str, str]]:
         return {row["model"]: row for row in csv.DictReader(file)}
 
 
-def write(recorded: list[dict[str, Any]]) -> None:
-    """Writes the table."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, HEADER, lineterminator="\n")
-    table.writeheader()
-    table.writerows(recorded)
-    replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
-
-
 def tables() -> str:
     """The tables of docs/cluster.md."""
     lines = [
@@ -247,7 +238,8 @@ def main() -> None:
         row = {**plan(name), "commit": git_commit(), "command": command}
         print(row, flush=True)
         known = {**rows(), name: row}
-        write([known[each] for each in SIZES if each in known])
+        recorded = [known[each] for each in SIZES if each in known]
+        write_rows(TABLE, [{column: row[column] for column in HEADER} for row in recorded])
 
 
 if __name__ == "__main__":

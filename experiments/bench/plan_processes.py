@@ -8,10 +8,8 @@ profiler, as in ``plan.py``, does not see what gloo's threads free. Leaves ``pla
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import gc
-import io
 import shlex
 import sys
 import tempfile
@@ -32,13 +30,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.evaluation.records import git_commit
-from lori_pl.files import replace_file
+from lori_pl.evaluation.records import git_commit, write_rows
 from lori_pl.methods import Method
 from lori_pl.planning import Strategy, cost_of_step, hollow
 from lori_pl.sharding import FSDP1Strategy, own_part
 
 TABLE = Path("experiments/bench/plan_processes.csv")
+COLUMNS = (
+    *("size", "method", "strategy", "accumulated", "reshard_after_forward"),
+    *("planned_mb", "measured_mb", "ratio", "commit", "command"),
+)
 SIZES["11M"] = (320, 6)
 RUNS: tuple[tuple[Strategy, int, bool], ...] = (
     ("ddp", 1, True),
@@ -178,12 +179,7 @@ def main() -> None:
         rows.append([arguments.size, "explicit_cot", strategy, accumulated, given_back, *sizes, git_commit(), command])
         print(*rows[-1][:8], flush=True)
     if arguments.record:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        header = ["size", "method", "strategy", "accumulated", "reshard_after_forward"]
-        table.writerow([*header, "planned_mb", "measured_mb", "ratio", "commit", "command"])
-        table.writerows(rows)
-        replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
+        write_rows(TABLE, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
 
 
 if __name__ == "__main__":

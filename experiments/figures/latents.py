@@ -7,7 +7,6 @@ Run in the root of the repository: ``python experiments/figures/latents.py [ANAL
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 import sys
@@ -18,11 +17,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lori_pl.errors import LoriError
+from lori_pl.evaluation.records import write_rows
 from lori_pl.files import replace_file
 
 TABLE = Path("experiments/sweeps/order/latents.csv")
 FILE = Path("docs/images/latents.png")
-COLUMNS = ("method", "seed", "step", "latent", "share", "chance", "error", "problems", "accuracy", "commit")
 PANELS = {
     "latent_only": "latents alone",
     "lori": "LoRi",
@@ -96,11 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     if not rows:
         sys.exit(f"{TABLE} has no row: give the folders of analyses")
     if arguments:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        replace_file(TABLE, lambda file: file.write(text.getvalue().encode()))
+        write_rows(TABLE, rows)
     students: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows:
         students.setdefault((row["method"], row["seed"]), []).append(row)

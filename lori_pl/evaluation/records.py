@@ -264,6 +264,18 @@ class ResultTable:
         return header, rows, sound
 
 
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes rows of the same columns as CSV; the file appears whole or not at all.
+
+    Args:
+        path: The file to make or replace.
+        rows: At least one; the first gives the columns.
+    """
+    header = list(rows[0])
+    lines: list[list[object]] = [[*header], *([row[name] for name in header] for row in rows)]
+    replace_file(path, lambda file: file.write(_as_lines(lines)))
+
+
 def git_commit(paths: Sequence[str | Path] = (_PACKAGE, _PACKAGE.parent / "configs")) -> str:
     """The last commit that changed the running code.
 
@@ -312,7 +324,7 @@ def _as_text(value: object) -> str:
     return " ".join(str(value).replace("\0", " ").splitlines())  # Python 3.10's csv reads no NUL
 
 
-def _as_lines(rows: Sequence[Sequence[str]]) -> bytes:
+def _as_lines(rows: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8")

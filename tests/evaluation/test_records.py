@@ -18,6 +18,7 @@ from lori_pl.evaluation.records import (
     git_commit,
     read_outcomes,
     write_outcomes,
+    write_rows,
 )
 
 IDS = ["gsm8k/test/0", "gsm8k/test/1", "ü/2"]
@@ -325,6 +326,17 @@ def test_a_file_that_is_no_table_is_refused_and_kept(tmp_path, content, message)
 def _git(folder, *arguments):
     who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
     return subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_rows_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    rows = [{"name": 'a "b", c', "value": 0.1}, {"value": "2\n3", "name": ""}]
+    write_rows(path, rows)
+    assert path.read_text() == 'name,value\n"a ""b"", c",0.1\n,"2\n3"\n'
+    with pytest.raises(KeyError):
+        write_rows(path, [*rows, {"name": "no value"}])
+    assert path.read_text().count("\n") == 4
+    assert [file.name for file in path.parent.iterdir()] == ["table.csv"]
 
 
 def test_git_commit_names_the_commit_and_whether_the_code_differs(tmp_path):
