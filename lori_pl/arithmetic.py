@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from lori_pl.regions import profiled
+from lori_pl.sharding import is_sharded
 
 Shape = tuple[int, ...]
 
@@ -33,6 +34,15 @@ _FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),
 }
+
+
+SAMPLES = 20
+"""Least number of batches that are counted where some stand for all, evenly spread: a count takes time."""
+
+
+def can_count(method: Any) -> bool:
+    """Whether the operations of a method's passes are seen: compiled layers and sharded weights are not looked into."""
+    return not (method.backbone.compile or is_sharded(method))
 
 
 class Arithmetic(TorchDispatchMode):

@@ -20,6 +20,12 @@ FOLDER = Path("experiments/methods")
 FILE = Path("docs/images/methods.png")
 TENTH = 10
 """The costs are those of a tenth of a training."""
+MEASURED = {
+    "training_tflop": "measuring_tflop",
+    "teacher_tflop": "measuring_tflop",
+    "training_seconds": "measuring_seconds",
+}
+"""What a training's cost includes of what its terms measure before it, all of it the teacher's."""
 
 NAMES = {
     "explicit_cot": ("explicit CoT", "#22303c"),
@@ -68,6 +74,12 @@ def mean(rows: Sequence[dict[str, str]], column: str, scale: float = 1.0) -> flo
     return scale * float(np.mean([float(value) for value in values])) if rows and all(values) else None
 
 
+def total(*values: float | None) -> float | None:
+    """Their sum, where all are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
 def shown(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
@@ -99,8 +111,9 @@ def table(
         if costs:
             cost = costs.get(name, [])
             cells += [shown(mean(cost, "milliseconds"), 2), shown(mean(cost, "problems_seen", TENTH), 0)]
-            cells += [shown(mean(cost, column, TENTH), 0) for column in ("training_tflop", "teacher_tflop")]
-            cells += [shown(mean(cost, "training_seconds", TENTH), 0), shown(mean(cost, "peak_memory_mib"), 0)]
+            for column, before in MEASURED.items():
+                cells.append(shown(total(mean(cost, column, TENTH), mean(cost, before)), 0))
+            cells.append(shown(mean(cost, "peak_memory_mib"), 0))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

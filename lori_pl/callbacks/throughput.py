@@ -8,36 +8,37 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from lori_pl.methods.base import is_written
+from lori_pl.methods.base import Method, is_written
 from lori_pl.sharding import gradient_norm
 
 
 class Throughput(pl.Callback):
-    """Logs the first process's problems and tokens a second, and the norm of each optimiser group's gradient."""
+    """Logs the first process's problems and tokens a second, and the norm of each optimiser group's gradient.
+
+    Tokens are the positions of the student's passes: what it reads and writes of question, words and answer, its
+    latents as often as a pass computes them, and padding; those of a teacher or of SIM-CoT's decoder are not.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._started = 0.0
         self.problems = 0
         self._tokens = 0
+        self._positions = 0
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Method, batch: Any, batch_idx: int) -> None:
         """Starts the clock."""
         self._started = time.perf_counter()
+        self._positions = pl_module.student.positions
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Method, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stops the clock and logs."""
         elapsed = time.perf_counter() - self._started
         self.seconds += elapsed
         self.problems += len(batch.index)
-        # padding included: the shape is known without asking the device
-        is_explicit = getattr(pl_module, "reasoning", None) == "words"
-        sequences = (batch.explicit.ids,) if is_explicit else (batch.question, batch.answer)
-        self._tokens += sum(ids.numel() for ids in sequences)
+        self._tokens += pl_module.student.positions - self._positions
         if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
             pl_module.log("speed/problems_per_second", self.problems / self.seconds)
             pl_module.log("speed/tokens_per_second", self._tokens / self.seconds)

@@ -4,42 +4,45 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
 
-from lori_pl.arithmetic import Arithmetic
-from lori_pl.sharding import is_sharded
+from lori_pl.arithmetic import SAMPLES, Arithmetic, can_count
+from lori_pl.methods import Method
+from lori_pl.methods.measuring import MeasuringCost
 
-SAMPLES = 20
-"""Least number of batches that are counted, evenly over the training: stages differ, and a count takes time."""
 _WITHOUT_END = 500
 """A batch in so many, where a training has no end."""
 
 
 class TrainingCost(pl.Callback):
-    """Counts floating-point operations on twenty to forty batches, evenly spread.
+    """Counts floating-point operations on twenty to forty batches, evenly spread: stages differ.
 
-    Compiled layers and sharded weights are not looked into: there no operations are given.
+    Those of what terms measure before the training stand apart. Compiled layers and sharded weights are not looked
+    into: there no operations are given.
     """
 
     def __init__(self) -> None:
         self.batches = self.samples = self.operations = self.teacher = 0
+        self.measuring = MeasuringCost()
         self._batch = ExitStack()
         self._arithmetic: Arithmetic | None = None
         self._every = 1
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Spreads the counts over the training."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Method) -> None:
+        """Spreads the counts over the training, and takes in what went before it."""
+        found: MeasuringCost | None = getattr(pl_module, "measuring_cost", None)
+        if found is not None and found.seconds:  # a run that goes on measured before it was stopped
+            self.measuring = found
         steps = float(trainer.estimated_stepping_batches)
         batches = steps * trainer.accumulate_grad_batches if math.isfinite(steps) else _WITHOUT_END * SAMPLES
         self._every = max(1, int(batches) // SAMPLES)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Method, batch: Any, batch_idx: int) -> None:
         """Begins to count on a batch whose turn it is."""
-        if self.batches % self._every or not self._can_look(pl_module):
+        if self.batches % self._every or not can_count(pl_module):
             return
         self._arithmetic = Arithmetic()
         self._batch.enter_context(self._arithmetic.counting())
@@ -67,26 +70,28 @@ class TrainingCost(pl.Callback):
             processes: Number of processes, each of which has done as much.
 
         Returns:
-            ``training_tflop``, and of these ``teacher_tflop``, those of a frozen teacher, in 10^12 operations; nothing
-            where they were not counted.
+            ``training_tflop``, and of these ``teacher_tflop``, those of a frozen teacher, in 10^12 operations, where
+            they were counted; beside them ``measuring_tflop`` of what went before the steps, and its seconds.
         """
-        if not self.samples:
-            return {}
-        scale = self.batches * processes / self.samples / 1e12
-        return {"training_tflop": _rounded(self.operations * scale), "teacher_tflop": _rounded(self.teacher * scale)}
+        found: dict[str, Any] = {"measuring_seconds": round(self.measuring.seconds, 1)}
+        if self.samples and self.measuring.operations is not None:
+            scale = self.batches * processes / self.samples / 1e12
+            found["training_tflop"] = _rounded(self.operations * scale)
+            found["teacher_tflop"] = _rounded(self.teacher * scale)
+            found["measuring_tflop"] = _rounded(self.measuring.operations * processes / 1e12)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps the counts over a resume."""
-        return {name: getattr(self, name) for name in ("batches", "samples", "operations", "teacher")}
+        counts = {name: getattr(self, name) for name in ("batches", "samples", "operations", "teacher")}
+        return {**counts, "measuring": asdict(self.measuring)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""
-        for name, value in state_dict.items():
+        counts = dict(state_dict)
+        self.measuring = MeasuringCost(**counts.pop("measuring", {}))
+        for name, value in counts.items():
             setattr(self, name, value)
-
-    @staticmethod
-    def _can_look(module: Any) -> bool:
-        return not (module.backbone.compile or is_sharded(module))
 
 
 def _rounded(value: float) -> float:

@@ -331,7 +331,7 @@ class Distillation(Method):
         if self.cache is not None:
             with assembled(self, self.terms):
                 self.load_cached_terms()
-        measure_on_rationales(self)
+        self.measuring_cost = measure_on_rationales(self)
 
     def observed(self, batch: PairedBatch, wants_student: bool) -> Observed:
         """What the terms see of a batch before training: the teacher's side by term, and the untrained student's."""

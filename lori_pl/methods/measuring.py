@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.progress import track
 
 from lori_pl.alignment import Signals, Term
+from lori_pl.arithmetic import SAMPLES, Arithmetic, can_count
 from lori_pl.sharding import assembled
 
 if TYPE_CHECKING:
@@ -45,29 +48,47 @@ def measure(
                 term.end_sweep(sweep)
 
 
-def measure_on_rationales(method: Distillation) -> None:
+@dataclass
+class MeasuringCost:
+    """What the measuring took of this process.
+
+    Args:
+        seconds: Seconds.
+        operations: Floating-point operations, those of `SAMPLES` batches of each sweep standing for all; ``None`` where
+            they cannot be counted.
+    """
+
+    seconds: float = 0.0
+    operations: float | None = 0.0
+
+
+def measure_on_rationales(method: Distillation) -> MeasuringCost:
     """Takes the terms of a method that is about to be trained through their sweeps, on ``statistics_problems``.
 
     Args:
         method: The method, with its Trainer and data.
     """
     fitting = [term for term in method.active_terms if not term.is_fitted]
+    cost = MeasuringCost()
     if not fitting:
-        return
+        return cost
+    begun, counted, looks = time.perf_counter(), Arithmetic(), can_count(method)
     loader = method.data.statistics_dataloader(method.statistics_problems)
     wants_student = any(term.observes_student for term in fitting)
     # sharded weights are put together by all: a process that has a batch less looks at its last once more
     most = method.student.most
     more = 0 if most is None else most(len(loader)) - len(loader)
+    every = max(1, len(loader) // SAMPLES)
 
     def setting() -> AbstractContextManager[None]:
         return assembled(method, method.terms)
 
     def batches(sweep: int) -> Iterator[Observed]:
         label = f"measuring the rationales, pass {sweep + 1}"
-        for batch in track(loader, label, disable=not method.trainer.is_global_zero, transient=True):
+        for number, batch in enumerate(track(loader, label, disable=not method.trainer.is_global_zero, transient=True)):
             last = method.trainer.strategy.batch_to_device(batch)
-            with method.trainer.precision_plugin.forward_context():  # what a step sees
+            counting = counted.counting() if looks and number % every == 0 else nullcontext()
+            with counting, method.trainer.precision_plugin.forward_context():  # what a step sees
                 seen = method.observed(last, wants_student)
             yield seen
         for _ in range(more):
@@ -77,3 +98,5 @@ def measure_on_rationales(method: Distillation) -> None:
                 pass
 
     measure(method.named_terms, batches, setting)
+    scale = len(loader) / len(range(0, len(loader), every))
+    return MeasuringCost(time.perf_counter() - begun, counted.total * scale if looks else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ class Stages:
             )
         if self.steps is not None and self.steps < 1:
             raise LoriError(f"model.stages.steps is {self.steps}: give 1 or more")
-        if self.epochs is not None and not self.epochs > 0:
-            raise LoriError(f"model.stages.epochs is {self.epochs}: give more than 0")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise LoriError(f"model.stages.epochs is {self.epochs}: give more than 0, and an end")
 
     def length(self, steps_an_epoch: int) -> float:
         """Gives the steps of a stage."""

@@ -64,6 +64,8 @@ class LatentReasoner(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = thought or ThoughtSettings()
+        self.positions = 0
+        """How many positions its passes had so far: tokens of question, words and answer, latents, padding."""
         self.most: Callable[[int], int] | None = None
         """The most of a count over the processes, where all must make as many passes, as with sharded weights."""
         self.lm = lm
@@ -152,6 +154,7 @@ class LatentReasoner(nn.Module):
         Returns:
             (B, n, D) last hidden states, after the final norm; without meaning at tokens that are not wanted.
         """
+        self.positions += inputs.shape[0] * inputs.shape[1]
         inputs = inputs.to(self.lm.dtype) if not torch.is_autocast_enabled(inputs.device.type) else inputs
         with last_mlp_at(self.lm, read):
             output = base_model(self.lm)(

@@ -21,7 +21,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lori_pl import LatentReasoner
 from lori_pl.alignment import AnchorAlignment
-from lori_pl.callbacks.throughput import Throughput
 from lori_pl.cli import main
 from lori_pl.data.problem import problems_digest
 from lori_pl.data.sources import Synthetic
@@ -457,21 +456,6 @@ def test_preview_shows_a_pair_lengths_and_counts(world, lori_args, capsys):
     assert len(re.findall(rf"ANCHOR:\S+ <{problem.answer}> <<eos>>", flat)) == 2
     bars = re.findall(r"\d+ to \d+ \S? ?(\d+) ", flat.split("train: 64 problems")[1].split("tokens on average")[0])
     assert sum(map(int, bars)) == 64
-
-
-@pytest.mark.parametrize(("reasoning", "tokens"), [("words", 12), ("latent", 2 * (3 + 2))])
-def test_tokens_are_those_of_the_sequences_that_are_trained(reasoning, tokens):
-    batch = SimpleNamespace(
-        index=torch.arange(2),
-        question=torch.zeros(2, 3),
-        answer=torch.zeros(2, 2),
-        explicit=SimpleNamespace(ids=torch.zeros(2, 6)),
-    )
-    throughput = Throughput()
-    trainer = SimpleNamespace(global_step=1, log_every_n_steps=2)
-    throughput.on_train_batch_start(trainer, None, batch, 0)
-    throughput.on_train_batch_end(trainer, SimpleNamespace(reasoning=reasoning), None, batch, 0)
-    assert throughput.state_dict()["tokens"] == tokens
 
 
 @pytest.mark.parametrize(

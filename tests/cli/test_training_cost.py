@@ -7,8 +7,9 @@ import json
 import pytest
 from conftest import BACKBONE, assert_same, checkpoint
 
+from lori_pl.alignment import LowRankAlignment
 from lori_pl.callbacks import training_cost
-from lori_pl.callbacks.training_cost import TrainingCost
+from lori_pl.methods import measuring
 
 FLAGS = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3"]
 
@@ -19,16 +20,17 @@ def summary(world, root):
 
 def test_a_count_changes_nothing_and_a_few_say_what_all_do(world, lori_args, monkeypatch):
     for root, samples in (("all", 20), ("some", 2), ("none", None)):
-        if samples is None:
-            monkeypatch.setattr(TrainingCost, "_can_look", lambda *_: False)
-        else:
-            monkeypatch.setattr(training_cost, "SAMPLES", samples)
+        for module in (training_cost, measuring):
+            if samples is None:
+                monkeypatch.setattr(module, "can_count", lambda _: False)
+            else:
+                monkeypatch.setattr(module, "SAMPLES", samples)
         assert world.fit("LoRi", root, *FLAGS, **lori_args) == 0
     every, some, none = (summary(world, root) for root in ("all", "some", "none"))
     assert every["problems_seen"] == some["problems_seen"] == none["problems_seen"] == 6 * 8
     assert every["training_tflop"] > every["teacher_tflop"] > 0
     assert every["training_seconds"] > 0
-    for name in ("training_tflop", "teacher_tflop"):
+    for name in ("training_tflop", "teacher_tflop", "measuring_tflop"):
         assert some[name] == pytest.approx(every[name], rel=0.3)  # of batches of other lengths
         assert name not in none
     for root in ("some", "none"):
@@ -47,6 +49,22 @@ def test_a_resumed_run_counts_on(world, teacher):
         assert whole[name] == parts[name]
     assert whole["teacher_tflop"] == 0  # it is its own
     assert whole["training_tflop"] > 0
+    assert whole["measuring_tflop"] == whole["measuring_seconds"] == 0
+
+
+def test_what_terms_measure_before_training_is_counted_once(world, lori_args):
+    """The teacher's passes, over the 64 problems in each sweep, are those of eight batches of the training's."""
+    lori_args = {**lori_args, "statistics_problems": 64}
+    flags = ["--trainer.val_check_interval", "4", "--model.schedule.decay", "none"]
+    assert world.fit("LoRi", "parts", *flags, "--trainer.max_steps", "4", **lori_args) == 0
+    first = summary(world, "parts")
+    resumed = ["--trainer.max_steps", "8", "--ckpt_path", "last"]
+    assert world.fit("LoRi", "parts", *flags, *resumed, **lori_args) == 0
+    second = summary(world, "parts")
+    assert second["measuring_tflop"] == first["measuring_tflop"] > 0
+    assert second["measuring_seconds"] == first["measuring_seconds"]
+    sweeps = LowRankAlignment.sweeps
+    assert second["measuring_tflop"] == pytest.approx(sweeps * second["teacher_tflop"], rel=0.05)
 
 
 def test_no_cot_costs_less_than_words(world):

@@ -52,6 +52,8 @@ def test_stages_of_steps_and_of_epochs_begin_where_they_should():
         ({"steps": 2, "epochs": 1.0}, "one of the two"),
         ({"steps": 0}, "steps is 0"),
         ({"epochs": 0.0}, "epochs is 0"),
+        ({"epochs": math.inf}, "epochs is inf"),
+        ({"epochs": math.nan}, "epochs is nan"),
     ],
 )
 def test_a_stage_has_one_length(settings, message):
