@@ -26,7 +26,7 @@ def test_a_count_changes_nothing_and_a_few_say_what_all_do(world, lori_args, mon
         if root == "none":
             monkeypatch.setattr(training_cost, "can_count", lambda _: False)
             monkeypatch.setattr(measuring, "can_count", lambda _: False)
-        assert world.fit("LoRi", root, *FLAGS, **lori_args) == 0
+        assert world.fit("LoRi", root, *FLAGS, "--data.eval_batch_size", "8", **lori_args) == 0
     every, some, none = (summary(world, root) for root in ("all", "some", "none"))
     assert every["problems_seen"] == some["problems_seen"] == none["problems_seen"] == 6 * 8
     assert every["training_tflop"] > every["teacher_tflop"] > 0
