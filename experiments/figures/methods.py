@@ -173,8 +173,11 @@ def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figu
     for height, name, colour in apart(at_end):
         by_length.annotate(name, (lengths[-1] + 0.08, height), fontsize=7, color=colour, verticalalignment="center")
     for passes, names in at_passes.items():
+        # no room on the right where others follow
+        follows = any(passes < other < 2 * passes for other in at_passes)
+        place, side = (passes / 1.06, "right") if follows else (passes * 1.06, "left")
         for height, name, colour in apart(names):
-            by_passes.annotate(name, (passes * 1.06, height), fontsize=7, color=colour, verticalalignment="center")
+            by_passes.annotate(name, (place, height), fontsize=7, color=colour, ha=side, va="center")
     ranked.set_yticks(range(len(order)), [title(name) for name in order], fontsize=8)
     ranked.set(xlabel="accuracy (%): seeds, and the interval of their mean", xlim=(0, 103))
     by_length.set(xlabel="steps of the chain", ylabel="accuracy (%), mean over seeds", ylim=(0, 106), xticks=lengths)

@@ -223,8 +223,8 @@ def test_what_the_readme_prepares_is_pinned_and_published():
 
 def test_marker_lines_stand_in_the_readme():
     lines = text(README).splitlines()
-    for marker in ("quickstart", "full", "methods"):
-        assert lines.count(f"<!-- results:{marker} -->") == 1
+    for marker in ("results:quickstart", "results:methods", "claims:methods"):
+        assert lines.count(f"<!-- {marker} -->") == 1
 
 
 OWNERS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.evaluation.records import read_outcomes
 
 ROOT = Path(__file__).parents[2]
@@ -53,17 +53,28 @@ def test_the_full_recipe_meets_its_bars(rows):
     assert latents["model"]["init_args"]["latents"] <= world["data"]["source"]["init_args"]["max_steps"]
 
 
-FIGURES = {"full": ("results.py", EMBEDDED / "full.yaml"), "methods": ("methods.py", ROOT / "experiments" / "methods")}
-
-
-@pytest.mark.parametrize("marker", FIGURES)
-def test_the_readme_has_the_rows_that_the_results_give(tmp_path, monkeypatch, capsys, marker):
+def test_the_readme_has_the_rows_and_differences_that_the_results_give(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    name, source = FIGURES[marker]
-    script = ROOT / "experiments" / "figures" / name
+    script, source = ROOT / "experiments" / "figures" / "methods.py", ROOT / "experiments" / "methods"
     monkeypatch.setattr(sys, "argv", [str(script), str(source), str(tmp_path / "picture.png")])
     runpy.run_path(str(script), run_name="__main__")
-    made = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").split(f"<!-- results:{marker} -->")[1]
-    written = re.findall(r"^\| .*\|$", readme.split("![")[0], re.MULTILINE)
-    assert written == made
+    made = capsys.readouterr().out.splitlines()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for marker, begins in (("results", "| "), ("claims", "- ")):
+        written = readme.split(f"<!-- {marker}:methods -->")[1].split("\n\n", 2)[1].splitlines()
+        # of a table's lines the one below its head has another form
+        assert [line for line in written if line.startswith(begins)] == [
+            line for line in made if line.startswith(begins)
+        ]
+
+
+def test_the_readme_has_the_rationale_alone_as_recorded(rows):
+    """Which is none of the table's methods."""
+    found = [float(row["accuracy"]) for row in rows if row["method"] == "rationale_only"]
+    low, high = seed_interval(found)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    each = " ".join(f"{100 * accuracy:.1f}" for accuracy in found)
+    assert (
+        f"without the anchor it has {100 * np.mean(found):.1f} ({100 * low:.1f} to {min(100, 100 * high):.1f}; {each}"
+        in readme
+    )
