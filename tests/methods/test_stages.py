@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from plain import TINY, assert_same_gradients, batch_of, behind_latents, build, states, surprise, tokens_of
+from plain import TINY, assert_same_gradients, batch_of, behind_latents, build, one_by_one, states, surprise, tokens_of
 from torch.testing import assert_close
 
 from lori_pl.data.datamodule import PreparedSplit
@@ -17,6 +17,7 @@ from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.methods import Coconut, ExplicitCoT, ICoTSI, LoRi, NoCoT, SIMCoTCoconut
 from lori_pl.methods.stages import Stages
+from lori_pl.models import generation
 from lori_pl.models.backbone import Backbone, LoRA
 
 STAGES = Stages(steps=3)
@@ -164,6 +165,31 @@ def test_coconut_writes_the_remaining_steps_behind_the_latents(stage, projector,
     means = torch.stack([loss.mean() for loss in losses])
     assert_close(method.task_losses(batch), means, atol=1e-5, rtol=1e-5)
     assert_same_gradients(method, total, expected)
+
+
+@pytest.mark.parametrize("projector", [False, True])
+@pytest.mark.parametrize(("stage", "latents"), [(0, 2), (1, 4), (2, 4)])
+def test_in_each_stage_coconut_generates_what_a_full_pass_would(stage, latents, projector, monkeypatch):
+    """With cache, steps in words behind <eot>; in the last stage (2) the answer behind its prompt."""
+    monkeypatch.setattr(generation, "COMPACT_BELOW", 0.0)  # so that each row's logits stay in its place
+    method = build(Coconut, stages=STAGES, latents_a_step=2, latent_stages=2, first_stage=1, projector=projector)
+    method.enter(stage)
+    reasoner, table = method.student.eval(), method.student.lm.get_input_embeddings().weight
+    encoder, plain, seen = reasoner.encoder, reasoner.logits, []
+    monkeypatch.setattr(reasoner, "logits", lambda hidden: seen.append(plain(hidden)) or seen[-1])
+    batch = batch_of(method, [0, 1, 2], pieces=True)
+    made = reasoner.generate(batch.question, batch.question_mask, max_new_tokens=8)
+    assert made.latents == latents
+    assert (made.mask.sum(1) > 1).all()
+    for row in range(3):
+        tokens = made.tokens[row][made.mask[row]]
+        question = table[batch.question[row][batch.question_mask[row]]]
+        read = torch.tensor([*encoder.eot, *(encoder.prompt if stage == 2 else []), *tokens[:-1]])
+        sequence = torch.cat([question, one_by_one(method, question, latents), table[read]])
+        expected = reasoner.lm.lm_head(states(reasoner.lm, sequence)[-1][-len(tokens) :])
+        assert_close(torch.stack(seen)[: len(tokens), row], expected, atol=1e-5, rtol=1e-5)
+        expected[:, encoder.bot + encoder.eot] = float("-inf")
+        assert tokens.tolist() == expected.argmax(-1).tolist()
 
 
 def test_coconut_in_its_last_stage_with_a_projector_is_the_latents_alone():
