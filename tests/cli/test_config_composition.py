@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from jsonargparse import Namespace
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.cli import main
+from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.sources import JSONL
+from lori_pl.errors import LoriError
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.sweep.cells import Cell, expand
@@ -196,6 +201,18 @@ def test_rationales_are_needed_where_a_term_weighs_something(parse, flags, neede
     lines = [f"{flag}={value}" for flag, value in zip(flags[::2], flags[1::2], strict=True)]
     config = parse("method/lori.yaml", "model/tiny.yaml", "data/gsm8k.yaml", "--model.teacher.name=t", *lines)
     assert config.data.needs_rationale is needed
+
+
+@pytest.mark.parametrize("name", names("method/*.yaml"))
+def test_a_method_that_needs_rationales_is_refused_data_without_them(parse: Parse, tmp_path: Path, name: str):
+    needed = Path(name).stem not in ("no_cot", "pause", "latent_only")
+    config = parse(*with_bases(name))
+    assert config.data.needs_rationale is needed
+    (tmp_path / "train.jsonl").write_text(json.dumps({"question": "Ann has 4 apples .", "answer": "4"}))
+    source = JSONL(str(tmp_path), on_missing_rationale="error")
+    data = PairedDataModule(source, needs_rationale=config.data.needs_rationale)
+    with pytest.raises(LoriError, match=r"train\.jsonl, line 1: no rationale") if needed else nullcontext():
+        data.setup_train()
 
 
 @pytest.mark.parametrize(

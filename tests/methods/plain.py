@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.testing import assert_close
 
 from lori_pl.data.pairing import EncodedProblems, PairedBatch, paired_batch
 from lori_pl.data.synthetic import synthetic_problems
@@ -95,7 +96,12 @@ def student(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, list[Ten
     reasoner = method.student
     lm, table = reasoner.lm, reasoner.lm.get_input_embeddings().weight
     sequence = table[batch.question[row][batch.question_mask[row]]]
-    latents = together(method, sequence) if reasoner.reasoning == "parallel" else one_by_one(method, sequence)
+    if reasoner.reasoning == "pause":
+        latents = reasoner.thought.fillers
+    elif reasoner.reasoning == "parallel":
+        latents = together(method, sequence)
+    else:
+        latents = one_by_one(method, sequence)
     sequence = torch.cat([sequence, latents])
     answer = batch.answer[row][batch.answer_mask[row]]
     hidden = states(lm, torch.cat([sequence, table[answer]]))
@@ -104,10 +110,10 @@ def student(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, list[Ten
     return losses, [layer[anchor] for layer in hidden], latents
 
 
-def one_by_one(method: Any, question: Tensor) -> Tensor:
-    """The inputs (K, D) of recurrent latents behind an embedded question."""
+def one_by_one(method: Any, question: Tensor, latents: int | None = None) -> Tensor:
+    """The inputs (K, D) of recurrent latents behind an embedded question; as many as the method has for ``None``."""
     sequence = question
-    for _ in range(method.latents):
+    for _ in range(method.latents if latents is None else latents):
         last = states(method.student.lm, sequence)[-1][-1:]
         sequence = torch.cat([sequence, method.student.thought.projector(last[None])[0]])
     return sequence[len(question) :]
@@ -133,6 +139,51 @@ def words(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, list[Tenso
     start = int(batch.question_mask[row].sum()) - 1
     losses = surprise(lm, hidden[-1][start - 1 : -1], ids[start:])
     return losses, [layer[int(explicit.anchor[row])] for layer in hidden]
+
+
+def tokens_of(method: Any, batch: PairedBatch, row: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Question, rationale, answer prompt with answer and end, and where the steps begin, cut out of the sequence."""
+    tokenizer, explicit = method.student.tokenizer, batch.explicit
+    ids = explicit.ids[row][explicit.mask[row]]
+    first, last = ids.tolist().index(tokenizer.convert_tokens_to_ids("<<")), int(explicit.anchor[row])
+    rationale = ids[first:last]
+    begins = [i for i, token in enumerate(rationale.tolist()) if token == tokenizer.convert_tokens_to_ids("<<")]
+    return ids[:first], rationale, ids[last:], begins
+
+
+def behind_latents(method: Any, batch: PairedBatch, latents: int, removed: int | None, given: int = 0) -> list[Tensor]:
+    """By problem, -log p of what Coconut has behind its latents.
+
+    Args:
+        method: The method.
+        batch: The problems.
+        latents: How many there are.
+        removed: How many steps are gone; ``None`` for all.
+        given: How many tokens do not count, from the first.
+    """
+    reasoner, table = method.student, method.student.lm.get_input_embeddings().weight
+    losses = []
+    for row in range(len(batch.index)):
+        question, rationale, answer, begins = tokens_of(method, batch, row)
+        begin = len(rationale) if removed is None or removed >= len(begins) else begins[removed]
+        embedded = table[torch.cat([question, torch.tensor(reasoner.encoder.bot)])]
+        ids = torch.cat([torch.tensor(reasoner.encoder.eot), rationale[begin:], answer])
+        sequence = torch.cat([embedded, one_by_one(method, embedded, latents), table[ids]])
+        hidden = states(reasoner.lm, sequence)[-1][-len(ids) :]
+        losses.append(surprise(reasoner.lm, hidden[:-1], ids[1:])[given:])
+    return losses
+
+
+def assert_same_gradients(method: Any, loss: Tensor, expected: Tensor) -> None:
+    """Of two losses for all that trains; what the expected one does not reach has one of zero.
+
+    None is missing, lest data parallelism wait for it.
+    """
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    found, wanted = (torch.autograd.grad(each, trained, allow_unused=True) for each in (loss, expected))
+    assert all(gradient is not None for gradient in found)
+    for one, other in zip(found, wanted, strict=True):
+        assert_close(one, torch.zeros_like(one) if other is None else other, atol=1e-4, rtol=1e-4)
 
 
 def joint_losses(method: Any, batch: PairedBatch, first: int, published: bool = False) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
-from plain import TINY, batch_of
+from plain import TINY, batch_of, student
 from torch.testing import assert_close
 
+from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.data.template import Template
 from lori_pl.methods import (
     CODI,
@@ -24,8 +26,15 @@ from lori_pl.methods import (
     SIMCoTCoconut,
 )
 from lori_pl.methods.distillation import Distillation
+from lori_pl.methods.losses import explicit_cross_entropy
+from lori_pl.methods.measuring import measure
 from lori_pl.methods.stages import StagedMethod, Stages
 from lori_pl.models.backbone import Backbone, LoRA
+
+
+class LoRiWithTerms(LoRi):
+    """LoRi with mean, covariance and anchor: a case of its own."""
+
 
 STAGED = {"stages": Stages(steps=2)}
 COCONUT = {**STAGED, "latents_a_step": 1, "latent_stages": 3}
@@ -34,6 +43,7 @@ METHODS = {
     NoCoT: {},
     Pause: {"latents": 3},
     LoRi: {"latents": 3},
+    LoRiWithTerms: {"latents": 3},
     CODI: {"latents": 3},
     PCCoT: {"latents": 4, "passes": 2},
     KaVa: {"latents": 4, "passes": 2},
@@ -49,21 +59,33 @@ AT_BOTH_ENDS = [
     if stage is None or issubclass(kind, StagedMethod)
 ]
 """Every method; staged ones in a first stage and in their last."""
+WORDS_ALONE = {"ExplicitCoT", "ICoTSI-first"}
+"""Those that read one sequence in words, where the question is never padded by itself."""
 # whose parts in a batch are scaled by the batch, or weighted by lengths
 OF_THE_BATCH = {"distillation", "keys", "values"}
+# its positions are absolute: where they are relative, a shift of all of a row's would go unseen
+GPT2 = {name: value for name, value in TINY.items() if name != "intermediate_size"} | {"model_type": "gpt2"}
 LORA = LoRA(rank=2, alpha=4, targets=["q_proj", "up_proj"])
 
 
-def build(kind, stage=None, lora=None, **changes):
+def build(kind, stage=None, lora=None, config=TINY, **changes):
     torch.manual_seed(0)
-    backbone = Backbone(tokenizer="synthetic", config=TINY, lora=lora)
+    backbone = Backbone(tokenizer="synthetic", config=config, lora=lora)
     settings = {"template": Template()} | METHODS[kind] | changes
     if issubclass(kind, Distillation):
         settings["student_init"] = "base"
+    if kind is LoRiWithTerms:
+        settings["teacher"] = Backbone(tokenizer="synthetic", config=TINY)
+        settings["alignment"] = LowRankAlignment(rank_hidden=4, student_factors="learned")
+        settings["anchor"] = AnchorAlignment()
     method = kind(backbone, **settings)
     method.configure_model()
     if issubclass(kind, StagedMethod):
         method.enter(method.final_stage if stage is None else stage)
+    if kind is LoRiWithTerms:
+        seen = method.observed(make(method, list(range(8))), wants_student=True)
+        measure(method.named_terms, lambda _sweep: [seen])
+        assert all(term.is_fitted for term in method.active_terms)
     return method
 
 
@@ -78,6 +100,26 @@ def padded_on_the_right(batch):
         question[row, :length] = batch.question[row, -length:]
         mask[row, :length] = True
     return dataclasses.replace(batch, question=question, question_mask=mask)
+
+
+def padded_on_the_left(explicit):
+    """The explicit sequences, all of them to the right."""
+    width = explicit.ids.shape[1]
+    shift = width - explicit.mask.sum(1)
+    ids, mask = (
+        torch.stack([row.roll(int(columns)) for row, columns in zip(tensor, shift, strict=True)])
+        for tensor in (explicit.ids, explicit.mask)
+    )
+    return dataclasses.replace(
+        explicit,
+        ids=ids,
+        mask=mask,
+        target_index=explicit.target_index + shift[explicit.target_index // width],
+        rationale_index=explicit.rationale_index + shift[:, None],
+        anchor=explicit.anchor + shift,
+        begin=explicit.begin + shift,
+        anchored=int((explicit.anchor + shift).max()) + 1,
+    )
 
 
 @pytest.mark.parametrize(("kind", "stage"), AT_BOTH_ENDS)
@@ -99,15 +141,34 @@ def test_each_problems_losses_are_its_own_in_any_batch(kind, stage):
     assert_close(task, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "stage"), [case for case in AT_BOTH_ENDS if case.values[0] is not ExplicitCoT])
+@pytest.mark.parametrize(("kind", "stage"), [case for case in AT_BOTH_ENDS if case.id not in WORDS_ALONE])
 def test_it_does_not_matter_where_questions_are_padded(kind, stage):
-    method = build(kind, stage)
+    method = build(kind, stage, config=GPT2).eval()
     batch = make(method, [0, 1, 2], longer=True)
     assert not batch.question_mask.all()
     (left, parts), (right, others) = method.losses(batch), method.losses(padded_on_the_right(batch))
     assert_close(left, right, atol=1e-5, rtol=1e-5)
     for name, value in parts.items():
         assert_close(value, others[name], atol=1e-5, rtol=1e-5, msg=name)
+    # and it does matter what they are
+    others_questions = {name: getattr(batch, name).roll(1, 0) for name in ("question", "question_mask")}
+    assert not torch.allclose(method.losses(dataclasses.replace(batch, **others_questions))[0], left, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "stage"), [case for case in AT_BOTH_ENDS if case.id in WORDS_ALONE])
+def test_it_does_not_matter_where_sequences_in_words_are_padded(kind, stage, monkeypatch):
+    method = build(kind, stage, config=GPT2).eval()
+    batch = make(method, [0, 1, 2], longer=True)
+    right, moved = method.losses(batch)[0], []
+
+    def to_the_left(reasoner, explicit):
+        moved.append(padded_on_the_left(explicit))
+        return explicit_cross_entropy(reasoner, moved[-1])
+
+    monkeypatch.setattr(sys.modules[kind.__module__], "explicit_cross_entropy", to_the_left)
+    left = method.losses(batch)[0]
+    assert [explicit.mask[:, 0].all().item() for explicit in moved] == [False]
+    assert_close(left, right, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in METHODS if kind not in (ExplicitCoT,)])
@@ -119,6 +180,17 @@ def test_what_the_student_is_asked_does_not_depend_on_the_rationale(kind):
     assert torch.equal(parts["task"], other["task"])
     for name in parts.keys() - {"task"}:
         assert not torch.equal(parts[name], other[name]), name
+
+
+def test_lori_knows_rationales_through_its_teacher_alone():
+    method = build(LoRiWithTerms)
+    batch, other = make(method, [0, 1, 2]), make(method, [0, 1, 2], swap=True)
+    assert not torch.equal(batch.explicit.ids, other.explicit.ids)
+    total, parts = method.losses(batch)
+    assert parts.keys() == {"task", "mean", "covariance", "anchor"}
+    held, others = method.losses(dataclasses.replace(other, teacher=batch.teacher))
+    assert torch.equal(total, held)
+    assert all(torch.equal(parts[name], others[name]) for name in parts)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
@@ -136,12 +208,23 @@ def test_gradients_reach_all_that_trains_and_nothing_else(kind, lora):
     reached = {name for name, parameter in named.items() if parameter.grad is not None and parameter.grad.any()}
     trains = {name for name, parameter in named.items() if parameter.requires_grad}
     assert reached == trains
+    assert not any(name.startswith("teacher.") for name in trains)
     if lora is not None:
-        assert all("lora_" in name or "thought." in name or "markers" in name or "bridge" in name for name in trains)
+        apart = ("lora_", "thought.", "markers", "bridge", "terms.")
+        assert all(any(part in name for part in apart) for name in trains)
 
 
-@pytest.mark.parametrize("kind", [LoRi, CODI, PCCoT, KaVa, SIMCoT])
+@pytest.mark.parametrize("kind", [LoRi, LoRiWithTerms, CODI, PCCoT, KaVa, SIMCoT, Coconut, SIMCoTCoconut])
 def test_one_latent_is_enough(kind):
-    total, _ = (method := build(kind, latents=1)).losses(make(method, [0, 1]))
+    one = {"latents_a_step": 1, "latent_stages": 1} if issubclass(kind, Coconut) else {"latents": 1}
+    method = build(kind, **one)
+    batch = make(method, [0, 1])
+    total, parts = method.losses(batch)
+    answers = [student(method, batch, row) for row in range(2)]
+    assert all(len(latents) == 1 for _, _, latents in answers)
+    expected = torch.stack([losses[batch.anchor :].mean() for losses, _, _ in answers]).mean()
+    assert_close(parts["task"], expected, atol=1e-5, rtol=1e-5)
     total.backward()
-    assert total.isfinite()
+    assert {name for name, each in method.named_parameters() if each.grad is not None and each.grad.any()} == {
+        name for name, each in method.named_parameters() if each.requires_grad
+    }

@@ -6,12 +6,24 @@ from itertools import pairwise
 
 import pytest
 import torch
-from plain import TINY, batch_of, build, cross_entropy, joint_losses, one_by_one, states, student, surprise
+from plain import (
+    TINY,
+    assert_same_gradients,
+    batch_of,
+    behind_latents,
+    build,
+    cross_entropy,
+    joint_losses,
+    one_by_one,
+    states,
+    student,
+    surprise,
+)
 from torch.testing import assert_close
 
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
-from lori_pl.methods import CODI, Coconut, SIMCoT, SIMCoTCoconut
+from lori_pl.methods import CODI, SIMCoT, SIMCoTCoconut
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone
 
@@ -55,47 +67,46 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, width, pee
         assert_close(parts[name], value, atol=1e-5, rtol=1e-5, msg=name)
     whole = expected["task"] + 1.5 * expected["distillation"] + expected["teacher"] + 0.5 * expected["steps"]
     assert_close(total, whole, atol=1e-5, rtol=1e-5)
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    found, wanted = (torch.autograd.grad(loss, trained) for loss in (total, whole))
-    for one, other in zip(found, wanted, strict=True):
-        assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert_same_gradients(method, total, whole)
 
 
+@pytest.mark.parametrize("each", [1, 2], ids=["one_a_step", "two_a_step"])
 @pytest.mark.parametrize("peer_compat", [False, True])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_on_coconut_each_stage_s_latents_write_the_steps_that_they_took_away(stage, peer_compat):
-    """c latents a step; in the last stage (3) the second step's latents write all that follow."""
-    settings = {"stages": Stages(steps=2), "latents_a_step": 2, "latent_stages": 2, "first_stage": 0}
+def test_on_coconut_each_stage_s_latents_write_the_steps_that_they_took_away(stage, peer_compat, each):
+    """In the last stage (3) the second step's latents write all that follow."""
+    settings = {"stages": Stages(steps=2), "latents_a_step": each, "latent_stages": 2, "first_stage": 0}
     method = build(SIMCoTCoconut, w_steps=0.5, peer_compat=peer_compat, **settings)
     method.enter(stage)
     removed = min(stage, 2)
     batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
     total, parts = method.losses(batch)
-    coconut = build(Coconut, peer_compat=peer_compat, **settings)
-    coconut.enter(stage)
-    assert_close(parts["task"], coconut.losses(batch)[0])
+    given = len(method.student.encoder.prompt) if stage == 3 and not peer_compat else 0
+    task = torch.cat(behind_latents(method, batch, each * removed, None if stage == 3 else stage, given)).mean()
+    assert_close(parts["task"], task, atol=1e-5, rtol=1e-5)
     if not removed:
         assert parts.keys() == {"task"}
+        assert_same_gradients(method, total, task)
         return
     lm, problems = method.decoder.lm, []
     places: list[list[torch.Tensor]] = [[] for _ in range(removed)]
     table = lm.get_input_embeddings().weight
-    method.latents = 2 * removed  # for the plain computation
     for row in range(3):
         embedded = method.student.lm.get_input_embeddings().weight[batch.question[row][batch.question_mask[row]]]
-        inputs = one_by_one(method, embedded).unflatten(0, (removed, 2))
+        inputs = one_by_one(method, embedded, each * removed).unflatten(0, (removed, each))
         whole = steps_of(method, batch, row, 99)
         steps = steps_of(method, batch, row, removed) if stage == 3 else whole[:removed]
         written = []
         for latents, ids in zip(inputs, steps, strict=False):
-            hidden = states(lm, torch.cat([latents, table[torch.tensor(ids[:-1])]]))[-1][1:]
+            hidden = states(lm, torch.cat([latents, table[torch.tensor(ids[:-1])]]))[-1][each - 1 :]
             written.append(cross_entropy(lm, hidden, torch.tensor(ids)))
             places[len(written) - 1].append(written[-1] * len(ids))
         problems.append(torch.stack(written).mean())
     published = torch.stack([torch.stack(place).sum() / len(place) for place in places]).mean()
     expected = published if peer_compat else torch.stack(problems).mean()
     assert_close(parts["steps"], expected, atol=1e-5, rtol=1e-5)
-    assert_close(total, parts["task"] + 0.5 * expected, atol=1e-5, rtol=1e-5)
+    assert_close(total, task + 0.5 * expected, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(method, total, task + 0.5 * expected)
 
 
 def test_what_peer_compat_takes_over_the_batch_is_said():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from plain import TINY, batch_of, build, one_by_one, states, surprise
+from plain import TINY, assert_same_gradients, batch_of, behind_latents, build, one_by_one, states, surprise, tokens_of
 from torch.testing import assert_close
 
 from lori_pl.data.datamodule import PreparedSplit
@@ -17,19 +17,10 @@ from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 from lori_pl.methods import Coconut, ExplicitCoT, ICoTSI, LoRi, NoCoT, SIMCoTCoconut
 from lori_pl.methods.stages import Stages
+from lori_pl.models import generation
 from lori_pl.models.backbone import Backbone, LoRA
 
 STAGES = Stages(steps=3)
-
-
-def tokens_of(method, batch, row):
-    """Question, rationale, answer prompt with answer and end, and where the steps begin, cut out of the sequence."""
-    tokenizer, explicit = method.student.tokenizer, batch.explicit
-    ids = explicit.ids[row][explicit.mask[row]]
-    first, last = ids.tolist().index(tokenizer.convert_tokens_to_ids("<<")), int(explicit.anchor[row])
-    rationale = ids[first:last]
-    begins = [i for i, token in enumerate(rationale.tolist()) if token == tokenizer.convert_tokens_to_ids("<<")]
-    return ids[:first], rationale, ids[last:], begins
 
 
 # ---- where a stage begins --------------------------------------------------------------------------------------------
@@ -154,41 +145,53 @@ def test_what_an_offset_takes_beyond_the_limit_takes_everything():
 # ---- Coconut ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("each", [1, 2], ids=["one_a_step", "two_a_step"])
 @pytest.mark.parametrize("projector", [False, True])
 @pytest.mark.parametrize(
     ("stage", "peer_compat"), [(0, False), (1, False), (2, False), (3, False), (1, True), (3, True)]
 )
-def test_coconut_writes_the_remaining_steps_behind_the_latents(stage, projector, peer_compat):
+def test_coconut_writes_the_remaining_steps_behind_the_latents(stage, projector, peer_compat, each):
     """In the last stage (3) the answer, whose prompt counts as published and is given otherwise."""
-    settings = {"latents_a_step": 2, "latent_stages": 2, "first_stage": 0, "peer_compat": peer_compat}
+    settings = {"latents_a_step": each, "latent_stages": 2, "first_stage": 0, "peer_compat": peer_compat}
     method = build(Coconut, stages=STAGES, projector=projector, **settings)
     method.enter(stage)
-    assert method.student.thought.latents == 2 * min(stage, 2)
+    latents = each * min(stage, 2)
+    assert method.student.thought.latents == latents
     assert method.student.given == (method.student.encoder.suffix if stage == 3 else method.student.encoder.eot)
     batch = batch_of(method, [0, 1, 2], pieces=True, longer=True)
     total, _ = method.losses(batch)
-    reasoner, table = method.student, method.student.lm.get_input_embeddings().weight
-    method.latents = 2 * min(stage, 2)  # for the plain computation
-    losses = []
-    for row in range(3):
-        question, rationale, answer, begins = tokens_of(method, batch, row)
-        begin = begins[stage] if stage < min(len(begins), 3) else len(rationale)
-        embedded = table[torch.cat([question, torch.tensor(reasoner.encoder.bot)])]
-        ids = torch.cat([torch.tensor(reasoner.encoder.eot), rationale[begin:], answer])
-        sequence = torch.cat([embedded, one_by_one(method, embedded), table[ids]])
-        hidden = states(reasoner.lm, sequence)[-1][-len(ids) :]
-        given = len(reasoner.encoder.prompt) if stage == 3 and not peer_compat else 0
-        losses.append(surprise(reasoner.lm, hidden[:-1], ids[1:])[given:])
+    given = len(method.student.encoder.prompt) if stage == 3 and not peer_compat else 0
+    losses = behind_latents(method, batch, latents, None if stage == 3 else stage, given)
     expected = torch.cat(losses).mean()
     assert_close(total, expected, atol=1e-5, rtol=1e-5)
-    means = torch.stack([each.mean() for each in losses])
+    means = torch.stack([loss.mean() for loss in losses])
     assert_close(method.task_losses(batch), means, atol=1e-5, rtol=1e-5)
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    found, wanted = (torch.autograd.grad(loss, trained, allow_unused=True) for loss in (total, expected))
-    # what a stage does not use has a gradient of zero, lest data parallelism wait for it
-    assert all(gradient is not None for gradient in found)
-    for one, other in zip(found, wanted, strict=True):
-        assert_close(one, torch.zeros_like(one) if other is None else other, atol=1e-4, rtol=1e-4)
+    assert_same_gradients(method, total, expected)
+
+
+@pytest.mark.parametrize("projector", [False, True])
+@pytest.mark.parametrize(("stage", "latents"), [(0, 2), (1, 4), (2, 4)])
+def test_in_each_stage_coconut_generates_what_a_full_pass_would(stage, latents, projector, monkeypatch):
+    """With cache, steps in words behind <eot>; in the last stage (2) the answer behind its prompt."""
+    monkeypatch.setattr(generation, "COMPACT_BELOW", 0.0)  # so that each row's logits stay in its place
+    method = build(Coconut, stages=STAGES, latents_a_step=2, latent_stages=2, first_stage=1, projector=projector)
+    method.enter(stage)
+    reasoner, table = method.student.eval(), method.student.lm.get_input_embeddings().weight
+    encoder, plain, seen = reasoner.encoder, reasoner.logits, []
+    monkeypatch.setattr(reasoner, "logits", lambda hidden: seen.append(plain(hidden)) or seen[-1])
+    batch = batch_of(method, [0, 1, 2], pieces=True)
+    made = reasoner.generate(batch.question, batch.question_mask, max_new_tokens=8)
+    assert made.latents == latents
+    assert (made.mask.sum(1) > 1).all()
+    for row in range(3):
+        tokens = made.tokens[row][made.mask[row]]
+        question = table[batch.question[row][batch.question_mask[row]]]
+        read = torch.tensor([*encoder.eot, *(encoder.prompt if stage == 2 else []), *tokens[:-1]])
+        sequence = torch.cat([question, one_by_one(method, question, latents), table[read]])
+        expected = reasoner.lm.lm_head(states(reasoner.lm, sequence)[-1][-len(tokens) :])
+        assert_close(torch.stack(seen)[: len(tokens), row], expected, atol=1e-5, rtol=1e-5)
+        expected[:, encoder.bot + encoder.eot] = float("-inf")
+        assert tokens.tolist() == expected.argmax(-1).tolist()
 
 
 def test_coconut_in_its_last_stage_with_a_projector_is_the_latents_alone():
