@@ -20,7 +20,7 @@ from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.metrics import TestSetMetrics
 from lori_pl.evaluation.records import git_commit, write_outcomes
 from lori_pl.files import replace_file
-from lori_pl.run_files import OUTCOMES, SUMMARY
+from lori_pl.run_files import OUTCOMES, SUMMARY, outcomes_file
 from lori_pl.tables import print_whole, say
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
         **extra,
     }
     for name, metrics in method.test_metrics.items():
-        file = OUTCOMES if name == first else f"correct_{name}.npz"
+        file = OUTCOMES if name == first else outcomes_file(name)
         bits = np.array(list(metrics.outcomes.values()), dtype=bool)
         split = method.data.tests[name]
         steps = {problem.id: int(count) for problem, count in zip(split.problems, split.steps, strict=True)}

@@ -1,16 +1,17 @@
 """Runs the cells of a sweep and keeps the table of their results; any number of workers may share the cells.
 
 ``results.csv`` has one row a run that ended, well or not, and ``correct.npz`` the per-problem outcomes of the runs that
-leave them; the sweep's folder holds ``cells/ID/`` with each run's folder, its output in ``log.txt``. A cell is done
-when it has a row with status ``ok``; the row is written last. A run that was stopped with its sweep goes on from its
-checkpoint, if the code is the same, and so does one that was killed. A worker holds a lock on the cell that it runs,
-so on one file system with locks no cell is run twice.
+leave them, ``correct_SET.npz`` those on a further test set; the sweep's folder holds ``cells/ID/`` with each run's
+folder, its output in ``log.txt``. A cell is done when it has a row with status ``ok``; the row is written last. A run
+that was stopped with its sweep goes on from its checkpoint, if the code is the same, and so does one that was killed. A
+worker holds a lock on the cell that it runs, so on one file system with locks no cell is run twice.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +23,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import in_words
 from lori_pl.evaluation.records import ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
-from lori_pl.run_files import OUTCOMES
+from lori_pl.run_files import OUTCOMES, further_outcomes
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
 from lori_pl.sweep.child import run_child
@@ -260,12 +261,22 @@ class Sweep:
             self.say(line)
 
     def comparisons(self) -> list[str]:
-        """A line for each pair of the file's ``compare``: the difference of what was recorded with its intervals."""
-        path = self.specification.results / OUTCOMES
-        if not self.specification.compare or not path.exists():
+        """A line for each pair of the file's ``compare``: the difference of what was recorded with its intervals.
+
+        Those on further test sets follow, and say which.
+        """
+        if not self.specification.compare:
             return []
-        outcomes = read_outcomes(path)
         rows = [row for row in self.results().values() if row["status"] == "ok"]
+        first = self.specification.results / OUTCOMES
+        lines = self._compared(first, rows) if first.exists() else []
+        for name, path in further_outcomes(self.specification.results).items():
+            # the rows' digests are of the first set's problems
+            lines += [f"on {name}: {line}" for line in self._compared(path, [{**row, "problems": ""} for row in rows])]
+        return lines
+
+    def _compared(self, path: Path, rows: Sequence[Mapping[str, str]]) -> list[str]:
+        outcomes = read_outcomes(path)
         # the file may hold those of cells that the sweep no longer has, also under a name that it has;
         # rows and files of earlier versions do not say which problems they are of
         alike = [row for row in rows if not outcomes.problems or row.get("problems", "") in ("", outcomes.problems)]
@@ -276,7 +287,8 @@ class Sweep:
         for pair in self.specification.compare:
             try:
                 if others := apart.intersection(pair):
-                    raise LoriError(f"{path} has no outcomes of '{min(others)}', whose test problems are others")
+                    none = "whose test problems are others, or which left none"
+                    raise LoriError(f"{path} has no outcomes of '{min(others)}', {none}")
                 lines.append(in_words(outcomes, *pair))
             except LoriError as error:
                 lines.append(f"{pair[0]} - {pair[1]}: {error}")

@@ -5,7 +5,7 @@ on to the run). Paths are relative to the folder that the command is run in, as 
 
     name: rank                          # default: the file's name
     output: runs/sweeps/rank            # default: runs/sweeps/NAME
-    results: experiments/rank           # where results.csv and correct.npz go; default: output
+    results: experiments/rank           # where results.csv and correct*.npz go; default: output
     configs:                            # base configs of every run, in order
       - configs/experiment/quick.yaml
     fixed:                              # flags that every run gets

@@ -5,7 +5,6 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from sweep_bench import FAKE_RUN, SWEEP
@@ -438,66 +437,6 @@ def test_a_failure_elsewhere_is_not_counted_here(bench):
     bench.before = second
     assert bench.run(SWEEP, "grid.model.rank=[4, 13]", "seeds=[0]") == 0
     assert [row["status"] for row in bench.rows()] == ["failed", "ok"]
-
-
-COMPARED = SWEEP.replace("seeds: [0, 1]", "seeds: [0]\nlabel: 'lori_{model.rank}'\ncompare: [[lori_8, lori_4]]")
-
-
-def test_runs_of_another_world_are_neither_merged_nor_compared(bench):
-    """Their ids and numbers of steps are alike: the problems' digest tells them apart."""
-    world = {}
-
-    def leave(folder):
-        problems = world.get(len(bench.ran), "easy")
-        write_outcomes(folder / "correct.npz", ["p", "q"], [True, True], "lori", 0, [4, 4], problems)
-
-    bench.before = leave
-    bench.run(COMPARED)
-    assert read_outcomes("out/correct.npz").problems == "easy"
-    assert "lori_8 - lori_4: +0.0 points" in bench.printed
-    world[2] = "hard"
-    bench.run(COMPARED, "output=more")
-    assert "the outcomes stay in more/cells/" in bench.printed
-    assert "other questions or answers" in bench.printed
-    assert list(read_outcomes("more/correct.npz").bits) == [("lori_4", 0)]
-    assert "lori_8 - lori_4: more/correct.npz has no outcomes of 'lori_8', whose test problems are" in bench.printed
-
-
-def test_outcomes_of_a_cell_that_had_other_problems_are_not_compared(bench):
-    """The file still has them under the name of a cell that now has other problems."""
-    bench.run(COMPARED)
-    for method in ("lori_4", "lori_8"):
-        write_outcomes("out/correct.npz", ["p", "q"], [True, False], method, 0, problems="easy")
-    table = ResultTable("out/results.csv")
-    for row in bench.rows():
-        table.append({**row, "problems": "hard" if row["method"] == "lori_8" else "easy"})
-    (line,) = bench.sweep(COMPARED).comparisons()
-    assert line.startswith("lori_8 - lori_4: out/correct.npz has no outcomes of 'lori_8'")
-
-
-def test_outcomes_of_the_runs_are_collected(bench):
-    ids = {"ids": ["a", "b"]}
-
-    def leave(folder):
-        write_outcomes(folder / "correct.npz", ids["ids"], [True, False], "lori", 0)
-
-    bench.before = leave
-    bench.run(SWEEP, "grid.model.rank=[4]")
-    outcomes = read_outcomes("out/correct.npz")
-    assert outcomes.ids == ["a", "b"]
-    assert {key: bits.tolist() for key, bits in outcomes.bits.items()} == {
-        ("lori[rank=4]", 0): [True, False],
-        ("lori[rank=4]", 1): [True, False],
-    }
-    ids["ids"] = ["c", "d"]
-    assert bench.run(SWEEP, "grid.model.rank=[5]", "seeds=[0]") == 0
-    assert "the outcomes stay in out/cells/" in bench.printed
-    assert len(read_outcomes("out/correct.npz").bits) == 2
-    assert bench.rows()[-1]["status"] == "ok"
-    bench.before = lambda folder: np.savez(folder / "correct.npz", ids=np.array([0]))
-    assert bench.run(SWEEP, "grid.model.rank=[6]", "seeds=[0]") == 1
-    assert "0 outcomes, but a cell is one run of one method" in bench.rows()[-1]["reason"]
-    assert bench.rows()[-1]["accuracy"] == ""
 
 
 @pytest.mark.parametrize(
