@@ -7,6 +7,8 @@ from pathlib import Path
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 LOGS = "tensorboard"
+MACHINE = "machine.txt"
+"""What a cell's run runs on, noted before it trains or tests, for runs that leave no summary."""
 OUTCOMES = "correct.npz"
 """Of the first test set; others have their name in it, `further_outcomes`."""
 STUDENT = "student"

@@ -46,12 +46,19 @@ def measured(metrics: TestSetMetrics) -> dict[str, Any]:
     return {"accuracy": share, "low": low, "high": high, "n": n, **values}
 
 
+def machine_name(device: torch.device) -> str:
+    """What a run runs on: the GPU's name, or the processor and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What a run ran on, and how much of its GPU's memory it took at the most."""
+    name = {"machine": machine_name(device)}
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-        return {"machine": torch.cuda.get_device_name(device), "peak_gpu_memory_mib": round(peak, 1)}
-    return {"machine": f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"}
+        return name | {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)}
+    return name
 
 
 def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:

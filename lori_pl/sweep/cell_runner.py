@@ -30,12 +30,12 @@ from lori_pl.evaluation.records import (
     write_outcomes,
 )
 from lori_pl.files import FolderBusy, lock_folder, replace_file
-from lori_pl.run_files import CHECKPOINTS, OUTCOMES, STUDENT, SUMMARY, further_outcomes
+from lori_pl.run_files import CHECKPOINTS, MACHINE, OUTCOMES, STUDENT, SUMMARY, further_outcomes
 from lori_pl.sweep.cells import Cell, folder_of
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
 from lori_pl.sweep.display import shown
 from lori_pl.sweep.fields import SWEEP_COLUMNS
-from lori_pl.sweep.progress import progress_line
+from lori_pl.sweep.progress import progress_line, read_machine
 from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.sweep.summary import read_summary
 
@@ -208,6 +208,7 @@ class CellRunner:
         log, start = folder / "log.txt", time.monotonic()
         # a run that goes on writes behind what it said before
         said = log.stat().st_size if log.exists() else 0
+        (folder / MACHINE).unlink(missing_ok=True)
         # a run that is killed with its sweep goes on, too
         _note_begun(folder, code, before or 0.0, time.time())
         try:
@@ -248,6 +249,7 @@ class CellRunner:
             self._link(cell, label)
         except LoriError as error:
             row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
+            row["machine"] = read_machine(folder)
         with self._results_held():
             self.table.append(row)
         if row["status"] == "ok":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 from pathlib import Path
 
@@ -295,12 +296,32 @@ def test_failed_cells_keep_a_row_with_the_reason_and_are_retried_only_on_demand(
     assert bench.ran == []
 
 
-def test_a_retry_that_goes_on_and_is_killed_is_not_blamed_on_the_first_error(bench):
+def test_a_failed_run_has_its_machine_in_its_row(bench):
+    """As the run noted it before it trained, out of memory or not; what an earlier attempt noted is not its own."""
+    flags = (SWEEP, "grid.model.rank=[13]", "seeds=[0]")
+    keep_checkpoint(bench)
+    leave = bench.before
+    bench.before = lambda folder: (leave(folder), (folder / "machine.txt").write_text("NVIDIA H100\n"))
+    bench.run(*flags)
+    bench.before = lambda folder: None
+    bench.run(*flags, retry_failed=True)
+    assert (Path("out/cells") / bench.ran[0] / "checkpoints").exists()  # it went on in the same folder
+    assert [(row["status"], row["machine"]) for row in bench.rows()] == [
+        ("failed", "NVIDIA H100"),
+        ("failed", f"{platform.machine()}, no device taken yet"),
+    ]
+
+
+def keep_checkpoint(bench):
     def leave(folder):
         (folder / "checkpoints").mkdir(exist_ok=True)
         torch.save({"global_step": 3}, folder / "checkpoints" / "last.ckpt")
 
     bench.before = leave
+
+
+def test_a_retry_that_goes_on_and_is_killed_is_not_blamed_on_the_first_error(bench):
+    keep_checkpoint(bench)
     flags = (SWEEP, "grid.model.rank=[13]", "seeds=[0]")
     bench.run(*flags)
     Path("fake_run.py").write_text(FAKE_RUN.replace("rank == 99", "rank == 13").replace("raise", "pass  # raise"))
