@@ -21,6 +21,7 @@ from lori_pl.analysis.rank_figures import (
     draw_angles,
     draw_captured,
     draw_effective_ranks,
+    draw_energy,
     draw_right_wrong,
     draw_spectra,
     label,
@@ -44,6 +45,7 @@ def draw(rank: RankPart, learned: list[str], latents: LatentPart | None, tokens:
     """
     figures: dict[str, Figure | None] = {
         "spectra": draw_spectra(rank, tokens),
+        "energy": draw_energy(rank),
         "effective_rank": draw_effective_ranks(rank),
         "right_wrong": draw_right_wrong(rank),
         "angles": draw_angles(rank, learned),
