@@ -21,10 +21,12 @@ from lori_pl.evaluation.metrics import TestSetMetrics
 from lori_pl.evaluation.records import git_commit, write_outcomes
 from lori_pl.files import replace_file
 from lori_pl.run_files import OUTCOMES, SUMMARY, outcomes_file
-from lori_pl.tables import print_whole, say
+from lori_pl.tables import percent_above_interval, print_whole, say
 
 if TYPE_CHECKING:
     from lori_pl.methods import Method
+
+_BY_STEPS = "accuracy_steps_"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,19 +97,21 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
         counts = [steps[id] for id in metrics.outcomes]
         ids, problems = list(metrics.outcomes), sets[name]["problems"]
         write_outcomes(root / file, ids, bits, method.label, extra.get("seed", 0), counts, problems)
+        sets[name] |= {f"n_steps_{k}": n for k, n in sorted(Counter(counts).items())}
     write_json(root / SUMMARY, summary)  # the last: who finds it finds the outcomes
     print_table({f"{method.label} on {name}": values for name, values in sets.items()})
     say(f"summary: {root / SUMMARY}")
 
 
 def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints accuracy with its interval, accuracy by number of steps, passes and milliseconds a question."""
-    steps = sorted({key for row in rows.values() for key in row if key.startswith("accuracy_steps_")}, key=_number)
+    """Prints accuracy and accuracy by number of steps with intervals, passes and milliseconds a question."""
+    found = {key for row in rows.values() for key in row if key.startswith(_BY_STEPS)}
+    steps = sorted(int(key.removeprefix(_BY_STEPS)) for key in found)
     table = Table(title="accuracy in percent, with the 95 % interval")
-    for column in ("", "accuracy", "interval", *[f"{_number(key)} steps" for key in steps], "passes", "ms", "n"):
+    for column in ("", "accuracy", "interval", *[f"{k} steps" for k in steps], "passes", "ms", "n"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name, row in rows.items():
-        by_steps = [f"{100 * row[key]:.1f}" if key in row else "" for key in steps]
+        by_steps = [_at_steps(row, k) for k in steps]
         table.add_row(
             Text(printable(name)),
             f"{100 * row['accuracy']:.1f}",
@@ -120,5 +124,9 @@ def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
     print_whole(table)
 
 
-def _number(key: str) -> int:
-    return int(key.rpartition("_")[2])
+def _at_steps(row: Mapping[str, Any], steps: int) -> Text:
+    share, n = row.get(f"{_BY_STEPS}{steps}"), row.get(f"n_steps_{steps}")
+    if share is None:
+        return Text()
+    # summaries of earlier versions do not tell the number of problems
+    return percent_above_interval(share, wilson(round(share * n), n) if n else None)
