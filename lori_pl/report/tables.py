@@ -42,7 +42,7 @@ def methods(section: Section) -> Table:
             row.append(" ".join(percent(run.accuracy) for run in sorted(runs, key=lambda run: run.seed)))
         row += [with_interval(at_steps(runs, k)) if any(k in run.by_steps for run in runs) else "" for k in steps]
         row += [_on_set(runs, other) for other in sets]
-        row += [percent(_mean(runs, lambda run: run.validation))] if validated else []
+        row += [_validation(runs)] if validated else []
         row += [plain(_mean(runs, lambda run: run.passes), 1), plain(_mean(runs, lambda run: run.milliseconds), 2)]
         row.append("/".join(sorted({"" if run.n is None else f"{run.n:,}" for run in runs})))
         rows.append(row)
@@ -157,6 +157,12 @@ def _on_set(runs: Sequence[Run], name: str) -> str:
     if not those:
         return ""
     return with_interval(estimate([run.other_sets[name] for run in those], those[0].other_counts.get(name)))
+
+
+def _validation(runs: Sequence[Run]) -> str:
+    """The mean accuracy on the validation problems, with its interval over seeds: of one their number is not known."""
+    values = [run.validation for run in runs if run.validation is not None]
+    return with_interval(estimate(values)) if values else ""
 
 
 def _mean(runs: Sequence[Run], of: Callable[[Run], float | None]) -> float | None:

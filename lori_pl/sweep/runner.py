@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -152,7 +152,7 @@ class Sweep:
                 continue
             if settled.is_new:
                 failed += settled.row["status"] == "failed"
-                self._report(cell, settled.row, len(waiting) - position - 1)
+                self._report(cell, settled.row, [*busy, *waiting[position + 1 :]], skipped)
         results = self.results()
         if busy := [cell for cell in busy if self.status(cell, results) not in skipped]:
             numbers = ", ".join(str(cell.number) for cell in busy)
@@ -201,7 +201,7 @@ class Sweep:
                 settled = self.runner.settle(cell, len(rows), wait=True, locks=(proposal.lock,))
             row: dict[str, Any] = settled.row
             if settled.is_new:
-                self._report(cell, row, 0)
+                self._report(cell, row)
             if row["status"] == "failed":
                 study.end(proposal.number, None)
                 return int(settled.is_new)
@@ -235,11 +235,39 @@ class Sweep:
             + (f" ({failed} failed before; --retry_failed runs them again)" if failed else "")
         )
 
-    def _report(self, cell: Cell, row: dict[str, Any], remaining: int) -> None:
-        seconds = [float(done["seconds"]) for done in self.results().values() if done["status"] == "ok"]
-        eta = ""
-        if remaining and seconds:
-            eta = f"  ETA {duration(remaining * sum(seconds) / len(seconds))}"
+    def seconds_left(
+        self, waiting: Sequence[Cell], results: Mapping[str, Mapping[str, str]], workers: int, further_runs: int = 0
+    ) -> float | None:
+        """About how long cells will take, by the mean time of those that ended well; ``None`` where that says nothing.
+
+        Trainings and tests of students have a mean each; where none of a kind has ended, it is that of all.
+
+        Args:
+            waiting: Cells that have not ended.
+            results: The rows so far, by cell id.
+            workers: How many cells are at work at a time; 0 counts as 1.
+            further_runs: Trainings that have no cell yet.
+        """
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for cell in self.cells:
+            if (row := results.get(cell.id)) is not None and row["status"] == "ok":
+                seconds[cell.test is not None].append(float(row["seconds"]))
+        ended = [*seconds[False], *seconds[True]]
+        if not ended or not (waiting or further_runs):
+            return None
+        tests = sum(cell.test is not None for cell in waiting)
+        runs = len(waiting) - tests + further_runs
+        return (runs * fmean(seconds[False] or ended) + tests * fmean(seconds[True] or ended)) / max(workers, 1)
+
+    def _report(
+        self, cell: Cell, row: dict[str, Any], others: Sequence[Cell] = (), skipped: Collection[str] = ()
+    ) -> None:
+        results = self.results()
+        left = [each for each in others if self.status(each, results) not in skipped]
+        # those of other workers, and the next one here
+        workers = 1 + sum(self.runner.is_at_work(each) for each in left)
+        seconds = self.seconds_left(left, results, min(workers, len(left)))
+        eta = "" if seconds is None else f"  ETA {duration(seconds)}"
         outcome = f"accuracy {row['accuracy']:.4f}" if row["status"] == "ok" else f"failed: {row['reason']}"
         wanted = self.specification.metrics if row["status"] == "ok" and cell.test is None else ()
         if missing := [metric for metric in wanted if metric not in row]:
