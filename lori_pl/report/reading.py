@@ -15,6 +15,7 @@ from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, 
 from lori_pl.report.outcomes import check_outcomes, outcomes_in, read_own
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
 from lori_pl.run_files import CONFIG, LOGS, SUMMARY
+from lori_pl.sweep.fields import VARIANT_AXIS
 
 T = TypeVar("T")
 RESULTS, CELLS = "results.csv", "cells"
@@ -174,7 +175,7 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
         notes.append(f"{place}: the seed '{clean(row['seed'], 60)}' is no whole number; the row is left out.")
         return None
     command = clean(row["command"], _TEXT)
-    flags = options(row["command"]) or {}
+    varied = {VARIANT_AXIS, *(options(row["command"]) or {})}
     run = Run(
         method or "(no name)",
         int(seed),
@@ -193,7 +194,7 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
         axes={
             clean(key, _NAME): clean(value, _NAME)
             for key, value in row.items()
-            if value and key not in _KNOWN and not key.startswith((STEP, OTHER_SET)) and key in flags
+            if value and key not in _KNOWN and not key.startswith((STEP, OTHER_SET)) and key in varied
         },
         command=command,
         commit=clean(row["commit"], 60),
