@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 LOGS = "tensorboard"
+MACHINE = "machine.txt"
+"""What a cell's run runs on, noted before it trains or tests, for runs that leave no summary."""
 OUTCOMES = "correct.npz"
-"""Of the first test set; others have their name in it."""
+"""Of the first test set; others have their name in it, `further_outcomes`."""
 STUDENT = "student"
 """The best student, exported."""
 SUMMARY = "summary.json"
 """The figures of a tested run, written last."""
+_FURTHER = "correct_"
+
+
+def outcomes_file(test_set: str) -> str:
+    """Name of the file of outcomes of a further test set."""
+    return f"{_FURTHER}{test_set}.npz"
+
+
+def further_outcomes(folder: Path) -> dict[str, Path]:
+    """The files of outcomes of further test sets in a folder, by the sets' names."""
+    return {path.stem.removeprefix(_FURTHER): path for path in sorted(folder.glob(outcomes_file("*")))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lori_pl.errors import printable
 
@@ -18,6 +19,17 @@ def say(line: str, console: Console | None = None) -> None:
         console: Where it is printed; standard output by default.
     """
     (console or Console()).print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def percent_above_interval(share: float, bounds: tuple[float, float] | None) -> Text:
+    """A cell of two lines: a fraction in percent, and below it its interval where there is one.
+
+    Args:
+        share: The fraction.
+        bounds: The interval's two ends, as fractions.
+    """
+    interval = "" if bounds is None else f"\n{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"
+    return Text(f"{100 * share:.1f}").append(interval, style="dim")
 
 
 def print_whole(table: Table, console: Console | None = None) -> None:

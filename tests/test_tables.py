@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.report import print_table
 from lori_pl.tables import print_whole, say
 
@@ -34,3 +35,14 @@ def test_brackets_of_a_name_or_path_are_printed(capsys):
     printed = capsys.readouterr().out
     assert "lori[latents=3] on test[/b]" in printed
     assert f"summary: {path}\n" in printed
+
+
+def test_accuracies_by_steps_have_their_intervals_where_the_numbers_of_problems_are_known(capsys):
+    row = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "passes": 2, "milliseconds": 1.0, "n": 60}
+    row |= {"accuracy_steps_2": 0.75, "n_steps_2": 40, "accuracy_steps_10": 0.25}
+    print_table({"lori": row})
+    lines = capsys.readouterr().out.splitlines()
+    values = next(place for place, line in enumerate(lines) if "lori" in line)
+    low, high = wilson(30, 40)
+    assert lines[values].replace("│", " ").split()[5:7] == ["75.0", "25.0"]
+    assert lines[values + 1].replace("│", " ").split() == [f"{100 * low:.1f}-{100 * high:.1f}"]

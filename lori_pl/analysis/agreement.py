@@ -13,6 +13,8 @@ from lori_pl.data.problem import Problem
 from lori_pl.data.template import Encoder
 
 NONE = -1
+NORMAL_95 = 1.959964
+"""Standard errors on either side of a mean that make its 95 % interval."""
 
 
 @dataclass
@@ -74,6 +76,12 @@ class Agreement:
     chance: Tensor
     error: Tensor
     problems: Tensor
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """(L + 1, S, K) each: the two ends of the 95 % interval of ``share - chance``, by the normal distribution."""
+        difference, half = self.share - self.chance, NORMAL_95 * self.error
+        return difference - half, difference + half
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers, by layer, step and latent; where a step has no problem, ``None``."""

@@ -281,9 +281,14 @@ class Outcome:
     correct: np.ndarray
     donated: np.ndarray | None = None
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy over problems."""
+        return wilson(int(self.correct.sum()), len(self.correct))
+
     def summary(self, base: np.ndarray) -> dict[str, Any]:
         """Accuracy with its 95 % interval, and what it differs from that of no intervention, with its interval."""
-        low, high = wilson(int(self.correct.sum()), len(self.correct))
+        low, high = self.bounds
         values: dict[str, Any] = {
             "intervention": self.name,
             "latent": "all" if self.latent is None else self.latent + 1,

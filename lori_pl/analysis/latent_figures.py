@@ -10,9 +10,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from lori_pl.analysis.agreement import Agreement
+from lori_pl.analysis.agreement import NORMAL_95, Agreement
 from lori_pl.analysis.latents import EXAMPLES, LatentPart
-from lori_pl.evaluation.intervals import wilson
 
 LONGEST_TEXT = 9
 
@@ -60,7 +59,7 @@ def draw_agreement(found: Agreement, top_k: int) -> Figure:
     """Step by latent after the last layer: how often the result is in the top k, by chance, and the difference."""
     tables = {"result in the top k": found.share[-1], "by chance": found.chance[-1]}
     steps, latents = found.share.shape[1:]
-    figure = Figure(figsize=(3.6 + 1.55 * latents, 2.0 + 0.4 * steps), layout="constrained")
+    figure = Figure(figsize=(3.6 + 1.55 * latents, 2.0 + 0.45 * steps), layout="constrained")
     panels = figure.subplots(1, 3)
     labels = [f"{i + 1} (n = {n})" for i, n in enumerate(found.problems.tolist())]
     for axes, (title, table) in zip(panels, tables.items(), strict=False):
@@ -68,7 +67,7 @@ def draw_agreement(found: Agreement, top_k: int) -> Figure:
         axes.set(title=title, xlabel="latent")
     difference = 100 * (found.share[-1] - found.chance[-1]).numpy()
     bound = _bound(difference)
-    _heat(panels[2], difference, (-bound, bound), "RdBu_r", "{:+.0f}")
+    _heat(panels[2], difference, (-bound, bound), "RdBu_r", "{:+.0f}", 100 * NORMAL_95 * found.error[-1].numpy())
     panels[2].set(title="difference", xlabel="latent")
     for axes in panels:
         axes.set_yticks(range(steps), labels if axes is panels[0] else [""] * steps)
@@ -77,7 +76,7 @@ def draw_agreement(found: Agreement, top_k: int) -> Figure:
         figure.colorbar(axes.images[0], ax=axes, label="% of problems" if axes is panels[0] else "points")
     figure.suptitle(
         f"Is a step's result among the {top_k} likeliest tokens of a latent after the last layer?\n"
-        "chance: the result of the same step of other problems of as many steps",
+        "chance: the result of the same step of other problems of as many steps; ± the 95 % interval",
         fontsize=10,
     )
     return figure
@@ -105,7 +104,13 @@ def draw_agreement_by_layer(found: Agreement, top_k: int) -> Figure:
         axes.set_ylabel("step", fontsize=8)
     colours = ScalarMappable(Normalize(-bound, bound), "RdBu_r")
     figure.colorbar(colours, ax=list(panels), label="points above chance")
-    figure.suptitle(f"Result of a step in the top {top_k} of a latent, above chance, by layer", fontsize=10)
+    halves = 100 * NORMAL_95 * found.error
+    halves = halves[halves.isfinite()]
+    title = f"Result of a step in the top {top_k} of a latent, above chance, by layer"
+    if len(halves):
+        median, most = float(halves.median()), float(halves.max())
+        title += f"\n95 % intervals: ± {median:.0f} points in the median, ± {most:.0f} at most"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -114,13 +119,22 @@ def _bound(difference: np.ndarray) -> float:
     return float(np.abs(difference[np.isfinite(difference)]).max(initial=50.0))
 
 
-def _heat(axes: Axes, table: np.ndarray, limits: tuple[float, float], colours: str, form: str | None) -> None:
+def _heat(
+    axes: Axes,
+    table: np.ndarray,
+    limits: tuple[float, float],
+    colours: str,
+    form: str | None,
+    halves: np.ndarray | None = None,
+) -> None:
+    """Draws a table, its values in its fields; below them half the width of their intervals, where it is given."""
     axes.imshow(table, vmin=limits[0], vmax=limits[1], cmap=colours, aspect="auto")
     for row, column in np.ndindex(table.shape):
         value = table[row, column]
         if form is not None and np.isfinite(value):
             size = abs(value) if limits[0] < 0 else value
-            _write(axes, row, column, form.format(value), size, (0, limits[1]), fontsize=7)
+            text = form.format(value) + ("" if halves is None else f"\n±{halves[row, column]:.0f}")
+            _write(axes, row, column, text, size, (0, limits[1]), fontsize=7 if halves is None else 6)
     _latent_ticks(axes, table.shape[1])
 
 
@@ -130,25 +144,30 @@ def draw_interventions(part: LatentPart) -> Figure:
     names = list(dict.fromkeys(each.name for each in part.outcomes[1:] if each.latent is not None))
     rows = [*range(part.latents), None]
     table = np.full((len(rows), len(names)), np.nan)
+    texts = {}
     for each in part.outcomes[1:]:
         if each.name in names:
-            table[rows.index(each.latent), names.index(each.name)] = 100 * each.correct.mean()
-    figure = Figure(figsize=(4.8 + 0.75 * len(names) + 4.2, 1.8 + 0.36 * len(rows)), layout="constrained")
+            place = rows.index(each.latent), names.index(each.name)
+            table[place] = 100 * each.correct.mean()
+            low, high = each.bounds
+            texts[place] = f"{table[place]:.0f}\n({100 * low:.0f}-{100 * high:.0f})"
+    figure = Figure(figsize=(4.8 + 0.75 * len(names) + 4.2, 1.8 + 0.42 * len(rows)), layout="constrained")
     heat, curve = figure.subplots(1, 2, width_ratios=[1 + 0.75 * len(names), 4.2])
     accuracy = 100 * base.mean()
     top = max(accuracy, np.nanmax(table))
     image = heat.imshow(table, vmin=0, vmax=top, cmap="Greens", aspect="auto")
-    for row, column in np.ndindex(table.shape):
-        if np.isfinite(table[row, column]):
-            _write(heat, row, column, f"{table[row, column]:.0f}", table[row, column], (0, top), fontsize=8)
+    for place, text in texts.items():
+        _write(heat, *place, text, table[place], (0, top), fontsize=7)
     named = ["mean" if name == "rank 0" else name for name in names]
     heat.set_xticks(range(len(names)), named, rotation=30, ha="right")
     heat.set_yticks(range(len(rows)), [f"z{i + 1}" for i in range(part.latents)] + ["all"])
-    heat.set(title=f"accuracy (%); without a change {accuracy:.1f}", ylabel="latent", xlabel="intervention")
+    low, high = part.outcomes[0].bounds
+    without = f"without a change {accuracy:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+    heat.set(title=f"accuracy (%) with its 95 % interval\n{without}", ylabel="latent", xlabel="intervention")
     figure.colorbar(image, ax=heat, label="accuracy (%)")
     projected = [each for each in part.outcomes if each.latent is None and each.name.startswith("rank ")]
     ranks = [int(each.name.split()[1]) for each in projected]
-    bounds = np.array([wilson(int(each.correct.sum()), len(each.correct)) for each in projected]) * 100
+    bounds = np.array([each.bounds for each in projected]) * 100
     places = range(len(ranks))
     curve.fill_between(places, bounds[:, 0], bounds[:, 1], color="#2b8a3e", alpha=0.2, label="95 % interval")
     curve.plot(places, [100 * each.correct.mean() for each in projected], "o-", color="#2b8a3e", label="projected")

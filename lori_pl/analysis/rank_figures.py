@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lori_pl.analysis.rank import RankPart
-from lori_pl.analysis.spectra import Spectrum
+from lori_pl.analysis.spectra import Spectrum, TrajectorySpectra
 
 TEACHER = ("#1f5fa8", "#6ba3dc", "#10375f")
 STUDENT = ("#c4531a", "#e9975f", "#7a2f08", "#f3c39e")
@@ -86,15 +89,49 @@ def draw_spectra(part: RankPart, tokens: str) -> Figure:
     return figure
 
 
+def draw_energy(part: RankPart) -> Figure:
+    """Cumulative energy by rank within each layer and at each position, a column of panels for each set of states."""
+    names = part.compared
+    figure = Figure(figsize=(1.6 + 3.6 * len(names), 7.4), layout="constrained")
+    panels = figure.subplots(2, len(names), squeeze=False)
+    for column, name in zip(panels.T, names, strict=True):
+        each = part.spectra[name]
+        places, along = _positions(each)
+        layers = np.arange(1, len(each.by_layer) + 1)
+        rows = ((each.by_layer, layers, "layer (of those selected)"), (each.by_position, places, along))
+        for axes, (spectra, values, what) in zip(column, rows, strict=True):
+            scale = ScalarMappable(Normalize(values[0], max(values[-1], values[0] + 1)), "viridis")
+            for spectrum, value in zip(spectra, values, strict=True):
+                axes.plot(*_curve(spectrum), color=scale.to_rgba(value), lw=1.3)
+            _tidy(axes, xlabel="rank (directions)", ylim=(0, 102))
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            figure.colorbar(scale, ax=axes, label=what, ticks=MaxNLocator(integer=True))
+        column[0].set_title(label(name))
+    for axes in panels[:, 0]:
+        axes.set_ylabel("cumulative energy (%)")
+    figure.suptitle("How many directions hold the energy of the states of one layer, and at one position", fontsize=11)
+    return figure
+
+
+def _positions(each: TrajectorySpectra) -> tuple[np.ndarray, str]:
+    """Where the entries by position stand, and what that is: numbers of tokens, or percent of each trajectory."""
+    count = len(each.by_position)
+    if each.is_by_token:
+        return np.arange(1, count + 1), "position (number of the token)"
+    return 100 * (np.arange(count) + 0.5) / count, "position (% of the trajectory)"
+
+
 def draw_effective_ranks(part: RankPart) -> Figure:
-    """Effective rank by layer and by position."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    by_layer, by_position = figure.subplots(1, 2)
+    """Effective rank by layer and by position: by token for short trajectories, by part for long ones."""
+    shown = {name: each for name, each in part.spectra.items() if name.rpartition("/")[2] not in ("right", "wrong")}
+    along = list(dict.fromkeys(_positions(each)[1] for each in shown.values()))
+    figure = Figure(figsize=(5.5 * (1 + len(along)), 4.8), layout="constrained")
+    by_layer, *panels = figure.subplots(1, 1 + len(along), sharey=True)
+    by_position: dict[str, Axes] = dict(zip(along, panels, strict=True))
     tint = colours(part, [])
-    for name, each in part.spectra.items():
+    for name, each in shown.items():
         owner, _, kind = name.rpartition("/") if name.count("/") == 2 else (name, "", "")
-        if kind in ("right", "wrong"):
-            continue
         look: dict[str, Any] = {
             "color": tint[owner],
             "linestyle": CONTROLS[kind][0] if kind else "-",
@@ -105,14 +142,17 @@ def draw_effective_ranks(part: RankPart) -> Figure:
         layers = [spectrum.effective_rank for spectrum in each.by_layer]
         by_layer.plot(range(1, len(layers) + 1), layers, **look)
         parts = [spectrum.effective_rank for spectrum in each.by_position]
-        middle = 100 * (np.arange(len(parts)) + 0.5) / len(parts)
-        by_position.plot(middle, parts, **look)
+        places, text = _positions(each)
+        by_position[text].plot(places, parts, **look)
     _tidy(by_layer, xlabel="layer (of those selected)", ylabel="effective rank (directions)", title="by layer")
     by_layer.xaxis.get_major_locator().set_params(integer=True)
-    _tidy(by_position, xlabel="position (% of the trajectory)", title="by position, over problems and layers")
-    by_position.set_xlim(0, 100)
-    for axes in (by_layer, by_position):
-        axes.set_ylim(bottom=0)
+    for text, axes in by_position.items():
+        _tidy(axes, xlabel=text, title="by position, over problems and layers")
+        if "%" in text:
+            axes.set_xlim(0, 100)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_layer.set_ylim(bottom=0)
     figure.suptitle("Effective rank of the states (exponential of the entropy of the singular values)")
     _legend_below(figure, by_layer, 4)
     return figure

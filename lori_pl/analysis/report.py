@@ -21,12 +21,13 @@ from lori_pl.analysis.rank_figures import (
     draw_angles,
     draw_captured,
     draw_effective_ranks,
+    draw_energy,
     draw_right_wrong,
     draw_spectra,
     label,
 )
 from lori_pl.evaluation.report import write_json
-from lori_pl.tables import print_whole
+from lori_pl.tables import percent_above_interval, print_whole
 
 JSON = "analysis.json"
 TENSORBOARD = "tensorboard"
@@ -44,6 +45,7 @@ def draw(rank: RankPart, learned: list[str], latents: LatentPart | None, tokens:
     """
     figures: dict[str, Figure | None] = {
         "spectra": draw_spectra(rank, tokens),
+        "energy": draw_energy(rank),
         "effective_rank": draw_effective_ranks(rank),
         "right_wrong": draw_right_wrong(rank),
         "angles": draw_angles(rank, learned),
@@ -124,28 +126,36 @@ def agreement_table(latents: LatentPart) -> Table:
     )
     if results.longer:
         table.caption = f"{results.longer} of {results.count} results have more than one token: the first is looked for"
-    for column in ("step", "problems", "latent", "share", "chance"):
+    for column in ("step", "problems", "latent", "share", "chance", "difference", "95 % interval"):
         table.add_column(column, justify="right")
     for step, count in enumerate(found.problems.tolist()):
         if count:
             best = int((found.share[-1, step] - found.chance[-1, step]).argmax())
-            values = (found.share[-1, step, best], found.chance[-1, step, best])
-            table.add_row(str(step + 1), str(count), f"z{best + 1}", *(f"{100 * float(v):.1f}" for v in values))
+            share, chance = float(found.share[-1, step, best]), float(found.chance[-1, step, best])
+            low, high = (100 * float(bound[-1, step, best]) for bound in found.bounds)
+            values = (f"{100 * share:.1f}", f"{100 * chance:.1f}", f"{100 * (share - chance):+.1f}")
+            table.add_row(str(step + 1), str(count), f"z{best + 1}", *values, f"{low:+.1f} to {high:+.1f}")
     return table
 
 
 def interventions_table(latents: LatentPart) -> Table:
-    """Accuracy by latent and intervention."""
+    """Accuracy by latent and intervention, each above its interval over problems."""
     names = sorted({each.name for each in latents.outcomes[1:]}, key=_by_rank)
-    table = Table(title=f"accuracy in %; {100 * latents.outcomes[0].correct.mean():.1f} without a change")
+    base = latents.outcomes[0]
+    low, high = base.bounds
+    without = f"{100 * base.correct.mean():.1f} ({100 * low:.1f}-{100 * high:.1f}) without a change"
+    table = Table(title=f"accuracy in % with its 95 % interval; {without}")
     for column in ("latent", *("mean" if name == "rank 0" else name for name in names)):
         table.add_column(column, justify="right")
-    accuracy = {(each.name, each.latent): f"{100 * each.correct.mean():.1f}" for each in latents.outcomes[1:]}
+    accuracy = {
+        (each.name, each.latent): percent_above_interval(float(each.correct.mean()), each.bounds)
+        for each in latents.outcomes[1:]
+    }
     for latent in (*range(latents.latents), None):
         shown = "all" if latent is None else f"z{latent + 1}"
         table.add_row(shown, *(accuracy.get((name, latent), "") for name in names))
     swapped = next((each for each in latents.outcomes if (each.name, each.latent) == ("swap", None)), None)
-    before = latents.outcomes[0].donated
+    before = base.donated
     if swapped is not None and swapped.donated is not None and before is not None:
         with_them, by_chance = 100 * swapped.donated.mean(), 100 * before.mean()
         table.caption = f"the other problem's answer: {with_them:.1f} after a swap of all, {by_chance:.1f} by chance"

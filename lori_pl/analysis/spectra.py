@@ -20,6 +20,9 @@ from lori_pl.errors import LoriError
 GROUPS = 8
 """Most groups of positions: longer trajectories are cut into as many parts of equal length, problem by problem."""
 
+WRITTEN = 256
+"""Directions of one layer or position whose shares of energy are written, at most: all would be tens of MiB."""
+
 POOL = 2048
 """Tokens that are permuted among each other, or more: the same whatever the batches."""
 
@@ -114,16 +117,29 @@ class TrajectorySpectra:
     factors: Factors
     hidden_gram: Tensor
 
+    @property
+    def is_by_token(self) -> bool:
+        """Whether ``by_position`` has an entry a token rather than one a part of the trajectory."""
+        return self.longest <= GROUPS
+
     def summary(self) -> dict[str, Any]:
-        """Plain numbers: the shares of energy by mode, and ranks by mode, layer and position."""
+        """Plain numbers: shares of energy and ranks by mode, layer and position.
+
+        The shares of a mode are all of them, those of a layer or a position the first `WRITTEN`.
+        """
+
+        def part(each: Spectrum) -> dict[str, Any]:
+            return {**each.summary(), "energy_shares": each.shares[:WRITTEN].tolist()}
+
         return {
             "tokens": self.tokens,
             "longest": self.longest,
             "modes": {
                 name: {**each.summary(), "energy_shares": each.shares.tolist()} for name, each in self.modes.items()
             },
-            "by_layer": [each.summary() for each in self.by_layer],
-            "by_position": [each.summary() for each in self.by_position],
+            "by_layer": [part(each) for each in self.by_layer],
+            "positions": "tokens" if self.is_by_token else "parts of equal length",
+            "by_position": [part(each) for each in self.by_position],
         }
 
 

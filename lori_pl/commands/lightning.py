@@ -184,10 +184,10 @@ class LoriCLI(LightningCLI):
                 with trainer_errors(trainer):
                     extra.append(JobTimer(duration, of_run=CELL in os.environ))
                 self.config_init[self.subcommand]["trainer"]["max_time"] = None
-            if path := os.environ.get(PROGRESS):
-                extra.append(ProgressFile(Path(path)))
             if kwargs.get("logger", logger):
                 extra.append(LearningRateMonitor("step"))
+        if path := os.environ.get(PROGRESS):
+            extra.append(ProgressFile(Path(path)))
         if trainer.get("enable_progress_bar") is not False and not any(issubclass(kind, ProgressBar) for kind in given):
             extra.append(TrainingBar())
         plugins = _as_list(trainer.get("plugins"))

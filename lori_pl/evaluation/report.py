@@ -20,11 +20,13 @@ from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.metrics import TestSetMetrics
 from lori_pl.evaluation.records import git_commit, write_outcomes
 from lori_pl.files import replace_file
-from lori_pl.run_files import OUTCOMES, SUMMARY
-from lori_pl.tables import print_whole, say
+from lori_pl.run_files import OUTCOMES, SUMMARY, outcomes_file
+from lori_pl.tables import percent_above_interval, print_whole, say
 
 if TYPE_CHECKING:
     from lori_pl.methods import Method
+
+_BY_STEPS = "accuracy_steps_"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,12 +48,19 @@ def measured(metrics: TestSetMetrics) -> dict[str, Any]:
     return {"accuracy": share, "low": low, "high": high, "n": n, **values}
 
 
+def machine_name(device: torch.device) -> str:
+    """What a run runs on: the GPU's name, or the processor and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """What a run ran on, and how much of its GPU's memory it took at the most."""
+    name = {"machine": machine_name(device)}
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-        return {"machine": torch.cuda.get_device_name(device), "peak_gpu_memory_mib": round(peak, 1)}
-    return {"machine": f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"}
+        return name | {"peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)}
+    return name
 
 
 def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
@@ -80,7 +89,7 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
         **extra,
     }
     for name, metrics in method.test_metrics.items():
-        file = OUTCOMES if name == first else f"correct_{name}.npz"
+        file = OUTCOMES if name == first else outcomes_file(name)
         bits = np.array(list(metrics.outcomes.values()), dtype=bool)
         split = method.data.tests[name]
         steps = {problem.id: int(count) for problem, count in zip(split.problems, split.steps, strict=True)}
@@ -88,19 +97,21 @@ def write_report(root: Path, method: Method, extra: Mapping[str, Any]) -> None:
         counts = [steps[id] for id in metrics.outcomes]
         ids, problems = list(metrics.outcomes), sets[name]["problems"]
         write_outcomes(root / file, ids, bits, method.label, extra.get("seed", 0), counts, problems)
+        sets[name] |= {f"n_steps_{k}": n for k, n in sorted(Counter(counts).items())}
     write_json(root / SUMMARY, summary)  # the last: who finds it finds the outcomes
     print_table({f"{method.label} on {name}": values for name, values in sets.items()})
     say(f"summary: {root / SUMMARY}")
 
 
 def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints accuracy with its interval, accuracy by number of steps, passes and milliseconds a question."""
-    steps = sorted({key for row in rows.values() for key in row if key.startswith("accuracy_steps_")}, key=_number)
+    """Prints accuracy and accuracy by number of steps with intervals, passes and milliseconds a question."""
+    found = {key for row in rows.values() for key in row if key.startswith(_BY_STEPS)}
+    steps = sorted(int(key.removeprefix(_BY_STEPS)) for key in found)
     table = Table(title="accuracy in percent, with the 95 % interval")
-    for column in ("", "accuracy", "interval", *[f"{_number(key)} steps" for key in steps], "passes", "ms", "n"):
+    for column in ("", "accuracy", "interval", *[f"{k} steps" for k in steps], "passes", "ms", "n"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name, row in rows.items():
-        by_steps = [f"{100 * row[key]:.1f}" if key in row else "" for key in steps]
+        by_steps = [_at_steps(row, k) for k in steps]
         table.add_row(
             Text(printable(name)),
             f"{100 * row['accuracy']:.1f}",
@@ -113,5 +124,9 @@ def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
     print_whole(table)
 
 
-def _number(key: str) -> int:
-    return int(key.rpartition("_")[2])
+def _at_steps(row: Mapping[str, Any], steps: int) -> Text:
+    share, n = row.get(f"{_BY_STEPS}{steps}"), row.get(f"n_steps_{steps}")
+    if share is None:
+        return Text()
+    # summaries of earlier versions do not tell the number of problems
+    return percent_above_interval(share, wilson(round(share * n), n) if n else None)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from lori_pl.report.reading import options
 from lori_pl.report.records import Estimate, Group, Run, estimate, number
+from lori_pl.sweep.fields import VARIANT_AXIS
+
+_Flags = frozenset[tuple[str, str | tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,12 @@ class Series:
     Args:
         name: What is alike, in short.
         points: At least two, in ascending order where they are numbers.
+        remark: What one of them has besides, where it has anything.
     """
 
     name: str
     points: tuple[Point, ...]
+    remark: str = ""
 
     @property
     def chosen(self) -> Point | None:
@@ -66,25 +71,55 @@ def ablations(group: Group) -> list[Ablation]:
     """Finds the varied keys of a group's runs and their series.
 
     Two runs belong to one series where their recorded commands differ in nothing but the key's value, the seed and the
-    folder, or the weights that a test takes. Whole config files that vary are methods rather than values, and no axis
-    here.
+    folder, or the weights that a test takes. Two variants, sets of flags that a sweep names, do where they have the
+    same config files and are alike in everything else that was varied. Whole config files that vary are methods rather
+    than values, and no axis here.
     """
     keys = list(dict.fromkeys(key for run in group.measured for key in run.axes if key != "config"))
     found = []
     for key in keys:
-        parts: dict[object, list[Run]] = {}
+        parts: dict[_Flags, list[Run]] = {}
         for run in group.measured:
             flags = options(run.command)
             if flags is not None and key in run.axes:
-                parts.setdefault(frozenset((k, v) for k, v in flags.items() if k != key), []).append(run)
-        series = [runs for runs in parts.values() if len({run.axes[key] for run in runs}) > 1]
+                alike = {**run.axes, "config": flags["config"]} if key == VARIANT_AXIS else flags
+                parts.setdefault(frozenset((k, v) for k, v in alike.items() if k != key), []).append(run)
+        remarks = _join_none(parts, key)
+        series = {flags: runs for flags, runs in parts.items() if len({run.axes[key] for run in runs}) > 1}
         if not series:
             continue
-        numeric = all(number(run.axes[key]) is not None for runs in series for run in runs)
-        names = _names(series, key)
-        made = tuple(Series(name, _points(runs, key, numeric)) for name, runs in zip(names, series, strict=True))
+        every = [run for runs in series.values() for run in runs]
+        numeric = key != VARIANT_AXIS and all(number(run.axes[key]) is not None for run in every)
+        names = _names(list(series.values()), key)
+        made = tuple(
+            Series(name, _points(runs, key, numeric), remarks.get(flags, ""))
+            for name, (flags, runs) in zip(names, series.items(), strict=True)
+        )
         found.append(Ablation(key, made, numeric))
     return found
+
+
+def _join_none(parts: dict[_Flags, list[Run]], key: str) -> dict[_Flags, str]:
+    """Puts runs with none of something to the series of those with some, and gives a remark on each such series.
+
+    Of what is not there nothing can be measured, so that a run whose value is 0 may have flags that turn a part off
+    (``null``) and stand by themselves for that.
+    """
+    remarks: dict[_Flags, str] = {}
+    for flags, runs in list(parts.items()):
+        values = {run.axes[key] for run in runs}
+        off = sorted(k for k, v in flags if v == "null")
+        if not off or len(values) > 1 or number(next(iter(values))) != 0:
+            continue
+        others = [each for each in parts if each != flags and _without_null(each) == _without_null(flags)]
+        if len(others) == 1 and not values & {run.axes[key] for run in parts[others[0]]}:
+            parts[others[0]] = [*parts[others[0]], *parts.pop(flags)]
+            remarks[others[0]] = f"The runs at 0 also have {', '.join(f'{k}=null' for k in off)}."
+    return remarks
+
+
+def _without_null(flags: _Flags) -> _Flags:
+    return frozenset((k, v) for k, v in flags if v != "null")
 
 
 def _points(runs: Sequence[Run], key: str, numeric: bool) -> tuple[Point, ...]:

@@ -13,6 +13,7 @@ from lori_pl.report.files import Found
 from lori_pl.report.material import Material, Section
 from lori_pl.report.pictures import COLOURS, Picture, picture
 from lori_pl.report.records import Estimate, clean
+from lori_pl.sweep.fields import VARIANT_AXIS
 
 T = TypeVar("T")
 _AT_ONCE = len(COLOURS)
@@ -25,6 +26,7 @@ _STEPS = (
     "the 95 % interval over problems where outcomes are recorded with numbers of steps."
 )
 _CHOSEN = " Ringed: the value with the best validation, where all have one."
+_VARIANTS = "Sets of flags that the sweep names, of the same config files; they may differ in several flags."
 _LEARNING = {
     "validation": "A line a run.",
     "loss": "A line a run. Methods whose losses have other terms are not to be compared by them.",
@@ -159,7 +161,7 @@ def _ablation(ablation: Ablation, place: int) -> list[Picture]:
                     title + of,
                     _alt(f"Accuracy by {title}", each),
                     partial(drawings.curves, some),
-                    f"All else alike within a line. {_SEEDS}{_CHOSEN}",
+                    " ".join(["All else alike within a line.", *_remarks(part), _SEEDS]) + _CHOSEN,
                 )
             )
         return made
@@ -169,10 +171,15 @@ def _ablation(ablation: Ablation, place: int) -> list[Picture]:
             title + (f": {clean(series.name, 120)}" if len(ablation.series) > 1 else ""),
             _alt(f"Accuracy by {title}", [_points(series)]),
             partial(drawings.choices, ablation, series),
-            f"All else alike. {_SEEDS}{_CHOSEN}",
+            " ".join([_VARIANTS if ablation.key == VARIANT_AXIS else "All else alike.", *_remarks([series]), _SEEDS])
+            + _CHOSEN,
         )
         for number, series in enumerate(ablation.series, start=1)
     ]
+
+
+def _remarks(those: Sequence[Series]) -> list[str]:
+    return list(dict.fromkeys(clean(each.remark, 300) for each in those if each.remark))
 
 
 def _points(series: Series) -> str:

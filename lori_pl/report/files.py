@@ -20,6 +20,7 @@ ANALYSIS, BENCHMARK, SPECTRUM = "analysis.json", "benchmark.json", "spectrum.png
 # what `analyze` calls its pictures, in the order in which they are shown
 _TITLES = {
     "spectra": "Spectra of teacher and student",
+    "energy": "Energy by layer and position",
     "effective_rank": "Effective rank",
     "right_wrong": "Right and wrong answers",
     "angles": "Angles between subspaces",

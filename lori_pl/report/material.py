@@ -29,13 +29,15 @@ class Section:
 
     Args:
         group: The group.
-        claims: Comparisons of its methods, corrected together with those of the other groups.
+        claims: Comparisons of its methods on the first test set, corrected together with those of the other groups.
+        other_claims: The same on each further test set, by its name, corrected among themselves.
         ablations: What its sweep varied.
         curves: By ``validation`` and ``loss`` each method's learning curves, shape (2, n) each.
     """
 
     group: Group
     claims: list[Claim] = field(default_factory=list)
+    other_claims: dict[str, list[Claim]] = field(default_factory=dict)
     ablations: list[Ablation] = field(default_factory=list)
     curves: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
 
@@ -148,15 +150,10 @@ def _sort(
 def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequence[tuple[str, str]]) -> None:
     sections = [section for section in material.sections if not section.group.selection]
     for section in sections:
-        wanted = [*pairs, *planned] or _default(section.group, section.group.notes)
-        for first, second in _each_once(wanted):
-            measured = section.group.comparable(first, second)
-            if not {first, second} <= {method for method, _ in measured}:
-                continue
-            try:
-                section.claims.append(claim(first, second, measured, section.group.outcomes))
-            except LoriError as error:
-                section.group.notes.append(f"{first} and {second}: {error}.")
+        wanted = _each_once([*pairs, *planned] or _default(section.group, section.group.notes))
+        section.claims = _claims_on(section.group, None, wanted)
+        further = {name: _claims_on(section.group, name, wanted) for name in section.group.further_sets}
+        section.other_claims = {name: claims for name, claims in further.items() if claims}
     made = {frozenset((claim.first, claim.second)) for section in sections for claim in section.claims}
     named = {method for section in sections for method in section.group.methods}
     for first, second in pairs:
@@ -172,9 +169,27 @@ def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequen
     for first, second in planned:
         if frozenset((first, second)) not in made:
             material.notes.append(f"The sweep compares {first} and {second}, which are not both there yet.")
+    # what a first test set says stays the same whatever else is tested: the further ones are a family of their own
     corrected = iter(adjust([claim for section in sections for claim in section.claims]))
+    others = iter(adjust([each for section in sections for made in section.other_claims.values() for each in made]))
     for section in sections:
         section.claims = [next(corrected) for _ in section.claims]
+        section.other_claims = {name: [next(others) for _ in made] for name, made in section.other_claims.items()}
+
+
+def _claims_on(group: Group, on: str | None, wanted: Sequence[tuple[str, str]]) -> list[Claim]:
+    """The claims about pairs on a test set, by default the first, uncorrected; none of pairs that are not there."""
+    made = []
+    for first, second in wanted:
+        measured = group.comparable(first, second, on=on)
+        if not {first, second} <= {method for method, _ in measured}:
+            continue
+        try:
+            outcomes = group.outcomes if on is None else group.other_outcomes.get(on)
+            made.append(claim(first, second, measured, outcomes))
+        except LoriError as error:
+            group.notes.append(f"{first} and {second}{'' if on is None else f' on {on}'}: {error}.")
+    return made
 
 
 def _each_once(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

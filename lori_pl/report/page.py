@@ -36,6 +36,7 @@ class Chapter:
     methods: tables.Table
     claims: tables.Table
     effects: tables.Table | None
+    other_claims: tables.Table | None
     failures: tables.Table | None
     pictures: dict[str, list[Picture]]
     runs: list[Run]
@@ -163,6 +164,7 @@ def _chapter(section: Section, place: int) -> Chapter:
         methods=tables.methods(section),
         claims=tables.claims(section),
         effects=tables.effects(section),
+        other_claims=tables.other_claims(section),
         failures=tables.failures(section),
         pictures=album.of_section(section, place),
         runs=group.runs,

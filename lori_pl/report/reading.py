@@ -6,17 +6,16 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from lori_pl.errors import LoriError, one_line
-from lori_pl.evaluation.intervals import as_bits
+from lori_pl.errors import one_line
 from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, ResultTable, read_outcomes
+from lori_pl.report.outcomes import check_outcomes, outcomes_in, read_own
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
-from lori_pl.run_files import CONFIG, LOGS, OUTCOMES, SUMMARY
+from lori_pl.run_files import CONFIG, LOGS, SUMMARY
+from lori_pl.sweep.fields import VARIANT_AXIS
 
 T = TypeVar("T")
 RESULTS, CELLS = "results.csv", "cells"
@@ -35,7 +34,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False) -> Group:
-    """Reads a folder of results: ``results.csv`` and, where it is there, ``correct.npz``.
+    """Reads a folder of results: ``results.csv`` and, where they are there, ``correct.npz`` and ``correct_SET.npz``.
 
     Args:
         folder: The folder.
@@ -62,8 +61,9 @@ def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False
         if run.cell and place is not None:
             _complete(run, place, group.notes)
     tell_apart(group)
-    if (folder / OUTCOMES).exists():
-        group.outcomes = read_outcomes(folder / OUTCOMES)
+    files = {name: read_outcomes(path) for name, path in outcomes_in(folder).items()}
+    group.outcomes = files.pop(None, None)
+    group.other_outcomes = {name: found for name, found in files.items() if name is not None}
     _check(group)
     return group
 
@@ -175,7 +175,7 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
         notes.append(f"{place}: the seed '{clean(row['seed'], 60)}' is no whole number; the row is left out.")
         return None
     command = clean(row["command"], _TEXT)
-    flags = options(row["command"]) or {}
+    varied = {VARIANT_AXIS, *(options(row["command"]) or {})}
     run = Run(
         method or "(no name)",
         int(seed),
@@ -190,10 +190,11 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
         by_steps=step_accuracies(row),
         other_sets=_of_sets(row, ".accuracy", fraction),
         other_counts=_of_sets(row, ".n", _count),
+        other_problems=_of_sets(row, ".problems", lambda text: clean(text, 60) or None),
         axes={
             clean(key, _NAME): clean(value, _NAME)
             for key, value in row.items()
-            if value and key not in _KNOWN and not key.startswith((STEP, OTHER_SET)) and key in flags
+            if value and key not in _KNOWN and not key.startswith((STEP, OTHER_SET)) and key in varied
         },
         command=command,
         commit=clean(row["commit"], 60),
@@ -232,7 +233,7 @@ def _single(folder: Path, notes: list[str]) -> tuple[Run | None, Outcomes | None
     _fill(run, entry, summary)
     if run.accuracy is None:
         run.status, run.reason = "failed", "summary.json has no accuracy from 0 to 1"
-    outcomes = _outcomes(folder, notes)
+    outcomes = read_own(outcomes_in(folder).get(None), notes)
     run.problems = run.problems or (outcomes.problems or "" if outcomes else "")
     return run, outcomes
 
@@ -271,6 +272,8 @@ def _fill(run: Run, entry: dict[str, Any], summary: dict[str, Any]) -> None:
     for name in run.other_sets.keys() & measured.keys():
         if (count := _count(measured[name].get("n"))) is not None:
             run.other_counts.setdefault(name, count)
+        if digest := clean(measured[name].get("problems", ""), 60):
+            run.other_problems.setdefault(name, digest)
 
 
 def _summary(folder: Path, notes: list[str]) -> dict[str, Any] | None:
@@ -301,67 +304,15 @@ def _config(folder: Path, notes: list[str]) -> str | None:
     return text if len(text) <= _CONFIG else f"{text[:_CONFIG]}\n… (the rest stands in {path})"
 
 
-def _outcomes(folder: Path, notes: list[str]) -> Outcomes | None:
-    if not (folder / OUTCOMES).exists():
-        return None
-    try:
-        return read_outcomes(folder / OUTCOMES)
-    except LoriError as error:
-        notes.append(f"{one_line(error)}; problem by problem it is not compared.")
-        return None
-
-
 def _check(group: Group) -> None:
-    """Adds the outcomes that only the runs' folders have, and leaves out those that contradict the accuracies."""
-    found = group.outcomes
-    bits = {} if found is None else dict(found.bits)
-    for run in group.measured:
-        if (run.method, run.seed) in bits or run.folder is None:
-            continue
-        own = _outcomes(run.folder, group.notes)
-        if own is None or len(own.bits) != 1:
-            continue
-        found = found or replace(own, bits={})
-        try:
-            rows = found.rows_of(own)
-        except OtherProblems:
-            continue
-        if found.steps is None and own.steps is not None:
-            found = replace(found, steps=own.steps[rows])
-        found = replace(found, problems=found.problems or own.problems)
-        (answers,) = own.bits.values()
-        bits[run.method, run.seed] = as_bits(answers, run.method)[rows]
-    accuracies = {(run.method, run.seed): run.accuracy for run in group.measured}
-    others = {(run.method, run.seed) for run in group.measured if found and _are_others(run.problems, found.problems)}
-    kept = {}
-    for key, answers in bits.items():
-        accuracy = accuracies.get(key)
-        if accuracy is None or key in others:
-            continue  # of a run that is not in the table any more
-        if len(answers) == 0 or abs(float(answers.mean()) - accuracy) > 1e-6:
-            group.notes.append(
-                f"{clean(key[0], _NAME)}, seed {key[1]}: outcomes and accuracy differ; the accuracy counts."
-            )
-            continue
-        kept[key] = answers
-    group.outcomes = replace(found, bits=kept) if found and kept else None
-    if found is not None and (steps := found.steps) is not None:
-        counts = dict(zip(*(array.tolist() for array in np.unique(steps, return_counts=True)), strict=True))
-        for run in group.measured:
-            if (run.method, run.seed) in kept:
-                run.step_counts = counts
-                answers = kept[run.method, run.seed]
-                run.by_steps = {k: float(answers[steps == k].mean()) for k in counts} | run.by_steps
+    """Completes the outcomes, and tells of runs that answered other problems than the rest."""
+    check_outcomes(group)
     numbers = Counter(run.n for run in group.measured)
     if len(numbers) > 1:
         shown = ", ".join(str(n) for n in sorted(numbers, key=lambda n: n or 0))
         group.notes.append(f"Runs have different numbers of test problems ({shown}): only those alike are compared.")
     elif len({run.problems for run in group.measured if run.problems}) > 1:
         group.notes.append("Runs have different test problems, though as many: only those alike are compared.")
-
-
-def _are_others(one: str, other: str | None) -> bool:
-    return bool(one and other) and one != other
 
 
 def _count(value: Any) -> int | None:

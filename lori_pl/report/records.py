@@ -40,6 +40,7 @@ class Run:
         step_counts: Number of problems of each number of steps, where it is known.
         other_sets: Accuracies on further test sets.
         other_counts: Number of problems of each further test set, where it is known.
+        other_problems: Their digests, where they are known.
         axes: What a sweep varied, as text by key.
         command: The command that repeats it.
         commit: The code's.
@@ -62,12 +63,19 @@ class Run:
     step_counts: dict[int, int] = field(default_factory=dict)
     other_sets: dict[str, float] = field(default_factory=dict)
     other_counts: dict[str, int] = field(default_factory=dict)
+    other_problems: dict[str, str] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)
     command: str = ""
     commit: str = ""
     cell: str = ""
     folder: Path | None = None
     config: str | None = None
+
+    def tested(self, on: str | None = None) -> tuple[float | None, int | None, str]:
+        """Accuracy, number of problems and their digest on a further test set; by default on the first."""
+        if on is None:
+            return self.accuracy, self.n, self.problems
+        return self.other_sets.get(on), self.other_counts.get(on), self.other_problems.get(on, "")
 
 
 @dataclass
@@ -78,6 +86,7 @@ class Group:
         title: What the group is called.
         runs: The runs.
         outcomes: Whether each answer was right, as far as it is known.
+        other_outcomes: The same on further test sets, by their names.
         selection: Whether settings were chosen on these runs, so that no claim is made of them.
         notes: What a reader must know of them.
     """
@@ -85,6 +94,7 @@ class Group:
     title: str
     runs: list[Run]
     outcomes: Outcomes | None = None
+    other_outcomes: dict[str, Outcomes] = field(default_factory=dict)
     selection: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -106,22 +116,29 @@ class Group:
         """The seeds of the runs that have an accuracy."""
         return sorted({run.seed for run in self.measured})
 
-    def comparable(self, *methods: str) -> dict[tuple[str, int], Measured]:
+    @property
+    def further_sets(self) -> list[str]:
+        """The names of the further test sets, in the order of the runs."""
+        return list(dict.fromkeys(name for run in self.measured for name in run.other_sets))
+
+    def comparable(self, *methods: str, on: str | None = None) -> dict[tuple[str, int], Measured]:
         """Accuracies by method and seed, of those runs that answered the problems that most of them did.
 
-        Problems are the same where their number is and, if both runs know it, their digest.
+        Problems are the same where their number is and, if both runs know it, their digest. The number on a further
+        test set is not always known: such a run counts with the others.
 
         Args:
             methods: The methods that are compared; by default all.
+            on: A further test set; by default the first.
         """
-        runs = [run for run in self.measured if not methods or run.method in methods]
-        n = _most_frequent([run.n for run in runs])
-        runs = [run for run in runs if run.n == n]
-        problems = _most_frequent([run.problems for run in runs if run.problems])
+        runs = [(run, *run.tested(on)) for run in self.measured if not methods or run.method in methods]
+        n = _most_frequent([count for _, _, count, _ in runs if on is None or count is not None])
+        runs = [each for each in runs if each[2] == n or (on is not None and each[2] is None)]
+        problems = _most_frequent([digest for *_, digest in runs if digest])
         return {
-            (run.method, run.seed): Measured(run.accuracy, run.by_steps)
-            for run in runs
-            if run.accuracy is not None and run.problems in ("", problems)
+            (run.method, run.seed): Measured(accuracy, run.by_steps if on is None else {})
+            for run, accuracy, _, digest in runs
+            if accuracy is not None and digest in ("", problems)
         }
 
 

@@ -29,7 +29,7 @@ def methods(section: Section) -> Table:
         found = dict(sorted(found.items(), key=lambda item: -(_mean(item[1], lambda run: run.validation) or 0)))
     all_runs = section.group.measured
     steps = sorted({k for run in all_runs for k in run.by_steps})
-    sets = list(dict.fromkeys(name for run in all_runs for name in run.other_sets))
+    sets = section.group.further_sets
     validated = any(run.validation is not None for run in all_runs)
     several = any(len(runs) > 1 for runs in found.values())
     heads = ["method", "accuracy", "95 % interval", "over", "seeds", *(["each seed"] if several else [])]
@@ -42,7 +42,7 @@ def methods(section: Section) -> Table:
             row.append(" ".join(percent(run.accuracy) for run in sorted(runs, key=lambda run: run.seed)))
         row += [with_interval(at_steps(runs, k)) if any(k in run.by_steps for run in runs) else "" for k in steps]
         row += [_on_set(runs, other) for other in sets]
-        row += [percent(_mean(runs, lambda run: run.validation))] if validated else []
+        row += [_validation(runs)] if validated else []
         row += [plain(_mean(runs, lambda run: run.passes), 1), plain(_mean(runs, lambda run: run.milliseconds), 2)]
         row.append("/".join(sorted({"" if run.n is None else f"{run.n:,}" for run in runs})))
         rows.append(row)
@@ -51,8 +51,22 @@ def methods(section: Section) -> Table:
 
 def claims(section: Section) -> Table:
     """What the seeds say of each pair, and for one seed what the problems say of that pair of models."""
+    return _claims(section.claims)
+
+
+def other_claims(section: Section) -> Table | None:
+    """The same on the further test sets; ``None`` where there are none."""
+    made = [(name, claim) for name, claims in section.other_claims.items() for claim in claims]
+    if not made:
+        return None
+    table = _claims([claim for _, claim in made])
+    rows = [[row[0], name, *row[1:]] for (name, _), row in zip(made, table.rows, strict=True)]
+    return Table([table.heads[0], "test set", *table.heads[1:]], rows)
+
+
+def _claims(claims: Sequence[Claim]) -> Table:
     rows = []
-    for each in section.claims:
+    for each in claims:
         pair = each.one_pair
         bounds, unit = (each.effect.bounds, "seeds") if pair is None else (pair.bounds, "problems")
         rows.append(
@@ -143,6 +157,12 @@ def _on_set(runs: Sequence[Run], name: str) -> str:
     if not those:
         return ""
     return with_interval(estimate([run.other_sets[name] for run in those], those[0].other_counts.get(name)))
+
+
+def _validation(runs: Sequence[Run]) -> str:
+    """The mean accuracy on the validation problems, with its interval over seeds: of one their number is not known."""
+    values = [run.validation for run in runs if run.validation is not None]
+    return with_interval(estimate(values)) if values else ""
 
 
 def _mean(runs: Sequence[Run], of: Callable[[Run], float | None]) -> float | None:

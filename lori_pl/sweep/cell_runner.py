@@ -30,12 +30,12 @@ from lori_pl.evaluation.records import (
     write_outcomes,
 )
 from lori_pl.files import FolderBusy, lock_folder, replace_file
-from lori_pl.run_files import CHECKPOINTS, OUTCOMES, STUDENT, SUMMARY
+from lori_pl.run_files import CHECKPOINTS, MACHINE, OUTCOMES, STUDENT, SUMMARY, further_outcomes
 from lori_pl.sweep.cells import Cell, folder_of
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
 from lori_pl.sweep.display import shown
 from lori_pl.sweep.fields import SWEEP_COLUMNS
-from lori_pl.sweep.progress import progress_line
+from lori_pl.sweep.progress import progress_line, read_machine
 from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.sweep.summary import read_summary
 
@@ -208,6 +208,7 @@ class CellRunner:
         log, start = folder / "log.txt", time.monotonic()
         # a run that goes on writes behind what it said before
         said = log.stat().st_size if log.exists() else 0
+        (folder / MACHINE).unlink(missing_ok=True)
         # a run that is killed with its sweep goes on, too
         _note_begun(folder, code, before or 0.0, time.time())
         try:
@@ -243,11 +244,12 @@ class CellRunner:
                     f"seed, so this one is called '{label} [{cell.id}]'; give a label that tells them apart"
                 )
                 label = f"{label} [{cell.id}]"
-            self._keep_outcomes(folder / OUTCOMES, label, cell.seed)
+            self._keep_outcomes(folder, label, cell.seed)
             row |= {"method": label, "status": "ok", **measured}
             self._link(cell, label)
         except LoriError as error:
             row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
+            row["machine"] = read_machine(folder)
         with self._results_held():
             self.table.append(row)
         if row["status"] == "ok":
@@ -258,17 +260,17 @@ class CellRunner:
         key = label, str(cell.seed)
         return any((row["method"], row["seed"]) == key and row.get("cell") != cell.id for row in self.table.rows())
 
-    def _keep_outcomes(self, path: Path, label: str, seed: int) -> None:
-        if not path.exists():
-            return
-        outcomes = read_outcomes(path)
-        if len(outcomes.bits) != 1:
-            raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
-        (bits,) = outcomes.bits.values()
-        self._add_outcomes(path, outcomes, bits, label, seed)
+    def _keep_outcomes(self, folder: Path, label: str, seed: int) -> None:
+        found = {path: read_outcomes(path) for path in _outcomes_in(folder)}
+        for path, outcomes in found.items():
+            if len(outcomes.bits) != 1:
+                raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
+        for path, outcomes in found.items():
+            (bits,) = outcomes.bits.values()
+            self._add_outcomes(path, outcomes, bits, label, seed)
 
     def _add_outcomes(self, path: Path, outcomes: Outcomes, bits: np.ndarray, label: str, seed: int) -> None:
-        place = self.results_folder / OUTCOMES
+        place = self.results_folder / path.name
         try:
             with self._results_held():
                 write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps, outcomes.problems)
@@ -319,11 +321,11 @@ class CellRunner:
                 f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
                 f"{self.table.path} is called; leave {folder} out, or give labels that differ"
             )
-        path = folder / OUTCOMES
-        outcomes = read_outcomes(path) if path.exists() else None
+        known_outcomes = {path: read_outcomes(path) for path in _outcomes_in(folder)}
         with _signals_wait():
-            if outcomes is not None and (name, cell.seed) in outcomes.bits:
-                self._add_outcomes(path, outcomes, outcomes.bits[name, cell.seed], name, cell.seed)
+            for path, outcomes in known_outcomes.items():
+                if (name, cell.seed) in outcomes.bits:
+                    self._add_outcomes(path, outcomes, outcomes.bits[name, cell.seed], name, cell.seed)
             with self._results_held():
                 self.table.append(row)
         self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {name} in {folder}")
@@ -333,6 +335,11 @@ class CellRunner:
 def rows_of(id: str, table: ResultTable) -> list[dict[str, str]]:
     """The rows of a cell's id, oldest first."""
     return [row for row in table.rows() if row.get("cell") == id]
+
+
+def _outcomes_in(folder: Path) -> list[Path]:
+    """The files of outcomes in a folder, one a test set."""
+    return [*filter(Path.exists, [folder / OUTCOMES]), *further_outcomes(folder).values()]
 
 
 def _note_begun(folder: Path, code: str, seconds: float, since: float | None) -> None:

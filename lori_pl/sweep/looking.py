@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.sweep.cells import grid_points
-from lori_pl.sweep.display import best_of, duration, shown
+from lori_pl.sweep.display import best_of, duration, short, shown
 from lori_pl.sweep.runner import Sweep
 
 
@@ -45,9 +46,9 @@ def show_status(sweep: Sweep) -> None:
     at_work = [cell for cell in sweep.cells if sweep.status(cell, results) != "ok" and sweep.runner.is_at_work(cell)]
     busy = {cell.id for cell in at_work}
     states = ["at work" if cell.id in busy else sweep.status(cell, results) for cell in sweep.cells]
-    waiting = sweep.total - states.count("ok") - states.count("failed")
-    seconds = [float(row["seconds"]) for row in results.values() if row["status"] == "ok"]
-    eta = f", about {duration(waiting * fmean(seconds) / max(len(at_work), 1))} left" if seconds and waiting else ""
+    waiting = [cell for cell, state in zip(sweep.cells, states, strict=True) if state not in ("ok", "failed")]
+    left = sweep.seconds_left(waiting, results, len(at_work), sweep.total - len(sweep.cells))
+    eta = "" if left is None else f", about {duration(left)} left"
     sweep.say(
         f"sweep {sweep.specification.name}: {states.count('ok')} of {sweep.total} cells done, "
         f"{states.count('failed')} failed, {len(at_work)} at work{eta}"
@@ -69,10 +70,17 @@ def _best_label(rows: list[dict[str, str]]) -> str:
     """The best by validation, where the rows have it."""
     done = [row for row in rows if row["status"] == "ok"]
     column = "validation" if done and all(row.get("validation") for row in done) else "accuracy"
-    by_label: dict[str, list[float]] = {}
+    by_label: dict[str, list[dict[str, str]]] = {}
     for row in done:
-        by_label.setdefault(row["method"], []).append(float(row[column]))
+        by_label.setdefault(row["method"], []).append(row)
     if not by_label:
         return ""
-    label = max(by_label, key=lambda name: fmean(by_label[name]))
-    return f"best: {label}, {column} {fmean(by_label[label]):.4g} over {len(by_label[label])} seeds"
+    means = {name: fmean(float(row[column]) for row in those) for name, those in by_label.items()}
+    label = max(means, key=lambda name: means[name])
+    those = by_label[label]
+    interval = ""
+    if (bounds := seed_interval([float(row[column]) for row in those])) is not None:
+        interval = f" (95 % interval over seeds {max(bounds[0], 0.0):.4g} to {min(bounds[1], 1.0):.4g})"
+    elif column == "accuracy" and len(those) == 1 and those[0].get("low"):
+        interval = f" (95 % interval over problems {short(those[0]['low'])} to {short(those[0]['high'])})"
+    return f"best: {label}, {column} {means[label]:.4g}{interval} over {len(those)} seed{'s' * (len(those) > 1)}"

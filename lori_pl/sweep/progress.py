@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import platform
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from lori_pl.run_files import MACHINE
 
 
 def read_progress(path: Path) -> tuple[int, int | None] | None:
@@ -24,6 +28,13 @@ def read_progress(path: Path) -> tuple[int, int | None] | None:
         return int(step), None if float(total) == math.inf else int(total)
     except (OSError, ValueError):
         return None
+
+
+def read_machine(folder: Path) -> str:
+    """What the run in a cell's folder ran on, as `ProgressFile` noted it, else the processor that it began on."""
+    with suppress(OSError, UnicodeDecodeError):
+        return (folder / MACHINE).read_text(encoding="utf-8").strip()
+    return f"{platform.machine()}, no device taken yet"
 
 
 def progress_line(console: Console, text: str, path: Path) -> Live:

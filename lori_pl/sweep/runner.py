@@ -1,16 +1,17 @@
 """Runs the cells of a sweep and keeps the table of their results; any number of workers may share the cells.
 
 ``results.csv`` has one row a run that ended, well or not, and ``correct.npz`` the per-problem outcomes of the runs that
-leave them; the sweep's folder holds ``cells/ID/`` with each run's folder, its output in ``log.txt``. A cell is done
-when it has a row with status ``ok``; the row is written last. A run that was stopped with its sweep goes on from its
-checkpoint, if the code is the same, and so does one that was killed. A worker holds a lock on the cell that it runs,
-so on one file system with locks no cell is run twice.
+leave them, ``correct_SET.npz`` those on a further test set; the sweep's folder holds ``cells/ID/`` with each run's
+folder, its output in ``log.txt``. A cell is done when it has a row with status ``ok``; the row is written last. A run
+that was stopped with its sweep goes on from its checkpoint, if the code is the same, and so does one that was killed. A
+worker holds a lock on the cell that it runs, so on one file system with locks no cell is run twice.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +23,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import in_words
 from lori_pl.evaluation.records import ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
-from lori_pl.run_files import OUTCOMES
+from lori_pl.run_files import OUTCOMES, further_outcomes
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
 from lori_pl.sweep.child import run_child
@@ -151,7 +152,7 @@ class Sweep:
                 continue
             if settled.is_new:
                 failed += settled.row["status"] == "failed"
-                self._report(cell, settled.row, len(waiting) - position - 1)
+                self._report(cell, settled.row, [*busy, *waiting[position + 1 :]], skipped)
         results = self.results()
         if busy := [cell for cell in busy if self.status(cell, results) not in skipped]:
             numbers = ", ".join(str(cell.number) for cell in busy)
@@ -200,7 +201,7 @@ class Sweep:
                 settled = self.runner.settle(cell, len(rows), wait=True, locks=(proposal.lock,))
             row: dict[str, Any] = settled.row
             if settled.is_new:
-                self._report(cell, row, 0)
+                self._report(cell, row)
             if row["status"] == "failed":
                 study.end(proposal.number, None)
                 return int(settled.is_new)
@@ -234,11 +235,39 @@ class Sweep:
             + (f" ({failed} failed before; --retry_failed runs them again)" if failed else "")
         )
 
-    def _report(self, cell: Cell, row: dict[str, Any], remaining: int) -> None:
-        seconds = [float(done["seconds"]) for done in self.results().values() if done["status"] == "ok"]
-        eta = ""
-        if remaining and seconds:
-            eta = f"  ETA {duration(remaining * sum(seconds) / len(seconds))}"
+    def seconds_left(
+        self, waiting: Sequence[Cell], results: Mapping[str, Mapping[str, str]], workers: int, further_runs: int = 0
+    ) -> float | None:
+        """About how long cells will take, by the mean time of those that ended well; ``None`` where that says nothing.
+
+        Trainings and tests of students have a mean each; where none of a kind has ended, it is that of all.
+
+        Args:
+            waiting: Cells that have not ended.
+            results: The rows so far, by cell id.
+            workers: How many cells are at work at a time; 0 counts as 1.
+            further_runs: Trainings that have no cell yet.
+        """
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for cell in self.cells:
+            if (row := results.get(cell.id)) is not None and row["status"] == "ok":
+                seconds[cell.test is not None].append(float(row["seconds"]))
+        ended = [*seconds[False], *seconds[True]]
+        if not ended or not (waiting or further_runs):
+            return None
+        tests = sum(cell.test is not None for cell in waiting)
+        runs = len(waiting) - tests + further_runs
+        return (runs * fmean(seconds[False] or ended) + tests * fmean(seconds[True] or ended)) / max(workers, 1)
+
+    def _report(
+        self, cell: Cell, row: dict[str, Any], others: Sequence[Cell] = (), skipped: Collection[str] = ()
+    ) -> None:
+        results = self.results()
+        left = [each for each in others if self.status(each, results) not in skipped]
+        # those of other workers, and the next one here
+        workers = 1 + sum(self.runner.is_at_work(each) for each in left)
+        seconds = self.seconds_left(left, results, min(workers, len(left)))
+        eta = "" if seconds is None else f"  ETA {duration(seconds)}"
         outcome = f"accuracy {row['accuracy']:.4f}" if row["status"] == "ok" else f"failed: {row['reason']}"
         wanted = self.specification.metrics if row["status"] == "ok" and cell.test is None else ()
         if missing := [metric for metric in wanted if metric not in row]:
@@ -260,12 +289,22 @@ class Sweep:
             self.say(line)
 
     def comparisons(self) -> list[str]:
-        """A line for each pair of the file's ``compare``: the difference of what was recorded with its intervals."""
-        path = self.specification.results / OUTCOMES
-        if not self.specification.compare or not path.exists():
+        """A line for each pair of the file's ``compare``: the difference of what was recorded with its intervals.
+
+        Those on further test sets follow, and say which.
+        """
+        if not self.specification.compare:
             return []
-        outcomes = read_outcomes(path)
         rows = [row for row in self.results().values() if row["status"] == "ok"]
+        first = self.specification.results / OUTCOMES
+        lines = self._compared(first, rows) if first.exists() else []
+        for name, path in further_outcomes(self.specification.results).items():
+            # the rows' digests are of the first set's problems
+            lines += [f"on {name}: {line}" for line in self._compared(path, [{**row, "problems": ""} for row in rows])]
+        return lines
+
+    def _compared(self, path: Path, rows: Sequence[Mapping[str, str]]) -> list[str]:
+        outcomes = read_outcomes(path)
         # the file may hold those of cells that the sweep no longer has, also under a name that it has;
         # rows and files of earlier versions do not say which problems they are of
         alike = [row for row in rows if not outcomes.problems or row.get("problems", "") in ("", outcomes.problems)]
@@ -276,7 +315,8 @@ class Sweep:
         for pair in self.specification.compare:
             try:
                 if others := apart.intersection(pair):
-                    raise LoriError(f"{path} has no outcomes of '{min(others)}', whose test problems are others")
+                    none = "whose test problems are others, or which left none"
+                    raise LoriError(f"{path} has no outcomes of '{min(others)}', {none}")
                 lines.append(in_words(outcomes, *pair))
             except LoriError as error:
                 lines.append(f"{pair[0]} - {pair[1]}: {error}")

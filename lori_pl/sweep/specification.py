@@ -5,7 +5,7 @@ on to the run). Paths are relative to the folder that the command is run in, as 
 
     name: rank                          # default: the file's name
     output: runs/sweeps/rank            # default: runs/sweeps/NAME
-    results: experiments/rank           # where results.csv and correct.npz go; default: output
+    results: experiments/rank           # where results.csv and correct*.npz go; default: output
     configs:                            # base configs of every run, in order
       - configs/experiment/quick.yaml
     fixed:                              # flags that every run gets
@@ -24,7 +24,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
         model.latents: {choices: [4, 5, 6]}
     search:                             # instead of random: Optuna proposes the points, one after the other, for
       trials: 20                        # each combination of the grid; a trial is run with every seed
-      hours: 8                          # starts none after so long, for each combination; null (the default): no limit
+      hours: 8                          # a worker starts none after so long from its start, for each combination; null
+                                        # (the default): no limit
       metric: validation                # one of the metrics below; the mean over seeds
       on_test: false                    # true lets it be the test set's, which then no longer tests what it chose
       direction: maximize               # or minimize

@@ -16,7 +16,7 @@ from lori_pl.cli import main
 from lori_pl.models.thought import ThoughtSettings
 
 # right_wrong.png stands there where enough problems are answered right, which a tiny student may or may not do
-PICTURES = {"spectra", "effective_rank", "angles", "captured_energy"}
+PICTURES = {"spectra", "energy", "effective_rank", "angles", "captured_energy"}
 LATENT_PICTURES = {"lens", "agreement", "agreement_by_layer", "interventions"}
 
 
@@ -86,6 +86,9 @@ def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
         assert [each["modes"][mode]["dimension"] for mode in ("layer", "hidden")] == [2, 32]
         assert sum(each["modes"]["hidden"]["energy_shares"]) == pytest.approx(1, abs=1e-4)
         assert len(each["by_layer"]) == 2
+        for part in [*each["by_layer"], *each["by_position"]]:
+            assert len(part["energy_shares"]) == 32
+            assert sum(part["energy_shares"]) == pytest.approx(1, abs=1e-4)
     angles = found["rank"]["principal_angles"]["hidden"]
     # the student shares the teacher's factors, which were fitted on rationales like these
     assert angles["teacher/rationale | learned/shared subspace"]["ranks"] == [3, 4]

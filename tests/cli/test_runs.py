@@ -146,6 +146,7 @@ def test_a_students_folder_is_enough_for_a_test(world, lori_args, teacher, tmp_p
     for k in (1, 2):
         share = both[0].bits["lori", 0][both[0].steps == k].mean()
         assert summary[f"accuracy_steps_{k}"] == pytest.approx(share)
+        assert summary[f"n_steps_{k}"] == (both[0].steps == k).sum()
 
 
 @pytest.mark.parametrize(("lora", "warns"), [(None, True), ({"rank": 2}, False)])

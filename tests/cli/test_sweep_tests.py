@@ -35,6 +35,9 @@ def test_a_student_is_tested_at_other_numbers_of_latents(world, lori_args, monke
     assert (trained["validation"] != "", one["validation"]) == (True, "")
     assert bad["status"] == "failed"
     assert "latents is -1: give 0 or more" in bad["reason"]
+    # what they ran on was noted before they trained or tested, and is what they reported
+    for row in (trained, one):
+        assert Path(f"out/cells/{row['cell']}/machine.txt").read_text() == row["machine"] + "\n"
     # a sweep that takes the run's row over tests the student where it lies
     again = {**sweep, "output": "more", "reuse": ["out"], "tests": {"latents": [1, 3]}}
     Path("more.yaml").write_text(yaml.safe_dump(again))

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.evaluation.records import ResultTable
-from lori_pl.report import drawings, page
+from lori_pl.report import drawings, page, tables
 from lori_pl.report.curves import read_curves
 from lori_pl.report.material import gather
 from lori_pl.report.pictures import COLOURS, DARK, INK, LIGHT, look, picture, plain, shortened
@@ -143,6 +143,13 @@ def test_the_numbers_of_the_page_are_those_of_the_claims(read, everything):
         assert f"{100 * claim.effect.mean:+.1f}" in read.text
         assert f"{100 * low:+.1f} to {100 * high:+.1f}" in read.text
         assert claim.verdict in read.text
+
+
+def test_the_validation_has_its_interval_over_seeds(tmp_path):
+    table = tables.methods(gather([sweep(tmp_path, {"lori": 0.6}, 3)]).sections[0])
+    values = [answers(0.6, seed)[:30].mean() for seed in range(3)]
+    low, high = (f"{100 * bound:.1f}" for bound in seed_interval(values))
+    assert table.rows[0][table.heads.index("validation")] == f"{100 * np.mean(values):.1f} ({low} to {high})"
 
 
 def test_one_seed_is_said_to_be_a_lead(tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ from lori_pl.evaluation.claims import claim, span
 from lori_pl.evaluation.intervals import seed_interval, wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
 from lori_pl.report import tables
-from lori_pl.report.ablations import ablations
 from lori_pl.report.material import gather
 from lori_pl.report.reading import options
 from lori_pl.report.records import clean, estimate, number, step_accuracies
@@ -341,59 +340,6 @@ def test_the_same_spectrum_is_shown_once(tmp_path):
         png(folder / "spectrum.png")
     (found,) = gather(folders).spectra
     assert "2 runs: lori, seed 0; lori, seed 1" in found.note
-
-
-def vary(tmp_path, cells):
-    table = ResultTable(tmp_path / "results.csv")
-    for place, (label, seed, axes) in enumerate(cells):
-        table.append(row(label, seed, answers(0.5, place), f"c{place}", **axes))
-    return ablations(only(gather([tmp_path])).group)
-
-
-def test_a_series_is_alike_in_all_but_one_value(tmp_path):
-    cells = [(f"lori_{lr}", seed, {"model.lr": lr}) for lr in (0.01, 0.002) for seed in (0, 1)]
-    cells += [(f"lori_{lr}_long", 0, {"model.lr": lr, "trainer.max_steps": 9}) for lr in (0.01, 0.1, 1)]
-    cells += [("alone", 0, {"model.lr": 5, "model.latents": 3})]
-    (found,) = vary(tmp_path, cells)
-    assert (found.key, found.numeric) == ("model.lr", True)
-    assert [(series.name, [point.value for point in series.points]) for series in found.series] == [
-        ("lori", ["0.002", "0.01"]),
-        ("lori_long", ["0.01", "0.1", "1"]),
-    ]
-    first = found.series[0].points[1]
-    low, high = seed_interval([answers(0.5, 0).mean(), answers(0.5, 1).mean()])  # the first two cells
-    assert first.accuracy.bounds == pytest.approx((max(low, 0), min(high, 1)))
-    assert first.seeds == 2
-    best = max(found.series[1].points, key=lambda point: point.validation)
-    assert found.series[1].chosen is best
-
-
-def test_tests_of_students_are_one_series_over_their_seeds(tmp_path):
-    """Each seed's test takes the weights of its own run, and a run has no value of what its tests vary."""
-    cells = [(f"lori_K{k}", s, {"model.latents": k}) for k in (3, 5) for s in (0, 1)]
-    for k, s, tested in [(k, s, tested) for k in (3, 5) for s in (0, 1) for tested in (1, 3, 5)]:
-        flags = {"model.latents": k, "ckpt_path": f"runs/K{k}_{s}/student", "latents": tested}
-        cells.append((f"lori_K{k}[latents={tested}]", s, flags))
-    by_key = {found.key: found for found in vary(tmp_path, cells)}
-    assert by_key.keys() == {"model.latents", "latents"}
-    tested = by_key["latents"].series
-    assert [(each.name, [(point.value, point.seeds) for point in each.points]) for each in tested] == [
-        (f"lori_K{k}", [("1", 2), ("3", 2), ("5", 2)]) for k in (3, 5)
-    ]
-    # the runs themselves, and their students at each number of latents
-    assert [len(each.points) for each in by_key["model.latents"].series] == [2, 2, 2, 2]
-
-
-def test_values_that_are_no_numbers(tmp_path):
-    cells = [(f"lori[core={core}]", 0, {"model.core": core}) for core in ("full", "tucker", "1")]
-    (found,) = vary(tmp_path, cells)
-    assert not found.numeric
-    assert [point.value for point in found.series[0].points] == ["full", "tucker", "1"]
-    assert found.series[0].name == "lori"
-
-
-def test_a_method_is_no_axis(tmp_path):
-    assert vary(tmp_path, [("a", 0, {"config": "a.yaml"}), ("b", 0, {"config": "b.yaml"})]) == []
 
 
 def test_flags_of_a_recorded_command():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from sweep_bench import SWEEP
 
+from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.evaluation.records import write_outcomes
+from lori_pl.files import lock_folder
 from lori_pl.sweep.child import ChildResult, progress_file
 from lori_pl.sweep.looking import show_plan, show_status
 
@@ -37,6 +39,55 @@ def test_the_eta_is_the_mean_time_of_a_finished_run_for_each_that_waits(bench):
     assert lines[0].endswith("  accuracy 0.5000 (no loss, accuracy_steps_3 in summary.json)  1 min  ETA 2 min")
     assert lines[1].endswith("  3 min  ETA 2 min")
     assert lines[2].endswith("  1 h 30 min")
+
+
+def run_for(bench, training, test):
+    """Has every training, and every test of a student, take so many seconds."""
+
+    def run(line, log, keep_open=()):
+        is_test = line[3] == "test"
+        (log.parent / "student").mkdir(exist_ok=True)
+        (log.parent / "summary.json").write_text('{"methods": {"lori": {"accuracy": 0.5}}}')
+        bench.before(log.parent)
+        return ChildResult(0, test if is_test else training, 1.0)
+
+    bench.run_fake = run
+
+
+def status(bench, flags):
+    """What ``--status`` says, also while a sweep runs."""
+    running = bench._stream
+    show_status(bench.sweep(*flags))
+    said, bench._stream = bench.said(), running
+    return said
+
+
+TESTED = [SWEEP, "seeds=[0]", "grid.model.rank=[1, 2]", "tests={latents: [1, 2]}"]
+
+
+def test_trainings_and_tests_of_students_have_a_mean_of_their_own(bench):
+    run_for(bench, 3600.0, 60.0)
+    states = []
+    bench.before = lambda folder: states.append(status(bench, TESTED))
+    bench.run(*TESTED)
+    lines = [line for line in bench.printed.splitlines() if "ETA" in line]
+    # the first row knows of no test yet
+    assert [line.split("ETA ")[1] for line in lines] == ["5 h 0 min", "1 h 3 min", "1 h 2 min", "2 min", "1 min"]
+    left = [re.search("about (.*) left", state) for state in states]
+    assert [found and found[1] for found in left] == [None, "5 h 0 min", "1 h 3 min", "1 h 2 min", "2 min", "1 min"]
+
+
+def test_the_time_left_is_shared_by_the_workers_that_are_at_work(bench):
+    run_for(bench, 3600.0, 60.0)
+    flags = [SWEEP, "seeds=[0]", "grid.model.rank=[1, 2, 3, 4, 5]"]
+    second, third = (cell.id for cell in bench.sweep(*flags).cells[1:3])
+    with lock_folder(Path("out/locks") / second, "busy"), lock_folder(Path("out/locks") / third, "busy"):
+        bench.run(*flags, only=1)
+        assert "1 of 5 cells done, 0 failed, 2 at work, about 2 h 0 min left" in status(bench, flags)
+        bench.run(*flags)
+    lines = [line for line in bench.printed.splitlines() if "ETA" in line]
+    # behind cell 4 there is cell 5, and those two are at work elsewhere: one for each of the three workers
+    assert [line.split("ETA ")[1] for line in lines] == ["1 h 0 min", "1 h 0 min"]
 
 
 def test_the_memory_of_a_gpu_has_a_column_of_its_own(bench):
@@ -141,8 +192,25 @@ def test_the_status_tells_what_is_done_at_work_left_and_best(bench):
     assert lines[1:] == [
         "  at work: [4/4] rank=9 seed=0",
         "  failed: [2/4] rank=13 seed=0: ValueError: rank 13 brings no luck",
-        "best: lori[rank=8], accuracy 0.08 over 1 seeds",
+        "best: lori[rank=8], accuracy 0.08 (95 % interval over problems 0.01 to 0.2) over 1 seed",
     ]
+
+
+def test_the_best_has_its_interval_over_seeds(bench):
+    shares = {("4", "0"): 0.4, ("4", "1"): 0.5, ("4", "2"): 0.45, **{("8", seed): 0.1 for seed in "012"}}
+
+    def run(line, log, keep_open=()):
+        flags = dict(part[2:].split("=", 1) for part in line[4:])
+        entry = {"accuracy": shares[flags["model.rank"], flags["seed_everything"]]}
+        (log.parent / "summary.json").write_text(json.dumps({"methods": {"lori": entry}}))
+        return ChildResult(0, 1.0, 1.0)
+
+    bench.run_fake = run
+    flags = [SWEEP, "seeds=[0, 1, 2]"]
+    bench.run(*flags)
+    low, high = (f"{bound:.4g}" for bound in seed_interval([0.4, 0.5, 0.45]))
+    best = f"best: lori[rank=4], accuracy 0.45 (95 % interval over seeds {low} to {high}) over 3 seeds"
+    assert best in status(bench, flags)
 
 
 def test_differences_that_are_asked_for_are_printed(bench):

@@ -1,15 +1,19 @@
 import math
 import os
+import platform
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from lori_pl.callbacks.progress import ProgressFile
-from lori_pl.sweep.progress import read_progress
+from lori_pl.evaluation.report import machine
+from lori_pl.sweep.progress import read_machine, read_progress
 
 
 def trainer(step, total=1400, first=True):
-    return SimpleNamespace(global_step=step, estimated_stepping_batches=total, is_global_zero=first)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(global_step=step, estimated_stepping_batches=total, is_global_zero=first, strategy=strategy)
 
 
 def end_batch(callback, step):
@@ -40,8 +44,18 @@ def test_a_run_speaks_now_and_then_and_once_for_all_processes(tmp_path):
     assert read_progress(path) == (8, 1400)
 
 
+def test_a_run_says_what_it_runs_on_before_anything_else(tmp_path):
+    assert read_machine(tmp_path) == f"{platform.machine()}, no device taken yet"
+    callback = ProgressFile(tmp_path / "progress.txt")
+    callback.setup(trainer(0, first=False), None, "fit")
+    assert os.listdir(tmp_path) == []
+    callback.setup(trainer(0), None, "test")
+    assert read_machine(tmp_path) == machine(torch.device("cpu"))["machine"]
+
+
 def test_a_file_that_cannot_be_written_does_no_harm(tmp_path):
     callback = ProgressFile(tmp_path / "none" / "progress.txt")
+    callback.setup(trainer(0), None, "fit")
     callback.on_train_start(trainer(0), None)
     assert os.listdir(tmp_path) == []
 

@@ -1,0 +1,99 @@
+"""What a sweep keeps of every test problem's outcome, and compares."""
+
+from pathlib import Path
+
+import numpy as np
+from sweep_bench import FAKE_RUN, SWEEP
+
+from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
+
+COMPARED = SWEEP.replace("seeds: [0, 1]", "seeds: [0]\nlabel: 'lori_{model.rank}'\ncompare: [[lori_8, lori_4]]")
+
+
+def test_runs_of_another_world_are_neither_merged_nor_compared(bench):
+    """Their ids and numbers of steps are alike: the problems' digest tells them apart."""
+    world = {}
+
+    def leave(folder):
+        problems = world.get(len(bench.ran), "easy")
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, True], "lori", 0, [4, 4], problems)
+
+    bench.before = leave
+    bench.run(COMPARED)
+    assert read_outcomes("out/correct.npz").problems == "easy"
+    assert "lori_8 - lori_4: +0.0 points" in bench.printed
+    world[2] = "hard"
+    bench.run(COMPARED, "output=more")
+    assert "the outcomes stay in more/cells/" in bench.printed
+    assert "other questions or answers" in bench.printed
+    assert list(read_outcomes("more/correct.npz").bits) == [("lori_4", 0)]
+    assert "lori_8 - lori_4: more/correct.npz has no outcomes of 'lori_8', whose test problems are" in bench.printed
+
+
+def test_outcomes_of_a_cell_that_had_other_problems_are_not_compared(bench):
+    """The file still has them under the name of a cell that now has other problems."""
+    bench.run(COMPARED)
+    for method in ("lori_4", "lori_8"):
+        write_outcomes("out/correct.npz", ["p", "q"], [True, False], method, 0, problems="easy")
+    table = ResultTable("out/results.csv")
+    for row in bench.rows():
+        table.append({**row, "problems": "hard" if row["method"] == "lori_8" else "easy"})
+    (line,) = bench.sweep(COMPARED).comparisons()
+    assert line.startswith("lori_8 - lori_4: out/correct.npz has no outcomes of 'lori_8'")
+
+
+def test_outcomes_of_further_test_sets_are_collected_and_compared_too(bench):
+    """The rows' digests are of the first set's problems, and say nothing of a further one."""
+
+    def leave(folder):
+        is_second = len(bench.ran) == 2
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, True], "lori", 0, problems="easy")
+        bits = [True, is_second, is_second]
+        write_outcomes(folder / "correct_svamp.npz", ["s", "t", "u"], bits, "lori", 0, problems="words")
+
+    Path("fake_run.py").write_text(FAKE_RUN.replace('"n": 50', '"n": 50, "problems": "easy"'))
+    bench.before = leave
+    bench.run(COMPARED)
+    assert read_outcomes("out/correct.npz").ids == ["p", "q"]
+    further = read_outcomes("out/correct_svamp.npz")
+    assert further.ids == ["s", "t", "u"]
+    assert {key: bits.tolist() for key, bits in further.bits.items()} == {
+        ("lori_4", 0): [True, False, False],
+        ("lori_8", 0): [True, True, True],
+    }
+    first, second = bench.sweep(COMPARED).comparisons()
+    assert first.startswith("lori_8 - lori_4: +0.0 points; by seed")
+    assert second.startswith("on svamp: lori_8 - lori_4: +66.7 points; by seed, with the interval over problems: ")
+    # rows that are taken over bring them along; what was not tested there is said
+    bench.run(COMPARED, "output=more", "reuse=[out]")
+    assert bench.ran == []
+    assert read_outcomes("more/correct_svamp.npz").bits.keys() == further.bits.keys()
+    assert bench.sweep(COMPARED, "output=more").comparisons() == [first, second]
+    bench.before = lambda folder: None
+    bench.run(COMPARED, "grid.model.rank=[4, 8, 9]", "compare=[[lori_9, lori_4]]")
+    assert "on svamp: lori_9 - lori_4: out/correct_svamp.npz has no outcomes of 'lori_9'" in bench.printed
+
+
+def test_outcomes_of_the_runs_are_collected(bench):
+    ids = {"ids": ["a", "b"]}
+
+    def leave(folder):
+        write_outcomes(folder / "correct.npz", ids["ids"], [True, False], "lori", 0)
+
+    bench.before = leave
+    bench.run(SWEEP, "grid.model.rank=[4]")
+    outcomes = read_outcomes("out/correct.npz")
+    assert outcomes.ids == ["a", "b"]
+    assert {key: bits.tolist() for key, bits in outcomes.bits.items()} == {
+        ("lori[rank=4]", 0): [True, False],
+        ("lori[rank=4]", 1): [True, False],
+    }
+    ids["ids"] = ["c", "d"]
+    assert bench.run(SWEEP, "grid.model.rank=[5]", "seeds=[0]") == 0
+    assert "the outcomes stay in out/cells/" in bench.printed
+    assert len(read_outcomes("out/correct.npz").bits) == 2
+    assert bench.rows()[-1]["status"] == "ok"
+    bench.before = lambda folder: np.savez(folder / "correct.npz", ids=np.array([0]))
+    assert bench.run(SWEEP, "grid.model.rank=[6]", "seeds=[0]") == 1
+    assert "0 outcomes, but a cell is one run of one method" in bench.rows()[-1]["reason"]
+    assert bench.rows()[-1]["accuracy"] == ""
