@@ -104,14 +104,14 @@ def assert_equal_runs(world, accumulated: bool = False) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "factors", "scope", "forked"),
+    ("strategy", "factors", "scope", "forking"),
     [("ddp", "learned", "batch", False), ("sharded", "shared", "problem", True)],
 )
-def test_the_first_steps(world, lori_args, strategy, factors, scope, forked):
+def test_the_first_steps(world, lori_args, strategy, factors, scope, forking):
     """Two of the cells of `test_lori`, in short: one started by the command line itself, one by torchrun."""
     flags = [*SGD, *ONE_AND_MORE, *alignment(factors, scope), "--trainer.max_steps=2"]
     assert world.fit("LoRi", "one", *flags, **lori_args) == 0
-    train_in_two(world, "LoRi", *flags, strategy=strategy, forked=forked, **lori_args)
+    train_in_two(world, "LoRi", *flags, strategy=strategy, forking=forking, **lori_args)
     assert_equal_runs(world)
 
 
