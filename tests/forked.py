@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-LIMIT = 120  # seconds
+LIMIT = 240  # seconds
 
 
 def forked(work: Callable[..., object], *arguments: Any, count: int = 2) -> None:
