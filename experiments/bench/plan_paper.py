@@ -3,6 +3,9 @@
 Run in the root of the repository: ``python experiments/bench/plan_paper.py``; nothing is downloaded and no weight is
 made. Leaves ``plan_paper.csv`` beside this file. ``--docs`` writes the tables of docs/paper.md from it, and plans
 nothing. Sizes and lengths are those of ``plan_models.py``.
+
+A model's layers are alike, so each model is gone through with two of them and with four, and what is found is carried
+on in a straight line to all that it has; ``--whole`` goes through all of them, which takes many times as long.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import shlex
 import sys
 import tempfile
 import warnings
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +25,14 @@ import numpy as np
 import yaml
 from common import problems
 from plan_models import LONGEST, MEAN, PROBLEMS, SIZES, TFLOPS, write_between
+from transformers import AutoConfig
 
 from lori_pl.commands.lightning import parse
 from lori_pl.data.pairing import PairedBatch, Ragged, paired_batch
 from lori_pl.evaluation.records import git_commit, write_rows
 from lori_pl.methods import Method
 from lori_pl.methods.stages import StagedMethod
-from lori_pl.planning import cost_of_step, flops_of_step, hollow
+from lori_pl.planning import StepCost, cost_of_step, flops_of_step, hollow
 from lori_pl.sweep.cells import Cell, expand
 from lori_pl.sweep.specification import load_specification
 
@@ -55,20 +60,26 @@ def cells(model: str) -> list[Cell]:
     return expand(load_specification(SWEEPS / f"{model}.yaml", ["seeds=[0]"]))
 
 
-def hollow_config(model: str, has_teacher: bool) -> dict[str, Any]:
-    """What stands in the place of weights and tokenizer: the model's sizes."""
-    sizes = {"name": None, "tokenizer": "synthetic", "config": SIZES[model]}
+def layers_of(model: str) -> int:
+    """Number of decoder layers."""
+    return int(AutoConfig.for_model(**(SIZES[model] or {})).num_hidden_layers)
+
+
+def hollow_config(model: str, layers: int, has_teacher: bool) -> dict[str, Any]:
+    """What stands in the place of weights and tokenizer: the model's sizes, with so many layers."""
+    known = {**(SIZES[model] or {}), "n_layer" if model == "gpt2" else "num_hidden_layers": layers}
+    sizes = {"name": None, "tokenizer": "synthetic", "config": known}
     settings = {"backbone": {**sizes, "revision": None}, **({"teacher": sizes} if has_teacher else {})}
     return {"model": {"init_args": settings}, "data": {"template": {"answer_prompt": PROMPT}}}
 
 
-def parsed(cell: Cell, model: str) -> Any:
+def parsed(cell: Cell, model: str, layers: int) -> Any:
     """The command line of a cell, for this machine, without weights."""
     given = [yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in cell.configs]
     has_teacher = any("teacher" in (config.get("model") or {}).get("init_args", {}) for config in given)
     with tempfile.TemporaryDirectory() as folder:
         last = Path(folder) / "hollow.yaml"
-        last.write_text(yaml.safe_dump(hollow_config(model, has_teacher)), encoding="utf-8")
+        last.write_text(yaml.safe_dump(hollow_config(model, layers, has_teacher)), encoding="utf-8")
         command = cell.command(Path(folder) / "run")
         flags = [argument for argument in command[command.index("fit") + 1 :] if not argument.startswith("--config=")]
         here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
@@ -99,44 +110,79 @@ def epochs_of_stages(method: Method, epochs: int) -> dict[int, float]:
     return {**spent, final: epochs - each * final}
 
 
-def plan(cell: Cell, model: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Cost:
+    """What a cell takes.
+
+    Args:
+        steps: A step of the longest problems, in the first stage and in the last.
+        operations: Floating-point operations of a batch of mean length, times the epochs spent in its stage.
+    """
+
+    steps: tuple[StepCost, ...]
+    operations: float
+
+
+def go_through(cli: Any) -> Cost:
     """Goes through a step of the longest problems in the first and the last stage, and one of mean length in each.
 
     From stage to stage as much comes as goes, so what needs most memory is the first or the last.
     """
-    cli = parsed(cell, model)
     method, options, size = cli.model, cli.options["trainer"], cli.datamodule.batch_size
-    epochs, precision, accumulated = (options[key] for key in ("max_epochs", "precision", "accumulate_grad_batches"))
+    precision, accumulated = options["precision"], options["accumulate_grad_batches"]
     mode = hollow(method)
 
     def enter(stage: int) -> None:
         if isinstance(method, StagedMethod):
             method.enter(stage)
 
-    spent = epochs_of_stages(method, epochs)
-    peaks, operations = [], 0.0
-    for stage in {0, max(spent)}:
+    spent = epochs_of_stages(method, options["max_epochs"])
+    steps, operations = [], 0.0
+    for stage in sorted({0, max(spent)}):
         enter(stage)
         batch = batch_of(method, size, LONGEST, MOST_STEPS)
-        step = cost_of_step(method, mode, batch, precision, accumulated=accumulated)
-        peaks.append(step.peak() / 1e9)
+        steps.append(cost_of_step(method, mode, batch, precision, accumulated=accumulated))
     for stage, lasts in spent.items():
         enter(stage)
         operations += lasts * flops_of_step(method, mode, batch_of(method, size, MEAN, STEPS), precision)
-    memory = max(peaks)
+    return Cost(tuple(steps), operations)
+
+
+def carried(few: Any, more: Any, times: int) -> Any:
+    """Carries numbers on in a straight line, from few by the difference to more so many times."""
+    if is_dataclass(few):
+        named = [field.name for field in fields(few)]
+        return replace(few, **{name: carried(getattr(few, name), getattr(more, name), times) for name in named})
+    if isinstance(few, tuple):
+        return tuple(carried(one, other, times) for one, other in zip(few, more, strict=True))
+    return few if few is None or isinstance(few, bool) else few + (more - few) * times
+
+
+def plan(cell: Cell, model: str, whole: bool) -> dict[str, Any]:
+    """The row of a cell."""
+    layers = layers_of(model)
+    if whole:
+        cost = go_through(cli := parsed(cell, model, layers))
+    else:
+        assert layers % 2 == 0
+        few, more = (go_through(cli := parsed(cell, model, number)) for number in (2, 4))
+        cost = carried(few, more, (layers - 2) // 2)
+    trainer, size = cli.options["trainer"], cli.datamodule.batch_size
+    epochs, accumulated = trainer["max_epochs"], trainer["accumulate_grad_batches"]
+    memory = max(step.peak() for step in cost.steps) / 1e9
     return {
         "model": model,
-        "method": method.label,
+        "method": cli.model.label,
         "test_sets": " ".join(cli.datamodule.test_sources),
         "batch": size,
         "accumulated": accumulated,
         "epochs": epochs,
-        "trained_m": round(step.student.trained_parameters / 1e6, 1),
-        "frozen_m": round(step.student.frozen_parameters / 1e6, 1),
+        "trained_m": round(cost.steps[0].student.trained_parameters / 1e6, 1),
+        "frozen_m": round(cost.steps[0].student.frozen_parameters / 1e6, 1),
         "one_all_gb": f"{memory:.1f}",
         "device_gb": next((device for device in DEVICES_GB if memory <= (1 - FREE) * device), ""),
-        "tflop_a_step": f"{operations / epochs * accumulated / 1e12:.3g}",
-        "hours": f"{operations * PROBLEMS / size / (TFLOPS * 1e12) / 3600:.1f}",
+        "tflop_a_step": f"{cost.operations / epochs * accumulated / 1e12:.3g}",
+        "hours": f"{cost.operations * PROBLEMS / size / (TFLOPS * 1e12) / 3600:.1f}",
     }
 
 
@@ -163,6 +209,7 @@ def tables() -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("models", nargs="*", choices=[*MODELS, []], help="of these models alone (default: all)")
+    options.add_argument("--whole", action="store_true", help="go through all layers of a model")
     options.add_argument("--docs", action="store_true", help=f"write the tables of {PAGE} from {TABLE} alone")
     arguments = options.parse_args()
     if arguments.docs:
@@ -173,7 +220,7 @@ def main() -> None:
     for model in arguments.models or MODELS:
         found = []
         for cell in cells(model):
-            found.append({**plan(cell, model), "commit": git_commit(), "command": command})
+            found.append({**plan(cell, model, arguments.whole), "commit": git_commit(), "command": command})
             print(found[-1], flush=True)
         known = {name: [row for row in rows() if row["model"] == name] for name in MODELS} | {model: found}
         write_rows(TABLE, [{column: row[column] for column in HEADER} for each in known.values() for row in each])
