@@ -202,7 +202,7 @@ def tables() -> str:
     lines += ["", "| model | hours of its cells, one seed | three seeds | five seeds |", "|---|---|---|---|"]
     for model in dict.fromkeys(row["model"] for row in rows()):
         hours = sum(float(row["hours"]) for row in rows() if row["model"] == model)
-        lines.append(f"| `{model}` | {hours:.0f} | {3 * hours:.0f} | {5 * hours:.0f} |")
+        lines.append(f"| `{model}` | {hours:,.0f} | {3 * hours:,.0f} | {5 * hours:,.0f} |")
     return "\n".join(lines) + "\n"
 
 
