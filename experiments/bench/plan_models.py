@@ -223,15 +223,20 @@ PAGE = Path("docs/cluster.md")
 BEGIN, END = "<!-- plan_models -->\n", "<!-- /plan_models -->\n"
 
 
+def write_between(page: Path, begin: str, text: str, end: str) -> None:
+    """Puts a text in the place of what stands between two marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    whole = before + begin + text + end + rest.partition(end)[2]
+    replace_file(page, lambda file: file.write(whole.encode()))
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("models", nargs="*", choices=[*SIZES, []], help="of these models alone (default: all)")
     options.add_argument("--docs", action="store_true", help=f"write the tables of {PAGE} from {TABLE} alone")
     arguments = options.parse_args()
     if arguments.docs:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        text = before + BEGIN + tables() + END + rest.partition(END)[2]
-        replace_file(PAGE, lambda file: file.write(text.encode()))
+        write_between(PAGE, BEGIN, tables(), END)
         return
     command = shlex.join(["python", "experiments/bench/plan_models.py", *sys.argv[1:]])
     for name in arguments.models or list(SIZES):

@@ -28,7 +28,8 @@ class ICoTSI(StagedMethod):
     CoT's on what is left. In the last stage nothing is left and it is No-CoT.
 
     Args:
-        backbone: The student's language model, an explicit-CoT model's weights in the published runs.
+        backbone: The student's language model; in the published runs the model itself, which stage 0 teaches the
+            rationale.
         stages: How long a stage lasts, each of which takes one more token.
         remove_all: Beyond so many tokens everything goes.
         side: The end of the rationale that tokens are taken from.

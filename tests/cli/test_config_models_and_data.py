@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from config_files import EXPLICIT, HUB_MODELS, README, TEMPLATED, TINY, Parse, backbone_of, build
+import yaml
+from config_files import CONFIGS, EXPLICIT, HUB_MODELS, README, TEMPLATED, TINY, Parse, backbone_of, build, names
 from peft.tuners.lora import LoraLayer
 from tokenizers import Regex, pre_tokenizers
 
@@ -165,3 +166,22 @@ def test_test_sources_read_the_published_files(
 def test_unpinned_hub_data_is_refused_before_anything_is_loaded(parse: Parse):
     with pytest.raises(LoriError, match="revision '' does not pin zen-E/GSM8k-Aug; set revision to a commit"):
         build(parse(EXPLICIT, TINY, "data/hub.yaml").data.source)
+
+
+def test_the_page_on_evaluation_names_every_data_config_with_its_limit():
+    """And the embedded world's number of test problems; those of published files are held by tests of their data."""
+    page = (CONFIGS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    limits, problems = {}, {}
+    for row in re.findall(r"^\| (`\w+\.yaml`.*) \|$", page, re.MULTILINE):
+        first, _, _, count, _, limit = row.split(" | ")
+        named = re.findall(r"`(\w+\.yaml)`", first)
+        # one limit for all configs of a row, or one each
+        found = [int(number) for number in re.findall(r"\d+", limit.split(" (")[0])]
+        limits |= dict(zip(named, found * len(named) if len(found) == 1 else found or [None], strict=False))
+        problems |= dict.fromkeys(named, count)
+    configs = {Path(name).name: yaml.safe_load((CONFIGS / name).read_text()) for name in names("data/*.yaml")}
+    expected = {
+        name: config.get("model", {}).get("init_args", {}).get("max_new_tokens") for name, config in configs.items()
+    }
+    assert limits == expected
+    assert problems["synthetic.yaml"] == f"{configs['synthetic.yaml']['data']['source']['init_args']['test']:,}"

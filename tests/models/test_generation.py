@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import QUESTIONS, encode, tiny_reasoner
@@ -111,6 +113,25 @@ def test_passes_are_counted_until_each_rows_end(reasoning, monkeypatch):
         assert passes == [question.shape[1], 1, 1, 1 + len(reasoner.encoder.suffix), 1, 1]
     if reasoning == "parallel":
         assert passes == [question.shape[1], 3, 3 + len(reasoner.encoder.suffix), 1, 1]
+
+
+@pytest.mark.usefixtures("all_rows_stay")
+@pytest.mark.parametrize(("latents", "then", "before"), [(0, "answer", 0), (2, "words", 2), (0, "words", 0)])
+def test_passes_without_latents_and_where_words_follow(latents, then, before, monkeypatch):
+    """K = 0 is one pass over all that is known; of words nothing but ``<eot>`` is, not the answer prompt."""
+    reasoner = tiny_reasoner(latents=3)
+    reasoner.thought.latents = latents
+    reasoner.settings = replace(reasoner.settings, then=then)
+    end, passes, plain = reasoner.encoder.end, [], reasoner.run
+    script = iter([[7, 7, end], [end, 8, 9], [9, end, 9]])
+    monkeypatch.setattr(generation_module, "choose", lambda *_: torch.tensor(next(script)))
+    monkeypatch.setattr(reasoner, "run", lambda *args: passes.append(args[0].shape[1]) or plain(*args))
+    question, mask = encode(reasoner)
+    made = reasoner.generate(question, mask, max_new_tokens=10)
+    assert made.passes.tolist() == [before + 2, before + 3, before + 1]
+    known = reasoner.encoder.eot if then == "words" else reasoner.encoder.suffix
+    first = [question.shape[1], *[1] * (before - 1), 1 + len(known)] if before else [question.shape[1] + len(known)]
+    assert passes == [*first, 1, 1]
 
 
 def test_a_process_whose_rows_are_done_makes_the_passes_of_the_others(monkeypatch):
