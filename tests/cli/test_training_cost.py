@@ -11,7 +11,7 @@ from lori_pl.alignment import LowRankAlignment
 from lori_pl.callbacks import training_cost
 from lori_pl.methods import measuring
 
-FLAGS = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3"]
+FLAGS = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "3", "--model.max_new_tokens", "4"]
 
 
 def summary(world, root):
