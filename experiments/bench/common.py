@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shlex
 import statistics
@@ -21,7 +20,7 @@ from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.data.pairing import EncodedProblems, PairedBatch, Ragged, paired_batch
 from lori_pl.data.template import Encoder, Template
 from lori_pl.data.tokenizer import load_tokenizer
-from lori_pl.evaluation.records import git_commit, write_rows
+from lori_pl.evaluation.records import git_commit, read_rows, write_rows
 from lori_pl.methods import ExplicitCoT, LoRi
 from lori_pl.methods.measuring import measure
 from lori_pl.models.backbone import Backbone
@@ -185,6 +184,5 @@ def report(bar: str, value: float, limit: float, record: bool, **more: Any) -> N
 
 def write_row(row: dict[str, Any]) -> None:
     """Puts a row into the table in place of an older one of the same bar."""
-    rows = list(csv.DictReader(RESULTS.read_text().splitlines())) if RESULTS.exists() else []
-    rows = sorted([old for old in rows if old["bar"] != row["bar"]] + [row], key=lambda each: str(each["bar"]))
-    write_rows(RESULTS, rows)
+    others = [old for old in read_rows(RESULTS) if old["bar"] != row["bar"]]
+    write_rows(RESULTS, sorted([*others, row], key=lambda each: str(each["bar"])))

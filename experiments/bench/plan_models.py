@@ -8,8 +8,6 @@ file. ``--docs`` writes the tables of docs/cluster.md from it, and plans nothing
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import shlex
 import sys
 from dataclasses import astuple, dataclass, fields, replace
@@ -23,7 +21,7 @@ from omegaconf import OmegaConf
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
 from lori_pl.cache.build import packed_bytes
 from lori_pl.data.pairing import PairedBatch
-from lori_pl.evaluation.records import git_commit, write_rows
+from lori_pl.evaluation.records import git_commit, read_rows, write_rows
 from lori_pl.files import replace_file
 from lori_pl.methods import LoRi
 from lori_pl.models.backbone import Backbone, LoRA
@@ -187,8 +185,7 @@ def plan(name: str) -> dict[str, Any]:
 
 def rows() -> dict[str, dict[str, str]]:
     """What is recorded, by model."""
-    with TABLE.open(encoding="utf-8") if TABLE.exists() else io.StringIO() as file:
-        return {row["model"]: row for row in csv.DictReader(file)}
+    return {row["model"]: row for row in read_rows(TABLE)}
 
 
 def tables() -> str:

@@ -11,8 +11,6 @@ on in a straight line to all that it has; ``--whole`` goes through all of them, 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import shlex
 import sys
 import tempfile
@@ -29,7 +27,7 @@ from transformers import AutoConfig
 
 from lori_pl.commands.lightning import parse
 from lori_pl.data.pairing import PairedBatch, Ragged, paired_batch
-from lori_pl.evaluation.records import git_commit, write_rows
+from lori_pl.evaluation.records import git_commit, read_rows, write_rows
 from lori_pl.methods import Method
 from lori_pl.methods.stages import StagedMethod
 from lori_pl.planning import StepCost, cost_of_step, flops_of_step, hollow
@@ -186,22 +184,17 @@ def plan(cell: Cell, model: str, whole: bool) -> dict[str, Any]:
     }
 
 
-def rows() -> list[dict[str, str]]:
-    """What is recorded."""
-    with TABLE.open(encoding="utf-8") if TABLE.exists() else io.StringIO() as file:
-        return list(csv.DictReader(file))
-
-
 def tables() -> str:
     """The tables of docs/paper.md."""
     lines = ["| model | method | batch x accumulated | epochs | memory (GB) | A100 | hours |", "|" + "---|" * 7]
-    for row in rows():
+    rows = read_rows(TABLE)
+    for row in rows:
         device = f"{row['device_gb']} GB" if row["device_gb"] else "more than one"
         cells = [f"`{row['model']}`", f"`{row['method']}`", f"{row['batch']} x {row['accumulated']}", row["epochs"]]
         lines.append(f"| {' | '.join([*cells, row['one_all_gb'], device, row['hours']])} |")
     lines += ["", "| model | hours of its cells, one seed | three seeds | five seeds |", "|---|---|---|---|"]
-    for model in dict.fromkeys(row["model"] for row in rows()):
-        hours = sum(float(row["hours"]) for row in rows() if row["model"] == model)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        hours = sum(float(row["hours"]) for row in rows if row["model"] == model)
         lines.append(f"| `{model}` | {hours:,.0f} | {3 * hours:,.0f} | {5 * hours:,.0f} |")
     return "\n".join(lines) + "\n"
 
@@ -222,7 +215,7 @@ def main() -> None:
         for cell in cells(model):
             found.append({**plan(cell, model, arguments.whole), "commit": git_commit(), "command": command})
             print(found[-1], flush=True)
-        known = {name: [row for row in rows() if row["model"] == name] for name in MODELS} | {model: found}
+        known = {name: [row for row in read_rows(TABLE) if row["model"] == name] for name in MODELS} | {model: found}
         write_rows(TABLE, [{column: row[column] for column in HEADER} for each in known.values() for row in each])
 
 

@@ -6,7 +6,6 @@ Run in the root of the repository: ``python experiments/figures/latents.py [ANAL
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
@@ -17,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import write_rows
+from lori_pl.evaluation.records import read_rows, write_rows
 from lori_pl.files import replace_file
 
 TABLE = Path("experiments/sweeps/order/latents.csv")
@@ -86,9 +85,7 @@ def draw(students: dict[tuple[str, str], list[dict[str, str]]]) -> Figure:
 
 
 def main(arguments: Sequence[str]) -> None:
-    rows: list[dict[str, str]] = []
-    if TABLE.is_file():
-        rows = list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))
+    rows = read_rows(TABLE)
     for folder in arguments:
         made = rows_of(Path(folder))
         rows = [row for row in rows if (row["method"], row["seed"]) != (made[0]["method"], made[0]["seed"])] + made

@@ -264,6 +264,16 @@ class ResultTable:
         return header, rows, sound
 
 
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that `write_rows` wrote; none where there is no file.
+
+    Args:
+        path: The file.
+    """
+    path = Path(path)
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))) if path.exists() else []
+
+
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Writes rows of the same columns as CSV; the file appears whole or not at all.
 

@@ -17,6 +17,7 @@ from lori_pl.evaluation.records import (
     ResultTable,
     git_commit,
     read_outcomes,
+    read_rows,
     write_outcomes,
     write_rows,
 )
@@ -333,6 +334,8 @@ def test_rows_are_written_whole_or_not_at_all(tmp_path):
     rows = [{"name": 'a "b", c', "value": 0.1}, {"value": "2\n3", "name": ""}]
     write_rows(path, rows)
     assert path.read_text() == 'name,value\n"a ""b"", c",0.1\n,"2\n3"\n'
+    assert read_rows(path) == [{"name": 'a "b", c', "value": "0.1"}, {"name": "", "value": "2\n3"}]
+    assert read_rows(tmp_path / "none.csv") == []
     with pytest.raises(KeyError):
         write_rows(path, [*rows, {"name": "no value"}])
     assert path.read_text().count("\n") == 4
