@@ -1,4 +1,4 @@
-"""Draws docs/images/methods.png and prints the README's table of all methods, both from their recorded results.
+"""Draws docs/images/methods.png and prints the README's tables of all methods, from their recorded results.
 
 Run in the root of the repository: ``python experiments/figures/methods.py [FOLDER] [FILE]``.
 """
@@ -90,15 +90,18 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return None if bounds is None else (max(0, 100 * bounds[0]), min(100, 100 * bounds[1]))
 
 
-def table(
-    results: dict[str, list[dict[str, str]]], costs: dict[str, list[dict[str, str]]], steps: Sequence[str]
-) -> str:
+def as_table(lines: Sequence[Sequence[str]]) -> str:
+    """Markdown: the first line is the head."""
+    head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
+
+
+def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str:
+    """Each method's accuracy, with its interval over seeds, and passes an answer."""
     heads = ["method", "accuracy (95 % interval over seeds)", "each seed"]
     heads += [f"{step.removeprefix(STEP)} steps" for step in steps]
     heads.append("passes")
-    if costs:
-        heads += ["ms", "problems seen", "training TFLOP", "of these teacher's", "training s", "peak MiB"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines = [heads]
     for name, rows in results.items():
         accuracies = [float(row["accuracy"]) for row in rows]
         bounds = interval(accuracies)
@@ -108,14 +111,19 @@ def table(
         cells.append(" ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies))
         cells += [shown(mean(rows, step, 100), 1) for step in steps]
         cells.append(shown(mean(rows, "passes"), 1))
-        if costs:
-            cost = costs.get(name, [])
-            cells += [shown(mean(cost, "milliseconds"), 2), shown(mean(cost, "problems_seen", TENTH), 0)]
-            for column, before in MEASURED.items():
-                cells.append(shown(total(mean(cost, column, TENTH), mean(cost, before)), 0))
-            cells.append(shown(mean(cost, "peak_memory_mib"), 0))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return as_table(lines)
+
+
+def cost_table(costs: dict[str, list[dict[str, str]]]) -> str:
+    """What each method's training costs, and a question's answer."""
+    lines = [["method", "problems seen", "training TFLOP", "of these teacher's", "training s", "peak MiB", "ms"]]
+    for name, cost in costs.items():
+        cells = [title(name), shown(mean(cost, "problems_seen", TENTH), 0)]
+        for column, before in MEASURED.items():
+            cells.append(shown(total(mean(cost, column, TENTH), mean(cost, before)), 0))
+        lines.append([*cells, shown(mean(cost, "peak_memory_mib"), 0), shown(mean(cost, "milliseconds"), 2)])
+    return as_table(lines)
 
 
 def claims(results: dict[str, list[dict[str, str]]]) -> list[Claim]:
@@ -200,7 +208,9 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(f"{folder / 'results.csv'} has no finished run: run `lori_pl sweep {folder}/full.yaml` first")
     columns = next(iter(results.values()))[0]
     steps = sorted((key for key in columns if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
-    print(table(results, rows_of(folder / "costs" / "results.csv"), steps))
+    print(table(results, steps))
+    if costs := rows_of(folder / "costs" / "results.csv"):
+        print(f"\n{cost_table(costs)}")
     print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}\n")
     for each in claims(results):
         print(f"- {told(each)}")

@@ -223,7 +223,7 @@ def test_what_the_readme_prepares_is_pinned_and_published():
 
 def test_marker_lines_stand_in_the_readme():
     lines = text(README).splitlines()
-    for marker in ("results:quickstart", "results:methods", "claims:methods"):
+    for marker in ("results:quickstart", "results:methods", "costs:methods", "claims:methods"):
         assert lines.count(f"<!-- {marker} -->") == 1
 
 

@@ -60,12 +60,11 @@ def test_the_readme_has_the_rows_and_differences_that_the_results_give(tmp_path,
     runpy.run_path(str(script), run_name="__main__")
     made = capsys.readouterr().out.splitlines()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for marker, begins in (("results", "| "), ("claims", "- ")):
-        written = readme.split(f"<!-- {marker}:methods -->")[1].split("\n\n", 2)[1].splitlines()
-        # of a table's lines the one below its head has another form
-        assert [line for line in written if line.startswith(begins)] == [
-            line for line in made if line.startswith(begins)
-        ]
+    written = []
+    for marker in ("results", "costs", "claims"):
+        written += readme.split(f"<!-- {marker}:methods -->")[1].split("\n\n", 2)[1].splitlines()
+    assert len(written) > 30
+    assert written == [line for line in made if line.startswith(("|", "- "))]
 
 
 def test_the_readme_has_the_rationale_alone_as_recorded(rows):

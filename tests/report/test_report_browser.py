@@ -8,7 +8,7 @@ from folders import whole_report
 
 from lori_pl.report import page
 
-pytestmark = pytest.mark.skipif(find() is None, reason="no chromium on this machine")
+pytestmark = pytest.mark.skipif(find() is None, reason="no chromium on this machine (Debian: apt install chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,13 @@ def test_the_pictures_follow_the_theme(browser, report, tmp_path):
         shades[scheme] = browser.value(script)
     assert shades["light"] < 80
     assert shades["dark"] > 180
+
+
+def test_a_columns_head_stands_over_its_cells(browser, file):
+    browser.open(file, 1280)
+    script = """[...document.querySelectorAll('table')].flatMap(table => {
+        const side = cell => getComputedStyle(cell).textAlign, rows = [...table.tBodies[0].rows];
+        return [...table.tHead.rows[0].cells].flatMap((head, k) => rows.filter(
+            row => row.cells[k] && side(row.cells[k]) !== side(head)).map(() => head.innerText)); })"""
+    assert browser.value(script) == []
+    assert browser.value("document.querySelectorAll('td.text').length") > 0
