@@ -68,7 +68,7 @@ def against_latency(methods: Methods) -> Figure:
                 x = estimate(values, share=False) if len(values) >= FEWEST_SEEDS else Estimate(float(np.mean(values)))
                 handles[method] = _cross(axes, x, accuracy(those), look(place))
         axes.set(xlabel=name, ylabel="accuracy (%)", ylim=(-2, 102))
-        _log_if_wide(axes)
+        _scale(axes)
     legend(figure, list(handles.values()), list(handles))
     return figure
 
@@ -88,7 +88,7 @@ def timings(sets: Mapping[str, Sequence[Timed]]) -> Figure:
             answered = Estimate(student.accuracy[0], student.accuracy[1:], "problems")
             handles[student.name] = _cross(axes, milliseconds, answered, look(names.index(student.name)))
         axes.set(xlabel="milliseconds for one question alone", ylabel="accuracy (%)", ylim=(-2, 102))
-        _log_if_wide(axes)
+        _scale(axes)
         if len(sets) > 1:
             axes.set_title(plain(title))
     legend(figure, [handles[name] for name in names], names)
@@ -234,12 +234,15 @@ def _arms(mean: float, found: Estimate) -> list[list[float]] | None:
     return [[max(mean - 100 * found.bounds[0], 0.0)], [max(100 * found.bounds[1] - mean, 0.0)]]
 
 
-def _log_if_wide(axes: Axes) -> None:
+def _scale(axes: Axes) -> None:
+    """A horizontal axis of costs: logarithmic where they differ much, else from 0, so that little looks like little."""
     low, high = axes.dataLim.intervalx
     if low > 0 and high > 8 * low:
         axes.set_xscale("log", subs=[])
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
+    elif high > 0:
+        axes.set_xlim(0, 1.08 * high)
 
 
 def _whole_ticks(axes: Axes, steps: Sequence[int]) -> None:
