@@ -189,7 +189,7 @@ def load(options: Any, rest: list[str]) -> Subject:
 
 
 def _problems(data: PairedDataModule, name: str | None, count: int) -> PreparedSplit:
-    tests = data.test_sources or {"test": data.source}
+    tests = data.tested
     name = name or next(iter(tests))
     data.limits = {kind: count if most is None else min(most, count) for kind, most in data.limits.items()}
     if name in tests:

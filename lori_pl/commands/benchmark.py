@@ -154,8 +154,7 @@ def test_problems(rest: list[str], limit: int) -> dict[str, list[Problem]]:
         LoriError: If a set is empty.
     """
     data: PairedDataModule = parse(["fit", *_STAND_IN, *rest]).datamodule
-    sources = data.test_sources or {"test": data.source}
-    sets = {name: source.load("test").problems[:limit] for name, source in sources.items()}
+    sets = {name: source.load("test").problems[:limit] for name, source in data.tested.items()}
     if empty := [name for name, problems in sets.items() if not problems]:
         raise LoriError(f"data: the test set '{empty[0]}' has no problem; check the source")
     return sets

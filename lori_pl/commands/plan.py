@@ -124,11 +124,14 @@ def batches_of(options: Any, data: PairedDataModule, split: PreparedSplit, devic
     """
     trainer = options["trainer"]
     steps, epochs = trainer.get("max_steps") or -1, trainer.get("max_epochs")
+    # those of a step, on all devices
+    together = (trainer.get("accumulate_grad_batches") or 1) * devices
     found = []
     if steps > 0:
-        found.append(steps * (trainer.get("accumulate_grad_batches") or 1) * devices)
+        found.append(steps * together)
     if epochs is not None and epochs > 0:
-        found.append(epochs * -(-len(split.problems) // data.batch_size))
+        # whole steps only, as the loader gives them
+        found.append(epochs * (len(split.problems) // (data.batch_size * together)) * together)
     return min(found, default=0)
 
 

@@ -108,7 +108,7 @@ def fetch(field: str, backbone: Backbone) -> Path:
 def read_data(data: PairedDataModule) -> None:
     """Fetches what is not here and reads every split once, so that what is bad is found before a job starts."""
     wanted: list[tuple[Source, Split]] = [(data.source, "train"), (data.source, "validation")]
-    wanted += [(source, "test") for source in (data.test_sources or {"test": data.source}).values()]
+    wanted += [(source, "test") for source in data.tested.values()]
     for source, split in wanted:
         if isinstance(source, RowSource) and (file := source.absent(split)) is not None:
             fetch_file(file, source.path)

@@ -48,6 +48,11 @@ def main(arguments: list[str]) -> int:
             f"{recipe}: no such file; run the quickstart in the root of the repository, or name a sweep file"
         )
     sweep = Sweep(load_specification(recipe))
+    if len(sweep.specification.seeds) > 1 or sweep.specification.search is not None or sweep.specification.tests:
+        raise LoriError(
+            f"{recipe}: a quickstart compares one run a method, and this file has several seeds, a search or tests; "
+            f"run it with `lori_pl sweep {recipe}`"
+        )
     try:
         with signals_interrupt():
             failed = sweep.run(retry_failed=True)
@@ -81,6 +86,11 @@ def collect(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Path]]:
             raise LoriError(f"{folder} is gone, but {sweep.table.path} says that it is done; remove {sweep.output}")
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         for name, values in summary["methods"].items():
+            if name in methods:
+                raise LoriError(
+                    f"{sweep.specification.file} has two runs of {name}, of which a quickstart would keep the last; "
+                    f"see both with `lori_pl sweep {sweep.specification.file}`"
+                )
             methods[name] = {**values, "seconds": summary.get("training_seconds", 0.0)}
             folders[name] = folder
     return methods, folders

@@ -45,7 +45,8 @@ _NUMBER = re.compile(
 _UNIT = re.compile(r"[^\W\d_][^\W\d_'./-]*(?:[ './-][^\W\d_]+){0,3}")
 _NO_UNIT = re.compile(
     r"""
-    \b(?:hundred|thousand|million|billion|trillion|[bmt]n|dozen|hal(?:f|ves)|thirds?|quarters?)\b
+    \b(?:(?:hundred|thousand|million|billion|trillion)(?:ths?)?|[bmt]n|[bk]|dozen)\b
+    | \b(?:hal(?:f|ves)|thirds?|quarters?|tenths?)\b
     | \b(?:and|or|to|by|times|plus|minus|over|point|x)\b
     | \b(?:am|are|be|can|did|do|does|had|has|have|is|was|were|will)(?:n['\u2019]t)?\b
     """,

@@ -123,6 +123,13 @@ class PairedDataModule(pl.LightningDataModule):
         ):
             if value < 1:
                 raise LoriError(f"data.{name} is {value}: give 1 or more")
+        for name, most in (
+            ("train_problems", train_problems),
+            ("val_problems", val_problems),
+            ("test_problems", test_problems),
+        ):
+            if most is not None and most < 1:
+                raise LoriError(f"data.{name} is {most}: give 1 or more, or null for all")
         self.source = source or Synthetic()
         self.test_sources = test_sources
         self.template = template or Template()
@@ -155,16 +162,19 @@ class PairedDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Loads, encodes and counts the splits of a stage, once."""
+        before = len(self.splits) + len(self.tests)
         if stage == "fit":
             self.setup_train()
         if stage in ("fit", "validate") and "validation" not in self.splits:
             self.splits["validation"] = self.prepare(self.source, "validation")
         if (stage == "test" or (stage == "fit" and self.tests_after_fit)) and not self.tests:
             self.setup_tests()
+        if stage == "fit" and len(self.splits) + len(self.tests) > before:
+            self._warn_of_seen()
         if stage == "predict" and "predict" not in self.splits:
             if self.predict_file is None:
-                self.setup_tests()
-                self.splits["predict"] = next(iter(self.tests.values()))
+                name, source = next(iter(self.tested.items()))
+                self.splits["predict"] = self.tests.get(name) or self.prepare(source, "test", name)
             else:
                 questions = read_questions(Path(self.predict_file))
                 # whoever asks wants an answer to every question, so no limit of training or evaluation counts
@@ -187,10 +197,29 @@ class PairedDataModule(pl.LightningDataModule):
         split.cached = CachedRows(cache, cache.locate(encoded.keys(), [problem.id for problem in split.problems]))
         log.info("the teacher's statistics: %s", folder)
 
+    @property
+    def tested(self) -> dict[str, Source]:
+        """Where the problems of each test set come from, by its name."""
+        return self.test_sources or {"test": self.source}
+
     def setup_tests(self) -> None:
         """Prepares every test set."""
-        sources = self.test_sources or {"test": self.source}
-        self.tests = {name: self.prepare(source, "test", name) for name, source in sources.items()}
+        self.tests = {name: self.prepare(source, "test", name) for name, source in self.tested.items()}
+
+    def _warn_of_seen(self) -> None:
+        """Says which of the splits that are held out have questions of the training split."""
+        train = self.splits["train"]
+        held_out = [self.splits["validation"], *self.tests.values()]
+        asked = {problem.question for split in held_out for problem in split.problems}
+        seen = {problem.question for problem in train.problems if problem.question in asked}
+        for split in held_out:
+            if count := sum(problem.question in seen for problem in split.problems):
+                log.warning(
+                    "%s: %d of %d questions are training questions too; accuracy there is not that of unseen problems",
+                    split.name,
+                    count,
+                    len(split.problems),
+                )
 
     def prepare(self, source: Source, split: Split, name: str | None = None) -> PreparedSplit:
         """Loads and encodes one split and says what was left out.
@@ -311,28 +340,30 @@ class PairedDataModule(pl.LightningDataModule):
         return count
 
     def val_dataloader(self) -> DataLoader[PairedBatch]:
-        """Gives the validation batches."""
+        """Gives the validation batches: problems of like length together, the batches in an order fixed by the seed."""
         return self._loader(self.splits["validation"])
 
     def test_dataloader(self) -> list[DataLoader[PairedBatch]]:
-        """Gives the batches of every test set, in the order of ``tests``."""
+        """Gives the batches of every test set, in the order of ``tests``, each as validation's."""
         return [self._loader(split) for split in self.tests.values()]
 
     def predict_dataloader(self) -> DataLoader[PairedBatch]:
-        """Gives the batches to answer."""
+        """Gives the batches to answer, as validation's."""
         return self._loader(self.splits["predict"])
 
     def _loader(
         self, split: PreparedSplit, order: np.ndarray | None = None, repeat: bool = True
     ) -> DataLoader[PairedBatch]:
-        rows = np.arange(len(split.problems)) if order is None else order
+        rows = np.argsort(split.student.questions.lengths, kind="stable") if order is None else order
         if self.trainer is not None and (world := self.trainer.world_size) > 1:
             if repeat:
                 # every process takes as many rows; repeated ones are told apart by their index
                 rows = np.resize(rows, -(-len(rows) // world) * world)
             rows = rows[self.trainer.global_rank :: world]
+        if order is None:
+            rows = self._mixed(rows)
         return DataLoader(
-            rows.tolist(),  # type: ignore[arg-type]
+            rows.tolist(),
             batch_size=self.eval_batch_size,
             collate_fn=collate_pairs(split),
             num_workers=self.num_workers,
@@ -340,6 +371,16 @@ class PairedDataModule(pl.LightningDataModule):
             worker_init_fn=ignore_signals,
             pin_memory=pins(self.trainer),
         )
+
+    def _mixed(self, rows: np.ndarray) -> np.ndarray:
+        """Rows in order of length with their whole batches in another order, so that the first few are no short ones.
+
+        A limit of batches then takes problems of all lengths. All processes mix alike.
+        """
+        whole = len(rows) // self.eval_batch_size
+        batches, rest = np.split(rows, [whole * self.eval_batch_size])
+        batches = np.random.default_rng(self.seed).permutation(batches.reshape(whole, -1)) if whole else batches
+        return np.concatenate([batches.reshape(-1), rest])
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -233,24 +233,25 @@ class CellRunner:
 
     def _note(self, cell: Cell, row: dict[str, Any], reason: str) -> None:
         sweep, folder = self.specification, self.folder(cell)
-        try:
-            if reason:
-                raise LoriError(reason)
-            method, measured = read_summary(folder / SUMMARY, sweep.metrics)
-            label = cell.label(sweep.label, sweep.name, method)
-            if self._is_taken(label, cell):
-                self._say(
-                    f"cell {cell.number}: another cell's row in {self.table.path} is called '{label}' with this "
-                    f"seed, so this one is called '{label} [{cell.id}]'; give a label that tells them apart"
-                )
-                label = f"{label} [{cell.id}]"
-            self._keep_outcomes(folder, label, cell.seed)
-            row |= {"method": label, "status": "ok", **measured}
-            self._link(cell, label)
-        except LoriError as error:
-            row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
-            row["machine"] = read_machine(folder)
+        # from the look at the table's names on nobody else adds one
         with self._results_held():
+            try:
+                if reason:
+                    raise LoriError(reason)
+                method, measured = read_summary(folder / SUMMARY, sweep.metrics)
+                label = cell.label(sweep.label, sweep.name, method)
+                if self._is_taken(label, cell):
+                    self._say(
+                        f"cell {cell.number}: another cell's row in {self.table.path} is called '{label}' with this "
+                        f"seed, so this one is called '{label} [{cell.id}]'; give a label that tells them apart"
+                    )
+                    label = f"{label} [{cell.id}]"
+                self._keep_outcomes(folder, label, cell.seed)
+                row |= {"method": label, "status": "ok", **measured}
+                self._link(cell, label)
+            except LoriError as error:
+                row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
+                row["machine"] = read_machine(folder)
             self.table.append(row)
         if row["status"] == "ok":
             (folder / BEGUN).unlink(missing_ok=True)
@@ -270,10 +271,10 @@ class CellRunner:
             self._add_outcomes(path, outcomes, bits, label, seed)
 
     def _add_outcomes(self, path: Path, outcomes: Outcomes, bits: np.ndarray, label: str, seed: int) -> None:
+        """Puts a cell's outcomes beside the table, which the caller holds."""
         place = self.results_folder / path.name
         try:
-            with self._results_held():
-                write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps, outcomes.problems)
+            write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps, outcomes.problems)
         except LoriError as error:
             # A sweep over data has other problems in each cell; the run is none the worse for it.
             self._say(f"the outcomes stay in {path}: {error}")
@@ -316,18 +317,17 @@ class CellRunner:
         known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.columns, *sweep.metrics}
         row = {column: value for column, value in (found | cell.columns()).items() if column in known}
         name = row["method"]
-        if self._is_taken(name, cell):
-            raise LoriError(
-                f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
-                f"{self.table.path} is called; leave {folder} out, or give labels that differ"
-            )
         known_outcomes = {path: read_outcomes(path) for path in _outcomes_in(folder)}
-        with _signals_wait():
+        with _signals_wait(), self._results_held():
+            if self._is_taken(name, cell):
+                raise LoriError(
+                    f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
+                    f"{self.table.path} is called; leave {folder} out, or give labels that differ"
+                )
             for path, outcomes in known_outcomes.items():
                 if (name, cell.seed) in outcomes.bits:
                     self._add_outcomes(path, outcomes, outcomes.bits[name, cell.seed], name, cell.seed)
-            with self._results_held():
-                self.table.append(row)
+            self.table.append(row)
         self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {name} in {folder}")
         return row
 

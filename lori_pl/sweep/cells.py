@@ -276,15 +276,18 @@ def _check_label(sweep: SweepSpecification, cells: list[Cell]) -> None:
                 raise LoriError(
                     f"{sweep.file}, field 'label': '{sweep.label}' gives all trials one name; add {{{key}}}"
                 )
+    # what a search will draw is not known yet, and each of its keys is in the label
+    drawn = dict.fromkeys(sweep.search.space) if sweep.search is not None else {}
     labels: dict[tuple[str, int], Cell] = {}
     for cell in cells:
         # The method's name is not known before the run; what can change it is the config.
-        label = cell.label(sweep.label, sweep.name, method=f"<{cell.configs}>")
+        label = replace(cell, point=cell.point | drawn).label(sweep.label, sweep.name, method=f"<{cell.configs}>")
         if (label, cell.seed) in labels:
             other = labels[label, cell.seed]
+            remedy = f"add a varied value, such as {{{sweep.axes[0]}}}" if sweep.axes else "give values that read apart"
             raise LoriError(
                 f"{sweep.file}, field 'label': '{sweep.label}' gives cells {other.number} and {cell.number} the same "
-                f"name; add a varied value, such as {{{sweep.axes[0]}}}"
+                f"name; {remedy}"
             )
         labels[label, cell.seed] = cell
 

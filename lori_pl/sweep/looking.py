@@ -47,10 +47,14 @@ def show_status(sweep: Sweep) -> None:
     busy = {cell.id for cell in at_work}
     states = ["at work" if cell.id in busy else sweep.status(cell, results) for cell in sweep.cells]
     waiting = [cell for cell, state in zip(sweep.cells, states, strict=True) if state not in ("ok", "failed")]
-    left = sweep.seconds_left(waiting, results, len(at_work), sweep.total - len(sweep.cells))
+    further = 0
+    if sweep.specification.search is not None:
+        open_cells, further = sweep.still_open(studies)
+        waiting = [cell for cell in waiting if cell.id in open_cells]
+    left = sweep.seconds_left(waiting, results, len(at_work), further)
     eta = "" if left is None else f", about {duration(left)} left"
     sweep.say(
-        f"sweep {sweep.specification.name}: {states.count('ok')} of {sweep.total} cells done, "
+        f"sweep {sweep.specification.name}: {states.count('ok')} of {len(sweep.cells) + further} cells done, "
         f"{states.count('failed')} failed, {len(at_work)} at work{eta}"
     )
     for cell in at_work:

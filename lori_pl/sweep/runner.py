@@ -99,6 +99,23 @@ class Sweep:
         first = (place * study.search.trials + number) * len(seeds)
         return [self._maker.make(first + i + 1, study.point | point, seed) for i, seed in enumerate(seeds)]
 
+    def still_open(self, studies: Sequence[Study]) -> tuple[set[str], int]:
+        """Of searches the ids of the cells whose trial has not ended, and how many cells come with further trials.
+
+        Args:
+            studies: The searches that are begun.
+        """
+        search, seeds = self.specification.search, len(self.specification.seeds)
+        assert search is not None
+        begun = [(place, study, trial) for place, study in enumerate(studies) for trial in study.trials()]
+        open_ids = {
+            cell.id
+            for place, study, trial in begun
+            if trial.state == "running"
+            for cell in self._cells_of(place, study, trial.number, trial.point)
+        }
+        return open_ids, seeds * (len(grid_points(self.specification)) * search.trials - len(begun))
+
     @property
     def total(self) -> int:
         """How many cells there are, or will be."""
@@ -240,7 +257,8 @@ class Sweep:
     ) -> float | None:
         """About how long cells will take, by the mean time of those that ended well; ``None`` where that says nothing.
 
-        Trainings and tests of students have a mean each; where none of a kind has ended, it is that of all.
+        Trainings and tests of students have a mean each; where none of a kind has ended, it is that of all. What tests
+        the student of a failed run takes no time.
 
         Args:
             waiting: Cells that have not ended.
@@ -248,6 +266,8 @@ class Sweep:
             workers: How many cells are at work at a time; 0 counts as 1.
             further_runs: Trainings that have no cell yet.
         """
+        failed = {id for id, row in results.items() if row["status"] == "failed"}
+        waiting = [cell for cell in waiting if cell.of not in failed]
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for cell in self.cells:
             if (row := results.get(cell.id)) is not None and row["status"] == "ok":

@@ -56,6 +56,25 @@ def test_it_compares_the_methods_and_keeps_the_student(recipe, capsys, monkeypat
     assert "is gone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("more", "said"), [({"seeds": [0, 1]}, "has several seeds, a search or tests"), ({}, None)])
+def test_two_runs_of_a_method_are_refused(recipe, capsys, monkeypatch, more, said):
+    content = yaml.safe_load(recipe.read_text()) | more
+    if said is None:
+        content["grid"] = {"config": [content["grid"]["config"][0]], "model.optimizer.lr": [0.1, 0.2]}
+        content["label"] = "{method}_{model.optimizer.lr}"
+        summary = json.dumps({"methods": {"explicit_cot": {"accuracy": 0.5}}})
+
+        def run(command, log, keep_open=()):
+            (log.parent / "summary.json").write_text(summary)
+            return ChildResult(0, 1.0, 1.0)
+
+        monkeypatch.setattr(runner, "run_child", run)
+    recipe.write_text(yaml.safe_dump(content))
+    assert main(["quickstart", str(recipe)]) == 2
+    assert (said or "has two runs of explicit_cot") in capsys.readouterr().err
+    assert not Path("out/student").exists()
+
+
 def test_a_run_that_fails_or_is_stopped_ends_it(recipe, capsys, monkeypatch):
     monkeypatch.setattr(runner, "run_child", lambda *_, **__: ChildResult(2, 1.0, 1.0))
     assert main(["quickstart", str(recipe)]) == 2

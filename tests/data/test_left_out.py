@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lori_pl.data.datamodule import PairedDataModule
-from lori_pl.data.sources import GSM8K, JSONL, Synthetic
+from lori_pl.data.sources import GSM8K, JSONL, GSMHard, Synthetic
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
 
@@ -85,3 +85,25 @@ def test_every_question_of_a_file_is_answered(tmp_path):
     module.setup("predict")
     assert len(module.splits["predict"].problems) == 10
     assert sum(len(batch.index) for batch in module.predict_dataloader()) == 10
+
+
+def test_predict_asks_for_the_first_test_set_alone():
+    """The second one is not there."""
+    tests = {"first": Synthetic(test=5), "second": GSMHard("nowhere")}
+    module = PairedDataModule(source=Synthetic(train=10, validation=2), test_sources=tests)
+    module.setup("predict")
+    assert sum(len(batch.index) for batch in module.predict_dataloader()) == 5
+    assert module.tests == {}
+
+
+def test_held_out_questions_that_are_training_questions_are_told(tmp_path, caplog):
+    made = [{"question": f"{k} and 1 ?", "rationale": f"<<{k}+1={k + 1}>>", "answer": str(k + 1)} for k in range(12)]
+    for name, those in (("train", made[:8]), ("validation", made[6:10]), ("test", made[8:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, those)) + "\n")
+    module = PairedDataModule(source=JSONL(str(tmp_path)), batch_size=2)
+    with caplog.at_level("WARNING"):
+        module.setup("fit")
+        module.setup("fit")
+    told = [record.getMessage() for record in caplog.records if "training questions too" in record.getMessage()]
+    said = "2 of 4 questions are training questions too; accuracy there is not that of unseen problems"
+    assert told == [f"validation: {said}"]

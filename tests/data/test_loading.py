@@ -110,10 +110,32 @@ def test_a_checkpoint_between_epochs_follows_the_trainers_epoch():
     assert rows(late) == second
 
 
-def test_evaluation_covers_every_problem_in_order():
-    module = data()
-    assert flat(module.val_dataloader()) == list(range(20))
-    assert [flat(loader) for loader in module.test_dataloader()] == [list(range(20))]
+def test_evaluation_covers_every_problem_in_batches_of_like_length():
+    module = data(eval_batch_size=3)
+    for loader, split in ((module.val_dataloader(), "validation"), (module.test_dataloader()[0], None)):
+        prepared = module.tests["test"] if split is None else module.splits[split]
+        lengths, found = prepared.student.questions.lengths, rows(loader)
+        assert sorted(itertools.chain.from_iterable(found)) == list(range(20))
+        assert [len(batch) for batch in found] == [3] * 6 + [2]
+        shortest = [lengths[batch].min() for batch in found]
+        by_length = sorted(range(7), key=lambda k: (shortest[k], lengths[found[k]].max()))
+        # no batch has a question that is longer than one of the next
+        assert all(lengths[found[a]].max() <= lengths[found[b]].min() for a, b in itertools.pairwise(by_length))
+        # the first ones are not the shortest, so that a limit of batches takes all lengths
+        assert by_length != list(range(7))
+        assert rows(loader) == found
+
+
+def test_the_order_of_evaluation_follows_the_seed():
+    assert flat(data(eval_batch_size=3).val_dataloader()) == flat(data(eval_batch_size=3).val_dataloader())
+    assert flat(data(eval_batch_size=3).val_dataloader()) != flat(data(eval_batch_size=3, seed=1).val_dataloader())
+
+
+@pytest.mark.parametrize("name", ["train_problems", "val_problems", "test_problems"])
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_limit_below_one_is_refused(name, most):
+    with pytest.raises(LoriError, match=f"data.{name} is {most}: give 1 or more, or null for all"):
+        PairedDataModule(source=Synthetic(train=40), **{name: most})
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -224,7 +246,7 @@ def test_the_teacher_reads_its_own_chat_template(chat, monkeypatch):
     if not chat:  # then no tokenizer's template is read, and one encoding serves both
         assert batch.teacher is batch.explicit
         return
-    question = module.splits["validation"].problems[0].question
+    question = module.splits["validation"].problems[int(batch.index[0])].question
     text = tokenizers["b"].decode(batch.teacher.ids[0])
     assert text.startswith(f"[teacher]{question}")
     assert tokenizers["a"].decode(batch.explicit.ids[0]).startswith(f"<s>[user]{question}")

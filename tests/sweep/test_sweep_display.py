@@ -77,6 +77,13 @@ def test_trainings_and_tests_of_students_have_a_mean_of_their_own(bench):
     assert [found and found[1] for found in left] == [None, "5 h 0 min", "1 h 3 min", "1 h 2 min", "2 min", "1 min"]
 
 
+def test_the_student_of_a_failed_run_is_not_waited_for(bench):
+    flags = [SWEEP, "seeds=[0]", "grid.model.rank=[1, 13]", "tests={latents: [1, 2]}"]
+    bench.run(*flags)
+    assert "1 failed, 0 at work\n" in status(bench, flags)
+    assert "ETA" not in bench.printed.splitlines()[-1]
+
+
 def test_the_time_left_is_shared_by_the_workers_that_are_at_work(bench):
     run_for(bench, 3600.0, 60.0)
     flags = [SWEEP, "seeds=[0]", "grid.model.rank=[1, 2, 3, 4, 5]"]

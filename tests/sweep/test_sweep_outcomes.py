@@ -1,11 +1,16 @@
 """What a sweep keeps of every test problem's outcome, and compares."""
 
+import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 from sweep_bench import FAKE_RUN, SWEEP
 
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
+from lori_pl.sweep.cell_runner import CellRunner
+from lori_pl.sweep.child import ChildResult
 
 COMPARED = SWEEP.replace("seeds: [0, 1]", "seeds: [0]\nlabel: 'lori_{model.rank}'\ncompare: [[lori_8, lori_4]]")
 
@@ -97,3 +102,40 @@ def test_outcomes_of_the_runs_are_collected(bench):
     assert bench.run(SWEEP, "grid.model.rank=[6]", "seeds=[0]") == 1
     assert "0 outcomes, but a cell is one run of one method" in bench.rows()[-1]["reason"]
     assert bench.rows()[-1]["accuracy"] == ""
+
+
+def test_two_cells_that_end_together_take_two_names(bench, monkeypatch):
+    """Of one method, under a label that only the run's own name fills: no row or outcome covers the other's."""
+    for name in "ab":
+        Path(name).mkdir()
+        Path(name, "m.yaml").write_text(f"model: {name}\n")
+    text = "output: out\nlabel: '{method}'\ngrid: {config: [a/m.yaml, b/m.yaml]}"
+    together = threading.Barrier(2)
+
+    def run(line, log, keep_open=()):
+        right = "--config=a/m.yaml" in line
+        summary = {"methods": {"lori": {"accuracy": float(right), "n": 4}}}
+        (log.parent / "summary.json").write_text(json.dumps(summary))
+        write_outcomes(log.parent / "correct.npz", list("wxyz"), [right] * 4, "lori", 0)
+        together.wait()
+        return ChildResult(0, 1.0, 1.0)
+
+    taken = CellRunner._is_taken
+
+    def slow(self, label, cell):  # so that both would look before either has its row
+        found = taken(self, label, cell)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(CellRunner, "_is_taken", slow)
+    bench.run_fake = run
+    workers = [threading.Thread(target=bench.sweep(text).run, kwargs={"only": number}) for number in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    rows = {row["method"]: float(row["accuracy"]) for row in bench.rows()}
+    kept = {method: float(bits.mean()) for (method, _), bits in read_outcomes("out/correct.npz").bits.items()}
+    assert len(rows) == 2
+    assert rows == kept
+    assert sorted(rows.values()) == [0.0, 1.0]

@@ -34,7 +34,7 @@ RUN = """
 import json, pathlib, sys
 flags = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
 rank, seed = int(flags["model.rank"]), int(flags["seed_everything"])
-if flags.get("model.fails"):
+if flags.get("model.fails") in ("true", str(rank)):
     raise ValueError("it fails")
 summary = {"methods": {"lori": {"accuracy": 0.5}}, "loss": abs(rank - 30) + seed}
 pathlib.Path(flags["trainer.default_root_dir"], "summary.json").write_text(json.dumps(summary))
@@ -220,3 +220,32 @@ def test_a_label_must_tell_trials_apart(searching):
     text = SEARCH + 'label: "{method}_{model.rank}"'
     with pytest.raises(LoriError, match=r"gives all trials one name; add \{model.rate\}"):
         searching.sweep(text)
+
+
+def test_a_label_of_all_searched_keys_names_the_trials(searching):
+    text = SEARCH.replace("    model.kind: {choices: [a, null, [1, 2]]}\n", "").replace("seeds: [0, 1]", "seeds: [0]")
+    text += 'label: "{method}_{model.rank}_{model.rate}"'
+    assert searching.run(text) == 0
+    names = {row["method"] for row in searching.rows()}
+    assert names == {f"lori_{row['model.rank']}_{row['model.rate']}" for row in searching.rows()}
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"), [("0", "4 of 4 cells done, 0 failed"), ("30", "2 of 4 cells done, 1 failed")]
+)
+def test_a_search_that_has_ended_has_no_time_left(searching, fails, said):
+    """Trials of one point share cells, and a seed that fails ends its trial."""
+    text = """
+configs: [base.yaml]
+output: out
+search: {trials: 4, metric: loss, direction: minimize, sampler: random, space: {model.rank: {choices: [2, 30]}}}
+seeds: [0, 1]
+metrics: [loss]
+"""
+    flag = f"fixed={{model.fails: {fails}}}"
+    searching.run(text, flag)
+    sweep = searching.sweep(text, flag)
+    show_status(sweep)
+    line = searching.said().splitlines()[0]
+    assert line.endswith(f"{said}, 0 at work")
