@@ -42,7 +42,7 @@ class CoreStatistics:
             "mean": blocks,
         }
         if second_order != "none":
-            shapes |= {"second": (number, size, size), "mean_square": (number, size, size)}
+            shapes |= {"second": (number, size, size), "mean_square": (number, size, size), "spread": ()}
         if paired:
             shapes |= {"cross": (*ranks, *ranks), "student_norm": (), "teacher_norm": ()}
         self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
@@ -59,6 +59,7 @@ class CoreStatistics:
         self.sums["mean"] += torch.einsum("b,bki->ki", weights, mean)
         if moments.second is not None:
             self.sums["second"] += torch.einsum("b,bkij->kij", weights, self._wide(moments.second))
+            self.sums["spread"] += (weights * self._wide(has_spread(moments.second))).sum()
             self.sums["mean_square"] += torch.einsum("b,bki,bkj->kij", weights, mean, mean)
 
     def observe_pair(self, student: Tensor, teacher: Tensor, weights: Tensor) -> None:
@@ -105,16 +106,26 @@ class CoreStatistics:
         return _floored(variance.clamp_min(0.0).sqrt(), floor)
 
     def second(self, pooled: bool) -> Tensor:
-        """(blocks, d, d): mean second-order statistic of the problems, or that of all pooled with equal weight."""
+        """(blocks, d, d): mean second-order statistic, or that of all problems pooled with equal weight.
+
+        The mean is over the problems that have one: the covariance of a single token is zero.
+        """
+        if not pooled:
+            return self.sums["second"] / self.sums["spread"].clamp_min(1)
         problems = self.sums["problems"]
         second = self.sums["second"] / problems
-        if pooled and self.second_order == "covariance":
+        if self.second_order == "covariance":
             mean = self.sums["mean"] / problems
             second = second + self.sums["mean_square"] / problems - mean.unsqueeze(-1) * mean.unsqueeze(-2)
         return second
 
     def _wide(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self.sums["tokens"].device).double()
+
+
+def has_spread(second: Tensor) -> Tensor:
+    """(B,): which problems have a second-order statistic (B, ...) that is not zero, as one token's covariance is."""
+    return second.flatten(1).ne(0).any(1)
 
 
 def inverse_square_root(second: Tensor, floor: float) -> Tensor:

@@ -6,13 +6,14 @@ second-order statistics over layers and tokens; every argument below is a choice
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lori_pl.alignment.core_statistics import CoreStatistics, inverse_square_root
+from lori_pl.alignment.core_statistics import CoreStatistics, has_spread, inverse_square_root
 from lori_pl.alignment.distributed import copy_from_first_rank
 from lori_pl.alignment.losses import relative_frobenius, relative_frobenius_floor, standardised_smooth_l1
 from lori_pl.alignment.moments import Moments, SecondOrder, batch_moments, trajectory_moments
@@ -22,6 +23,8 @@ from lori_pl.alignment.subspace import StudentFactors, TensorSubspace
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape, token_mask, trajectory_of
 from lori_pl.alignment.tucker import LayerScale
 from lori_pl.errors import LoriError, check_choice
+
+log = logging.getLogger(__name__)
 
 Core = Literal["per_layer_mode", "joint"]
 Scope = Literal["problem", "batch"]
@@ -37,13 +40,15 @@ class LowRankAlignment(Term):
     Each side's hidden states H (layers x tokens x hidden) are centred and scaled by its M and s, and projected token by
     token on its factors: `G_t = U_L^T ((H_t - M) / s) U_D`, `g_t = vec(G_t)`. With mu and Sigma the mean and the
     second-order statistic of g_t over tokens (rationale tokens for the teacher, latent steps for the student), the
-    losses are, per problem and then averaged over the batch (a problem whose rationale has no token counts zero):
+    losses are, per problem and then averaged over the batch (a problem whose rationale has no token counts zero, in
+    the covariance also one of a single token, which has none to follow):
 
         mean:        smooth-L1((mu_S - mu_T) / sd), mean over the core's entries
         covariance:  |Sigma_S - Sigma_T|_F^2 / (|Sigma_T|_F^2 + eps), mean over blocks
 
     sd is the standard deviation of each core entry over the training rationales' tokens. eps is a tenth of the squared
-    norm of the block's mean Sigma_T, so a problem of a single token (Sigma_T = 0) has a finite, bounded weight.
+    norm of the block's mean Sigma_T (over problems of several tokens, or with `scope=batch` of all pooled), so that a
+    small Sigma_T has a bounded weight.
 
     The covariance loss does not change under a rotation of U_D on both sides, with the joint core neither under one of
     U_L; whitened by a fixed S, it changes under both. Statistics are computed in fp32 outside autocast, and no gradient
@@ -266,6 +271,11 @@ class LowRankAlignment(Term):
         self.deviation.copy_(statistics.deviation(self.floor))
         if self.second_order != "none":
             second = statistics.second(pooled=self.scope == "batch")
+            if not second.any():
+                log.warning(
+                    "LowRankAlignment: no rationale has two tokens that differ, so the covariance counts zero; take "
+                    "more tokens (data.rationale_tokens), or set second_order to none"
+                )
             if self.whitening is not None:
                 whitening = inverse_square_root(second, self.floor)
                 self.whitening.copy_(whitening)
@@ -306,17 +316,19 @@ class LowRankAlignment(Term):
             own = trajectory_moments(self._blocks(self.subspace.student_core(hidden)), student.mask, self.second_order)
             target = self._target_moments(own, statistics)
             weights = statistics["weight"].detach().to(own.mean)
+            # where the whole batch has one statistic, a problem of one token adds to it
+            spread = weights if target.second is None else weights * has_spread(target.second)
             if self.scope == "batch":
                 own = batch_moments(own, weights, self.second_order)
                 target = batch_moments(target, weights, self.second_order)
-                weights = weights.new_ones(1)
+                weights = spread = weights.new_ones(1)
             difference = standardised_smooth_l1(
                 own.mean, target.mean, self.deviation.view(own.mean.shape[1:]), self.delta
             )
             losses = {"mean": (weights * difference).mean()}
             if own.second is not None and target.second is not None:
                 difference = relative_frobenius(own.second, target.second, self.epsilon, self.whitening)
-                losses["covariance"] = (weights * difference).mean()
+                losses["covariance"] = (spread * difference).mean()
             return losses
 
     def _target_moments(self, own: Moments, statistics: Mapping[str, Tensor]) -> Moments:

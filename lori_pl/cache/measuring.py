@@ -20,6 +20,8 @@ from lori_pl.data.moving import pins
 SAVE_EVERY = 60.0
 """Seconds after which the sums are written again."""
 
+_LAYOUT = 2
+"""Number of what is kept: sums of another are not there."""
 _ROWS = "rows"
 
 
@@ -127,7 +129,7 @@ class MeasureTeacher(TeacherPass):
                 path.unlink(missing_ok=True)
 
     def _name(self, sweep: int, process: int) -> str:
-        return f"sweep{sweep}-process{process}of{self.trainer.world_size}"
+        return f"sums{_LAYOUT}-sweep{sweep}-process{process}of{self.trainer.world_size}"
 
     def _look_back(self) -> None:
         """Finds the last sweep of which every process has kept its sums."""
@@ -155,5 +157,5 @@ class MeasureTeacher(TeacherPass):
 
 def drop_sums(folder: Path) -> None:
     """Removes what interrupted builds have kept of their sums: the terms are measured."""
-    for path in folder.glob("sweep*-process*of*-*.safetensors"):
+    for path in folder.glob("*sweep*-process*of*-*.safetensors"):
         path.unlink(missing_ok=True)

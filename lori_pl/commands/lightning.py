@@ -55,6 +55,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
+from lori_pl.methods.base import check_precision
 from lori_pl.models.saving import save_reasoner
 from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT, SUMMARY
 from lori_pl.sharding import refuse_own_fsdp, shards
@@ -213,8 +214,10 @@ class LoriCLI(LightningCLI):
         self.model.latents_at_run = self.options.get("latents")
         self.model.trains = self.subcommand == "fit"
         self.datamodule.tests_after_fit = self.options.get("test_after_fit", True)
-        if self.model.trains and self.trainer is not None:
-            self.model.check_run(self.datamodule, self.trainer)
+        if self.trainer is not None:
+            check_precision(self.trainer.precision)
+            if self.model.trains:
+                self.model.check_run(self.datamodule, self.trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; a training holds its folder, and takes the processes that it started with it when it fails."""

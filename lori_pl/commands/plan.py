@@ -18,6 +18,7 @@ from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch, paired_batch
 from lori_pl.errors import LoriError
 from lori_pl.methods import Method
+from lori_pl.methods.base import check_precision
 from lori_pl.methods.distillation import Distillation
 from lori_pl.planning import Parts, StepCost, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
 from lori_pl.tables import print_whole, say
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> int:
     cli = parse(["fit", *rest, *here])
     method, data = cli.model, cli.datamodule
     precision = str(cli.options["trainer"].get("precision") or "32-true")
+    check_precision(precision)
     data.setup_train()
     split = data.splits["train"]
     mode = hollow(method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -102,9 +103,21 @@ class AnsweringModule(pl.LightningModule):
     def on_predict_start(self) -> None:
         """Sets the number of latents, and makes sure that each question leaves a position for an answer."""
         self.set_latents()
+        self.check_questions({"predict": self.data.splits["predict"]})
+
+    def check_questions(self, splits: Mapping[str, PreparedSplit]) -> None:
+        """Makes sure that each question leaves a position for an answer, before any is answered.
+
+        Args:
+            splits: The questions, by the name of their set.
+
+        Raises:
+            LoriError: If one does not.
+        """
         encoder = self.student.encoder
         further = len(encoder.bot) + self.student.thought.latents + len(self.student.given)
-        check_questions(self.data.splits["predict"], self.student.lm, further)
+        for split in splits.values():
+            check_questions(split, self.student.lm, further)
 
     def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
         """Generates answers; accuracy is that of real generation, the loss that of teacher forcing."""
@@ -125,8 +138,9 @@ class AnsweringModule(pl.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in values.items()})
 
     def on_test_start(self) -> None:
-        """Sets the number of latents, and makes one set of metrics a test set."""
+        """Sets the number of latents, makes sure that questions fit, and makes one set of metrics a test set."""
         self.set_latents()
+        self.check_questions(self.data.tests)
         self.test_metrics = {name: TestSetMetrics().to(self.device) for name in self.data.tests}
 
     def test_step(self, batch: PairedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

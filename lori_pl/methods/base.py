@@ -41,6 +41,23 @@ from lori_pl.sharding import is_sharded, loading, most_anywhere, shard
 log = logging.getLogger(__name__)
 
 
+def check_precision(precision: str | None) -> None:
+    """Refuses a trainer's precision that casts all weights and buffers.
+
+    Rotary frequencies in half precision make another model of one that was trained with them in fp32 (logits change by
+    a tenth behind a few hundred positions), and measured factors and moments would be rounded, too.
+
+    Raises:
+        LoriError: If it is such a one.
+    """
+    if precision in ("bf16-true", "16-true"):
+        raise LoriError(
+            f"trainer.precision {precision} rounds the model's rotary frequencies and all that is measured of the "
+            f"teacher: take {precision.removesuffix('-true')}-mixed, and for weights in half precision "
+            "model.backbone.dtype (with model.backbone.lora)"
+        )
+
+
 def is_written(trainer: pl.Trainer) -> bool:
     """Whether the logger will write what a step logs that has begun: each so many steps, and the last of all."""
     every, step = trainer.log_every_n_steps, trainer.global_step + 1
@@ -110,11 +127,21 @@ class Method(AnsweringModule):
         """
 
     def check_run(self, data: PairedDataModule, trainer: pl.Trainer) -> None:
-        """Checks what model, data and trainer must agree on, before anything is loaded.
+        """Checks what model, data and trainer must agree on in training, before anything is loaded.
 
         Raises:
             LoriError: If they do not.
         """
+
+    def setup(self, stage: str) -> None:
+        """Checks the run.
+
+        Raises:
+            LoriError: If model, data and trainer do not agree.
+        """
+        check_precision(self.trainer.precision)
+        if stage == "fit":
+            self.check_run(self.data, self.trainer)
 
     @property
     def tokenizer_backbone(self) -> Backbone:
@@ -236,8 +263,9 @@ class Method(AnsweringModule):
         return [(f"question, {latents} latents, answer prompt and answer", self.student.lm, lengths)]
 
     def on_fit_start(self) -> None:
-        """Makes sure that all sequences of training and validation fit the models that read them."""
+        """Makes sure that the models that read them have positions for all sequences, and for the tests' questions."""
         check_sequences(self.data, self.sequences, "train", "validation")
+        self.check_questions(self.data.tests)
 
     def on_train_start(self) -> None:
         """Lets the flags of a resumed run win, and warns of what accumulated gradients change."""

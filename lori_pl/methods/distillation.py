@@ -42,6 +42,7 @@ from lori_pl.regions import region
 from lori_pl.sharding import assembled
 
 Start = Literal["teacher", "base"]
+_OF_TRAINING = ("lora", "gradient_checkpointing", "compile")
 
 
 class Distillation(Method):
@@ -94,6 +95,8 @@ class Distillation(Method):
         check_choice("model.student_init", student_init, Start)
         self.student_init = student_init
         self.share_base = share_base
+        if teacher is not None and (asked := [name for name in _OF_TRAINING if getattr(teacher, name)]):
+            raise LoriError(f"model.teacher.{asked[0]} is set, but a frozen teacher does not train: leave it out")
         self.teacher_backbone = None if teacher is None else loaded_like(teacher, self.backbone)
         self.cache = cache
         self.layers = layers or LayerSelection()
@@ -283,11 +286,6 @@ class Distillation(Method):
         if self.cache is not None and not self._cache_is_checked and trainer.local_rank == 0:
             TeacherCache(self.cache).check(self.cache_identity(data, trainer.precision))
             self._cache_is_checked = True
-
-    def setup(self, stage: str) -> None:
-        """Checks the cache of a training."""
-        if stage == "fit":
-            self.check_run(self.data, self.trainer)
 
     def load_cached_terms(self) -> None:
         """Takes the teacher's side of every term from the cache.

@@ -51,8 +51,39 @@ def losses(term, student, teacher):
     return term(student, term.teacher_statistics(teacher))
 
 
+WHITENED = {"covariance_loss": "whitened"}
 HAND_TEACHER = Signals(trajectory=torch.tensor([[[[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]]]))
 HAND_STUDENT = Signals(trajectory=torch.tensor([[[[3.0, 0.0], [1.0, 2.0]]]]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "covariance"), [({}, 3.25 / 4.675), ({"core": "joint"}, 3.25 / 4.675), (WHITENED, 3.25 / 2.2)]
+)
+def test_a_rationale_of_one_token_has_no_covariance_to_follow(arguments, covariance):
+    """By hand, as below: nine such problems beside the one neither weigh nor change eps and S."""
+    hidden = torch.zeros(10, 1, 4, 2)
+    hidden[0] = HAND_TEACHER.trajectory
+    mask = torch.arange(4) < torch.tensor([4] + [1] * 9).unsqueeze(1)
+    teacher = Signals(trajectory=hidden, mask=mask)
+    student = Signals(trajectory=HAND_STUDENT.trajectory.repeat(10, 1, 1, 1))
+    term = fitted(teacher, rank_hidden=2, layer_scale="none", **arguments)
+    assert losses(term, student, teacher)["covariance"].item() == pytest.approx(covariance / 10, rel=1e-5)
+
+
+def test_rationales_of_one_token_alone_are_told(caplog):
+    teacher = Signals(trajectory=rationales().trajectory[:, :, :1])
+    term = fitted(teacher)
+    assert "no rationale has two tokens that differ" in caplog.text
+    assert losses(term, latents(len(teacher.trajectory)), teacher)["covariance"].item() == 0
+    assert losses(term, latents(len(teacher.trajectory)), teacher)["mean"].item() > 0
+    assert term.diagnostics(latents(len(teacher.trajectory)), term.teacher_statistics(teacher))["covariance_floor"] == 0
+
+
+def test_a_batch_pools_rationales_of_one_token():
+    """Their means are what its covariance is made of."""
+    teacher = Signals(trajectory=rationales().trajectory[:, :, :1])
+    term = fitted(teacher, scope="batch")
+    assert 0 < losses(term, latents(len(teacher.trajectory)), teacher)["covariance"].item() < 100
 
 
 @pytest.mark.parametrize("layer_scale", ["none", "rms"])  # both losses are relative: a common scale drops out

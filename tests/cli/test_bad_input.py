@@ -107,6 +107,36 @@ def test_more_positions_than_the_model_has(world, capsys, lori_args):
     assert world.fit("Pause", "fits", "--test_after_fit", "false", backbone=backbone) == 0
 
 
+def test_a_test_question_beyond_the_models_positions_is_named_before_the_training(world, capsys, monkeypatch):
+    """And before any is answered, where a student is tested by itself."""
+    rows = [{"question": "Ann has 4 . " * words, "rationale": "<<4+1=5>>", "answer": "5"} for words in (1, 40)]
+    (world.folder / "long").mkdir()
+    (world.folder / "long" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"class_path": "lori_pl.data.sources.JSONL", "init_args": {"path": str(world.folder / "long")}}
+    config = world.config("long", {"data": {"test_sources": {"long": source}}})
+    assert world.fit("NoCoT", "trained", "--test_after_fit=false", backbone=BACKBONE) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(LatentReasoner, "generate", lambda *_, **__: pytest.fail("one was answered"))
+    said = r"question \S+ takes \d+ positions, and the model has 128"
+    fails(world, capsys, said, method="NoCoT", flags=["--config", config], backbone=BACKBONE)
+    flags = ["--config", config, "--ckpt_path", str(world.folder / "trained" / "student")]
+    fails(world, capsys, said, command="test", method="NoCoT", flags=flags, backbone=BACKBONE)
+
+
+@pytest.mark.parametrize("command", ["fit", "plan"])
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_precision_that_rounds_what_is_measured(world, capsys, lori_args, command, precision):
+    flags = [f"--trainer.precision={precision}"]
+    said = f"trainer.precision {precision} rounds .* take {precision[:-5]}-mixed"
+    fails(world, capsys, said, command=command, method="LoRi", flags=flags, **lori_args)
+
+
+@pytest.mark.parametrize("field", ["gradient_checkpointing", "compile"])
+def test_what_a_frozen_teacher_has_no_use_for(world, capsys, lori_args, field):
+    flags = [f"--model.teacher.{field}=true"]
+    fails(world, capsys, f"model.teacher.{field} is set, but a frozen", method="LoRi", flags=flags, **lori_args)
+
+
 def test_fewer_problems_than_a_batch(world, capsys):
     fails(world, capsys, "do not fill one step", flags=["--data.batch_size", "100"], backbone=BACKBONE)
 

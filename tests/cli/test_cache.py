@@ -262,7 +262,7 @@ def test_processes_go_on_from_the_last_sweep_that_all_of_them_have_kept(tmp_path
         assert (found(0), found(1)) == ((0, 4), (0, 2))
         keep(1, 1, 1)
         assert (found(0), found(1)) == ((1, 0), (1, 1))
-        (path,) = tmp_path.glob("sweep1-process1of2-*")
+        (path,) = tmp_path.glob("sums*-sweep1-process1of2-*")
         path.write_bytes(path.read_bytes()[:-1])
         assert (found(0), found(1)) == ((0, 4), (0, 2))
         measuring.drop_sums(tmp_path)
