@@ -72,23 +72,27 @@ class Projection(nn.Module):
         Raises:
             LoriError: If the trajectories have another shape.
         """
+        self._check_shape(hidden)
+        with autocast_off(hidden.device):
+            return (at_least_float32(hidden) - self.mean.unsqueeze(1)) / self.scale.view(-1, 1, 1)
+
+    def _check_shape(self, hidden: Tensor) -> None:
         if hidden.dim() != 4 or (hidden.shape[1], hidden.shape[3]) != (self.shape.layers, self.shape.hidden):
             raise LoriError(
                 f"alignment: trajectories have shape {tuple(hidden.shape)}, but this side was prepared for "
                 f"(batch, {self.shape.layers} layers, tokens, {self.shape.hidden})"
             )
-        with autocast_off(hidden.device):
-            return (at_least_float32(hidden) - self.mean.unsqueeze(1)) / self.scale.view(-1, 1, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The cores of `hidden` (B, L, T, D), shape (B, r_L, T, r_D); reads each factor once."""
-        normalised = self.normalise(hidden)
         factors = self.factors()
         if factors is None:
-            return normalised
+            return self.normalise(hidden)
+        self._check_shape(hidden)
         with autocast_off(hidden.device):
-            # the hidden mode first: it shrinks most
-            return torch.einsum("bltr,lk->bktr", normalised @ factors[1], factors[0])
+            # in at least fp32, as the mean is; the hidden mode first: it shrinks most, and s divides what is left
+            centred = hidden - self.mean.unsqueeze(1)
+            return torch.einsum("bltr,lk->bktr", centred @ factors[1], factors[0] / self.scale.unsqueeze(-1))
 
     @torch.no_grad()
     def set_scale(self, mean: Tensor, scale: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lori_pl.alignment.distributed import is_distributed
@@ -83,16 +83,13 @@ class FiniteLoss(pl.Callback):
                     optimizer.zero_grad(set_to_none=True)
                 self._skip(trainer)
             return
-        norms = [
-            torch.linalg.vector_norm(own_part(p.grad))
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
+        gradients = [
+            own_part(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
-        if not norms and self.policy == "raise":
+        if not gradients and self.policy == "raise":
             return
         # a process that has only frozen parts of sharded weights has no gradient, and answers the others all the same
-        finite = torch.stack(norms or [torch.zeros((), device=pl_module.device)]).isfinite().all()
+        finite = nn.utils.get_total_norm(gradients or [torch.zeros((), device=pl_module.device)]).isfinite()
         if self.policy == "raise":
             self._note(GRADIENT, finite, trainer.global_step + 1)
             if pl_module.device.type == "cpu" and not finite:

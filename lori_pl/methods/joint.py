@@ -114,8 +114,10 @@ class JointMethod(LatentMethod):
         for name, (weight, loss) in self.further_losses(batch, student, words).items():
             parts[name] = loss
             total = total + weight * loss
-        # layer numbers are columns here, for layer 0 is there
-        signals.anchor = signals.anchor[:, self.student_layers.resolve(self.student.depth)]
+        if self.active_terms:
+            # layer numbers are columns here, for layer 0 is there; a list as an index would be copied to the device
+            chosen = self.student_layers.resolve(self.student.depth)
+            signals.anchor = torch.stack([signals.anchor[:, layer] for layer in chosen], dim=1)
         return total, parts, signals
 
     def mean(self, read: StudentPass | WordsPass) -> Tensor:

@@ -359,11 +359,12 @@ def prepare_training(model: PreTrainedModel, backbone: Backbone) -> PreTrainedMo
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Runs a block with ``module`` in eval mode and without gradients, then restores the mode of each of its parts."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
     try:
         with torch.no_grad():
             yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for part in training:
+            part.training = True

@@ -101,7 +101,7 @@ def head_logits(model: PreTrainedModel, hidden: Tensor, rows: tuple[Tensor, Tens
     if rows is not None:
         ids, weight = rows
         bias = head.bias[ids] if getattr(head, "bias", None) is not None else None
-        logits = logits.index_copy(-1, ids, F.linear(hidden, weight.to(hidden.dtype), bias).to(logits.dtype))
+        logits.index_copy_(-1, ids, F.linear(hidden, weight.to(hidden.dtype), bias).to(logits.dtype))
     config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale

@@ -110,7 +110,8 @@ def read_pair(
             hidden = reasoner.run(inputs, torch.cat([state.mask, added], dim=1), position, state.cache)
     return Reading(
         hidden[:, held + anchor :],
-        None if found is None else stack_layers(found)[:, :, -latents:],
+        # of parallel latents the last pass alone
+        None if found is None else stack_layers({k: calls[-(latents // held) :] for k, calls in found.items()}),
         None if anchors is None else stack_layers(anchors)[:, :, 0],
         state.cache,
     )
