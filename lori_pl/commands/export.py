@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lori_pl.commands.lightning import OwnOptions, load_trained
 from lori_pl.errors import LoriError
-from lori_pl.models.saving import save_reasoner
+from lori_pl.models.saving import has_lora, save_reasoner
 
 
 def main(arguments: list[str]) -> int:
@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
     if not Path(options.ckpt_path).is_file():
         raise LoriError(f"--ckpt_path {options.ckpt_path}: no such file")
     model = load_trained(rest, options.ckpt_path)
+    if options.apart and not has_lora(model.student.lm):
+        raise LoriError("--apart keeps LoRA adapters apart, and this student has none; leave it out")
     save_reasoner(model.student.eval(), folder, merge=not options.apart, base=model.backbone)
     print(f"student: {folder}")
     return 0

@@ -55,7 +55,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
-from lori_pl.methods.base import check_precision
+from lori_pl.methods.optimization import check_precision
 from lori_pl.models.saving import save_reasoner
 from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT, SUMMARY
 from lori_pl.sharding import refuse_own_fsdp, shards
@@ -333,7 +333,7 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
     """
     logging.getLogger("lightning").handlers.clear()  # the root's prints the same lines
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    keywords = {"parser_mode": "omegaconf+", "exit_on_error": False}
+    keywords = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
     with one_line_errors(arguments):
         return kind(
             Method,

@@ -103,9 +103,13 @@ def _check_is_mapping(file: Path) -> None:
 
 def _place(message: str, files: Sequence[Path], arguments: Sequence[str]) -> str:
     """Says where the key that a message is about is set: in the last file that has it, unless a flag has it."""
-    found = re.findall(r"Parser key \"([\w.]+)\"", message) + re.findall(r"[Oo]ption '([\w.]+)'", message)
+    found = [
+        key
+        for pattern in (r"Parser key \"([\w.]+)\"", r"[Oo]ption '([\w.]+)'", r"unrecognized arguments: --([\w.]+)")
+        for key in re.findall(pattern, message)
+    ]
     keys = ".".join(found).split(".")
-    if any(re.match(rf"--(.*\.)?{re.escape(keys[-1])}(=|$)", given) for given in arguments):
+    if any(re.match(rf"--(.*\.)?{re.escape(keys[-1])}(\.class_path)?(=|$)", given) for given in arguments):
         return ""
     for file in reversed(files):
         with reading(file, "config"):

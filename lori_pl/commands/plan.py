@@ -18,8 +18,8 @@ from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch, paired_batch
 from lori_pl.errors import LoriError
 from lori_pl.methods import Method
-from lori_pl.methods.base import check_precision
 from lori_pl.methods.distillation import Distillation
+from lori_pl.methods.optimization import check_precision
 from lori_pl.planning import Parts, StepCost, Strategy, cost_of_answer, cost_of_step, flops_of_step, hollow
 from lori_pl.tables import print_whole, say
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from lori_pl.cache.store import CachedRows, TeacherCache
+from lori_pl.data.doubts import warn_of_seen, warn_of_unknown
 from lori_pl.data.loading import ResumableLoader, collate_pairs, ignore_signals
 from lori_pl.data.moving import pins
 from lori_pl.data.pairing import EncodedProblems, PairedBatch
@@ -170,7 +171,7 @@ class PairedDataModule(pl.LightningDataModule):
         if (stage == "test" or (stage == "fit" and self.tests_after_fit)) and not self.tests:
             self.setup_tests()
         if stage == "fit" and len(self.splits) + len(self.tests) > before:
-            self._warn_of_seen()
+            warn_of_seen(self.splits["train"], [self.splits["validation"], *self.tests.values()])
         if stage == "predict" and "predict" not in self.splits:
             if self.predict_file is None:
                 name, source = next(iter(self.tested.items()))
@@ -205,21 +206,6 @@ class PairedDataModule(pl.LightningDataModule):
     def setup_tests(self) -> None:
         """Prepares every test set."""
         self.tests = {name: self.prepare(source, "test", name) for name, source in self.tested.items()}
-
-    def _warn_of_seen(self) -> None:
-        """Says which of the splits that are held out have questions of the training split."""
-        train = self.splits["train"]
-        held_out = [self.splits["validation"], *self.tests.values()]
-        asked = {problem.question for split in held_out for problem in split.problems}
-        seen = {problem.question for problem in train.problems if problem.question in asked}
-        for split in held_out:
-            if count := sum(problem.question in seen for problem in split.problems):
-                log.warning(
-                    "%s: %d of %d questions are training questions too; accuracy there is not that of unseen problems",
-                    split.name,
-                    count,
-                    len(split.problems),
-                )
 
     def prepare(self, source: Source, split: Split, name: str | None = None) -> PreparedSplit:
         """Loads and encodes one split and says what was left out.
@@ -279,6 +265,9 @@ class PairedDataModule(pl.LightningDataModule):
         if len(rows) < len(problems):
             problems, student = [problems[i] for i in rows], student.select(rows)
             teacher = teacher.select(rows) if teacher is not None else None
+        warn_of_unknown(label, student, self.encoder)
+        if teacher is not None and self.teacher_encoder is not None:
+            warn_of_unknown(label, teacher, self.teacher_encoder)
         return PreparedSplit(label, problems, student, teacher, counts)
 
     @staticmethod

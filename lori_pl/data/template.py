@@ -48,7 +48,13 @@ class Template:
     drop_last_step: bool = False
 
     def __post_init__(self) -> None:
-        """Checks that each part holds its place-holder."""
+        """Checks that each part is a text and holds its place-holder."""
+        for name in ("question", "rationale", "step_separator", "answer_prompt", "answer"):
+            if not isinstance(getattr(self, name), str):
+                raise LoriError(
+                    f"template.{name} is {getattr(self, name)!r}: give a text (a flag is read as YAML, where # begins "
+                    f"a comment, so quote it twice: --data.template.{name} '\"####\"')"
+                )
         for name in ("question", "rationale", "answer"):
             if f"{{{name}}}" not in getattr(self, name):
                 raise LoriError(f"template.{name} is {getattr(self, name)!r}: it must contain {{{name}}}")

@@ -66,8 +66,9 @@ def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     try:
         tokenizer = _EMBEDDED[name]() if name in _EMBEDDED else _from_files(name, revision)
     except Exception as error:  # transformers raises anything from OSError to KeyError here
-        # a hub id has one slash at the most
+        # a hub id has one slash at the most, and what stands before it is no folder here
         is_path = name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+        is_path = is_path or ("/" in name and os.path.isdir(name.partition("/")[0]))
         if is_path and not os.path.exists(name):
             raise LoriError(
                 f"no file or folder '{name}', where a model and its tokenizer should be; correct the path "

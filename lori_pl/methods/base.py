@@ -30,7 +30,14 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.answering import AnsweringModule
 from lori_pl.methods.checkpoints import check_made_by, check_student, check_template
 from lori_pl.methods.losses import answer_cross_entropy
-from lori_pl.methods.optimization import Schedule, apply_changes, parameter_groups, settings
+from lori_pl.methods.optimization import (
+    Schedule,
+    apply_changes,
+    check_optimizer,
+    check_precision,
+    parameter_groups,
+    settings,
+)
 from lori_pl.methods.positions import check_sequences
 from lori_pl.models.backbone import Backbone, load_causal_lm, prepare_training
 from lori_pl.models.casting import weights_cast_once
@@ -39,23 +46,6 @@ from lori_pl.models.thought import MARKED, Reasoning, ThoughtSettings
 from lori_pl.sharding import is_sharded, loading, most_anywhere, shard
 
 log = logging.getLogger(__name__)
-
-
-def check_precision(precision: str | None) -> None:
-    """Refuses a trainer's precision that casts all weights and buffers.
-
-    Rotary frequencies in half precision make another model of one that was trained with them in fp32 (logits change by
-    a tenth behind a few hundred positions), and measured factors and moments would be rounded, too.
-
-    Raises:
-        LoriError: If it is such a one.
-    """
-    if precision in ("bf16-true", "16-true"):
-        raise LoriError(
-            f"trainer.precision {precision} rounds the model's rotary frequencies and all that is measured of the "
-            f"teacher: take {precision.removesuffix('-true')}-mixed, and for weights in half precision "
-            "model.backbone.dtype (with model.backbone.lora)"
-        )
 
 
 def is_written(trainer: pl.Trainer) -> bool:
@@ -99,6 +89,7 @@ class Method(AnsweringModule):
         self.backbone = backbone
         self.template = template or Template()
         self.optimizer = optimizer
+        check_optimizer(optimizer)
         self.schedule = schedule or Schedule()
         self.reasoner: LatentReasoner | None = None
         self.folder: str | None = None

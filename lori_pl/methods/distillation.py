@@ -130,12 +130,18 @@ class Distillation(Method):
         Raises:
             LoriError: If there is none.
         """
-        needed = fields.get("student_init") == "teacher" or (cls.aligns(fields) and not fields.get("cache"))
-        if needed and not fields.get("teacher"):
-            raise LoriError(
-                "model.teacher is not set, but the terms or student_init=teacher need one: give the folder of an "
-                "explicit-CoT model as model.teacher.name"
-            )
+        if fields.get("teacher"):
+            return
+        if cls.aligns(fields) and not fields.get("cache"):
+            who, remedy = "the terms compare with one", ""
+        elif fields.get("student_init") == "teacher":
+            who, remedy = "the student starts from its weights", ", or set model.student_init to base"
+        else:
+            return
+        raise LoriError(
+            f"model.teacher is not set, but {who}: give the folder of an explicit-CoT model as "
+            f"model.teacher.name{remedy}"
+        )
 
     @property
     def tokenizer_backbone(self) -> Backbone:

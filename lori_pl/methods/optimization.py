@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lori_pl.alignment import stiefel_parameters
-from lori_pl.errors import LoriError, check_choice
+from lori_pl.errors import LoriError, check_choice, one_line
 from lori_pl.sharding.parts import whole_shape
 
 Decay = Literal["cosine", "linear", "late", "none"]
@@ -133,3 +135,32 @@ def apply_changes(
 def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yields the named parameters that train."""
     return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
+def check_precision(precision: str | None) -> None:
+    """Refuses a trainer's precision that casts all weights and buffers.
+
+    Rotary frequencies in half precision make another model of one that was trained with them in fp32 (logits change by
+    a tenth behind a few hundred positions), and measured factors and moments would be rounded, too.
+
+    Raises:
+        LoriError: If it is such a one.
+    """
+    if precision in ("bf16-true", "16-true"):
+        raise LoriError(
+            f"trainer.precision {precision} rounds the model's rotary frequencies and all that is measured of the "
+            f"teacher: take {precision.removesuffix('-true')}-mixed, and for weights in half precision "
+            "model.backbone.dtype (with model.backbone.lora)"
+        )
+
+
+def check_optimizer(optimizer: OptimizerCallable) -> None:
+    """Makes one for a weight of no importance, so that what it refuses is told before a model is loaded.
+
+    Raises:
+        LoriError: If it takes its arguments not.
+    """
+    try:
+        optimizer([{"params": [nn.Parameter(torch.zeros(1, 1))], "name": "check"}])
+    except (TypeError, ValueError) as error:
+        raise LoriError(f"model.optimizer: {one_line(error)}; correct its init_args") from error

@@ -29,7 +29,7 @@ def weighted_terms(terms: list[Term], weights: dict[str, float]) -> list[Term]:
 
     Raises:
         LoriError: If a term needs nothing, or what there is not; if two terms give losses of one name; or if a weight
-            names no loss.
+            names no loss or is negative.
     """
     owners: dict[str, Term] = {}
     for term in terms:
@@ -45,6 +45,12 @@ def weighted_terms(terms: list[Term], weights: dict[str, float]) -> list[Term]:
         raise LoriError(f"model.weights names {unknown}, but the terms give {sorted(owners)}")
     for name, weight in weights.items():
         owners[name].weights[name] = float(weight)
+    for name, term in owners.items():
+        if not term.weights[name] >= 0:
+            raise LoriError(
+                f"the loss '{name}' of {type(term).__name__} has weight {term.weights[name]}: give 0 or more "
+                f"(model.weights.{name})"
+            )
     weighing = [term for term in terms if term.weighs]
     return [term for term in terms if term.weighs or any(other.rests_on(term) for other in weighing)]
 

@@ -262,6 +262,26 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def uncalled(sweep: SweepSpecification, cells: list[Cell]) -> str:
+    """A line on names under ``compare`` that no cell can have; empty where all can, or a search finds the cells."""
+    if sweep.search is not None:
+        return ""
+    # which method a cell is, its run says
+    any_method = "\0"
+    names = {cell.label(sweep.label, sweep.name, any_method) for cell in cells}
+    patterns = [re.escape(name).replace(re.escape(any_method), ".+") for name in names]
+    compared = dict.fromkeys(name for pair in sweep.compare for name in pair)
+    missing = [name for name in compared if not any(re.fullmatch(pattern, name) for pattern in patterns)]
+    if not missing:
+        return ""
+    known = sorted(name.replace(any_method, "METHOD") for name in names)
+    more = ", ..." if len(known) > 8 else ""
+    return (
+        f"note: {sweep.file}, field 'compare': no cell is called {', '.join(missing)}; they are called "
+        f"{', '.join(known[:8])}{more}"
+    )
+
+
 def _check_label(sweep: SweepSpecification, cells: list[Cell]) -> None:
     known = {*sweep.fixed, *sweep.axes, "method", "name"}
     for placeholder in _PLACEHOLDER.findall(sweep.label or ""):
@@ -284,7 +304,8 @@ def _check_label(sweep: SweepSpecification, cells: list[Cell]) -> None:
         label = replace(cell, point=cell.point | drawn).label(sweep.label, sweep.name, method=f"<{cell.configs}>")
         if (label, cell.seed) in labels:
             other = labels[label, cell.seed]
-            remedy = f"add a varied value, such as {{{sweep.axes[0]}}}" if sweep.axes else "give values that read apart"
+            left_out = [axis for axis in sweep.axes if f"{{{axis}}}" not in (sweep.label or "")]
+            remedy = f"add a varied value, such as {{{left_out[0]}}}" if left_out else "give values that read apart"
             raise LoriError(
                 f"{sweep.file}, field 'label': '{sweep.label}' gives cells {other.number} and {cell.number} the same "
                 f"name; {remedy}"

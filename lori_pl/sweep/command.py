@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -61,8 +62,13 @@ def main(args: list[str]) -> int:
         return INTERRUPTED
 
 
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise LoriError(f"{' '.join(message.split())}; see `python -m lori_pl sweep --help`")
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="lori_pl sweep",
         allow_abbrev=False,
         description="Run every cell of a sweep file that is not done yet, one at a time; results land in "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from lori_pl.evaluation.intervals import seed_interval
-from lori_pl.sweep.cells import grid_points
+from lori_pl.sweep.cells import grid_points, uncalled
 from lori_pl.sweep.display import best_of, duration, short, shown
 from lori_pl.sweep.runner import Sweep
 
@@ -37,6 +37,8 @@ def show_plan(sweep: Sweep, only: int | None = None) -> None:
             state = f"in {found[0]}"
         sweep.say(f"[{cell.number}/{sweep.total}] {cell.id}  {state}  {cell.description()}")
         sweep.say(f"    {shown(sweep.runner.command(cell))}")
+    if line := uncalled(sweep.specification, sweep.cells):
+        sweep.say(line)
 
 
 def show_status(sweep: Sweep) -> None:

@@ -25,7 +25,7 @@ from lori_pl.evaluation.records import ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
 from lori_pl.run_files import OUTCOMES, further_outcomes
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
-from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points
+from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points, uncalled
 from lori_pl.sweep.child import run_child
 from lori_pl.sweep.display import best_of, duration, results_table
 from lori_pl.sweep.fields import SWEEP_COLUMNS
@@ -251,6 +251,8 @@ class Sweep:
             f"sweep {self.specification.name}: {len(waiting)} of {len(selected)} cells to run in {self.output}"
             + (f" ({failed} failed before; --retry_failed runs them again)" if failed else "")
         )
+        if line := uncalled(self.specification, self.cells):
+            self.say(line)
 
     def seconds_left(
         self, waiting: Sequence[Cell], results: Mapping[str, Mapping[str, str]], workers: int, further_runs: int = 0

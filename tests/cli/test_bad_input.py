@@ -17,6 +17,7 @@ from lori_pl.cli import main
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import synthetic_tokenizer
+from lori_pl.methods import base
 from lori_pl.methods.teachers import check_config
 from lori_pl.models import backbone as backbone_module
 from lori_pl.models.backbone import Backbone
@@ -129,6 +130,46 @@ def test_a_precision_that_rounds_what_is_measured(world, capsys, lori_args, comm
     flags = [f"--trainer.precision={precision}"]
     said = f"trainer.precision {precision} rounds .* take {precision[:-5]}-mixed"
     fails(world, capsys, said, command=command, method="LoRi", flags=flags, **lori_args)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--model.optimizer.lr=-0.1", "model.optimizer: Invalid learning rate: -0.1; correct its init_args"),
+        ("--model.optimizer.weight_decay=-1", "model.optimizer: Invalid weight_decay value: -1"),
+        ("--model.weights.mean=-1", "the loss 'mean' of LowRankAlignment has weight -1.0: give 0 or more"),
+        ("--model.alignment.w_covariance=-0.5", "the loss 'covariance' of LowRankAlignment has weight -0.5"),
+        ("--data.template.answer_prompt=####", "template.answer_prompt is None: give a text .* quote it twice"),
+    ],
+)
+def test_numbers_and_texts_that_no_run_can_take(world, capsys, lori_args, flag, said, monkeypatch):
+    for module in (backbone_module, base):
+        monkeypatch.setattr(module, "load_causal_lm", lambda *_, **__: pytest.fail("a model was loaded"))
+    fails(world, capsys, said, method="LoRi", flags=[flag], **lori_args)
+
+
+@pytest.mark.parametrize("flag", ["--trainer.max_step=5", "--data.batch_siz=2"])
+def test_no_flag_is_abbreviated(world, capsys, flag):
+    fails(world, capsys, f"nrecognized.*{flag.partition('=')[0]}", flags=[flag], backbone=BACKBONE)
+
+
+def test_a_flag_that_there_is_not_has_no_place_in_a_file(world, capsys, lori_args):
+    """Nor has a class that a flag names."""
+    for flag, word in (("--model.wieghts.mean=3", "wieghts"), ("--data.source.class_path=JSONLL", "JSONLL")):
+        assert world.run("fit", flag, method="LoRi", root="run", **lori_args) == 2
+        said = message(capsys)
+        assert word in said
+        assert ", line " not in said
+
+
+def test_a_teacher_that_is_not_there(world, capsys, lori_args):
+    """Only where the student starts from it is there another way."""
+    alone = {"student_init": "teacher", "backbone": BACKBONE}
+    fails(
+        world, capsys, "the student starts from its weights: .* set model.student_init to base", method="CODI", **alone
+    )
+    terms = {name: value for name, value in lori_args.items() if name != "teacher"}
+    fails(world, capsys, r"the terms compare with one: give .* as model.teacher.name$", method="LoRi", **terms)
 
 
 @pytest.mark.parametrize("field", ["gradient_checkpointing", "compile"])

@@ -107,3 +107,15 @@ def test_held_out_questions_that_are_training_questions_are_told(tmp_path, caplo
     told = [record.getMessage() for record in caplog.records if "training questions too" in record.getMessage()]
     said = "2 of 4 questions are training questions too; accuracy there is not that of unseen problems"
     assert told == [f"validation: {said}"]
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told(tmp_path, caplog):
+    """The embedded world's tokenizer knows that world's words alone."""
+    known = {"question": "Ann has 4 apples . How many are there ?", "rationale": "<<4+1=5>>", "answer": "5"}
+    foreign = {"question": "Ophelia owns 4 kumquats today", "rationale": "<<4+1=5>>", "answer": "five"}
+    for row, said in ((known, []), (foreign, ["question", "answer"])):
+        caplog.clear()
+        PairedDataModule(JSONL(str(jsonl(tmp_path, row)))).prepare(JSONL(str(tmp_path)), "test")
+        told = [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
+        assert [f" of the {what} tokens" in line for what, line in zip(said, told, strict=True)] == [True] * len(said)
+    assert told[0].startswith("test: the tokenizer does not know 80 % of the question tokens")

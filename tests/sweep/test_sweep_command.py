@@ -197,7 +197,7 @@ def test_a_worker_starts_no_workers(fake_runs, monkeypatch):
     monkeypatch.setenv(workers.WORKER, "1")
     monkeypatch.setattr(command, "run_workers", lambda *_: pytest.fail("a worker started workers"))
     assert command.main(["sweep.yaml", "--workers", "3"]) == 0
-    with pytest.raises(SystemExit):
+    with pytest.raises(LoriError, match="unrecognized arguments: --work 3; see `python -m lori_pl sweep --help`"):
         command.main(["sweep.yaml", "--work", "3"])
 
 

@@ -1,16 +1,19 @@
 """What a sweep keeps of every test problem's outcome, and compares."""
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sweep_bench import FAKE_RUN, SWEEP
 
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
 from lori_pl.sweep.cell_runner import CellRunner
 from lori_pl.sweep.child import ChildResult
+from lori_pl.sweep.looking import show_plan
 
 COMPARED = SWEEP.replace("seeds: [0, 1]", "seeds: [0]\nlabel: 'lori_{model.rank}'\ncompare: [[lori_8, lori_4]]")
 
@@ -139,3 +142,19 @@ def test_two_cells_that_end_together_take_two_names(bench, monkeypatch):
     assert len(rows) == 2
     assert rows == kept
     assert sorted(rows.values()) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("label", ["", "label: '{method}_r{model.rank}'\n", "label: 'r{model.rank}'\n"])
+def test_a_comparison_with_what_no_cell_is_called_is_told_before_anything_runs(bench, label):
+    names = {"": "lori[rank=%d]", "label: 'r{model.rank}'\n": "r%d"}
+    pair = [names.get(label, "lori_r%d") % rank for rank in (8, 4)]
+    show_plan(bench.sweep(f"{SWEEP}\n{label}compare: [{json.dumps(pair)}]"))
+    assert "note:" not in bench.said()
+    pair[1] = pair[1].replace("4", "9")
+    text = f"{SWEEP}\n{label}compare: [{json.dumps(pair)}]"
+    show_plan(bench.sweep(text))
+    said = rf"field 'compare': no cell is called {re.escape(pair[1])}; they are called "
+    assert re.search(said, bench.said())
+    assert bench.ran == []
+    bench.run(text)
+    assert re.search(said, bench.printed.partition("[1/4]")[0])
