@@ -176,16 +176,6 @@ class StepCost:
         weights = self.student.bytes + self.teacher.bytes
         return weights // processes, gradients // processes, self.optimizer // processes
 
-    def peak(
-        self,
-        processes: int = 1,
-        strategy: Strategy = "single",
-        reshard_after_forward: bool = True,
-        cpu_offload: bool = False,
-    ) -> int:
-        """Bytes at the peak on each process's device: the sum of its `parts`."""
-        return self.parts(processes, strategy, reshard_after_forward, cpu_offload).total
-
     def host(self, processes: int, strategy: Strategy = "sharded") -> int:
         """Bytes of a process's part of weights, gradients and moments: in the host's memory, with ``cpu_offload``."""
         return sum(self._divided(processes, strategy))

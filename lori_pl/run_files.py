@@ -1,9 +1,11 @@
-"""Names of what a run leaves in its folder."""
+"""Names of what a run leaves in its folder, and a sweep in its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+CELLS = "cells"
+"""A sweep's runs, a folder each."""
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 LOGS = "tensorboard"
@@ -11,6 +13,8 @@ MACHINE = "machine.txt"
 """What a cell's run runs on, noted before it trains or tests, for runs that leave no summary."""
 OUTCOMES = "correct.npz"
 """Of the first test set; others have their name in it, `further_outcomes`."""
+RESULTS = "results.csv"
+"""A sweep's table, a row a run."""
 STUDENT = "student"
 """The best student, exported."""
 SUMMARY = "summary.json"

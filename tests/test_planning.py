@@ -167,7 +167,7 @@ def test_a_trainers_loop_has_the_planned_peak(kind, accumulated):
     )
     weights = found.student.bytes + found.teacher.bytes
     # and what Lightning keeps of a step
-    assert watching.live.peak == pytest.approx(found.peak() - weights, abs=2**13)
+    assert watching.live.peak == pytest.approx(found.parts().total - weights, abs=2**13)
     if accumulated > 1:
         assert found.moving >= found.gradients + found.activations
         if kind == "explicit":
@@ -253,25 +253,25 @@ def test_what_a_device_holds_under_each_strategy():
     step = StepCost(
         weights(120), weights(0, 60), weights(20), weights(20), 120, 240, 1000, 1000, 1050, 10, 7, 120, True
     )
-    assert step.peak() == 120 + 60 + 240 + 1050
-    assert step.peak(4, "ddp") == 120 + 60 + 240 + 120 + 1050
+    assert step.parts().total == 120 + 60 + 240 + 1050
+    assert step.parts(4, "ddp").total == 120 + 60 + 240 + 120 + 1050
     assert step.parts(4, "ddp") == Parts(180, 120, 240, 120, 1050 - 120)
     assert step.parts(4, "sharded") == Parts(45, 30, 60, 20 + 2 * 20 + 20 + 20, 1000 + 2)
     # a quarter of all, what is apart and two layers whole, their gradients whole, activations
     parts, host = (180 + 240 + 120 + 10) // 4, (180 + 240 + 120) // 4
-    assert step.peak(4, "sharded") == parts + 20 + 2 * 20 + 20 + 20 + 1000
-    assert step.peak(4, "sharded", reshard_after_forward=False) == parts + 20 + (180 - 20) + 20 + 20 + 1000
+    assert step.parts(4, "sharded").total == parts + 20 + 2 * 20 + 20 + 20 + 1000
+    assert step.parts(4, "sharded", reshard_after_forward=False).total == parts + 20 + (180 - 20) + 20 + 20 + 1000
     # the parts are on the host, what is put together is not
-    assert step.peak(4, "sharded", cpu_offload=True) == 20 + 2 * 20 + 20 + 20 + 1000
+    assert step.parts(4, "sharded", cpu_offload=True).total == 20 + 2 * 20 + 20 + 20 + 1000
     assert step.host(4) == host
     # layers gathered in halves: of a layer's gradients those and their sum's fp32; fewer activations
     half = replace(step, halved=Halved(10, 80, 10, 700))
-    assert half.peak(4, "sharded") == parts + 20 + 2 * 10 + 20 + 20 + 10 + 700
-    assert half.peak(4, "sharded", reshard_after_forward=False) == parts + 20 + 80 + 20 + 20 + 10 + 700
-    assert half.peak(4, "ddp") == step.peak(4, "ddp")
-    assert half.peak(4, "fsdp1") == step.peak(4, "fsdp1")
+    assert half.parts(4, "sharded").total == parts + 20 + 2 * 10 + 20 + 20 + 10 + 700
+    assert half.parts(4, "sharded", reshard_after_forward=False).total == parts + 20 + 80 + 20 + 20 + 10 + 700
+    assert half.parts(4, "ddp").total == step.parts(4, "ddp").total
+    assert half.parts(4, "fsdp1").total == step.parts(4, "fsdp1").total
     stepping = replace(step, moving=50, activations=20)
-    assert stepping.peak() == 120 + 60 + 240 + 120 + 10
+    assert stepping.parts().total == 120 + 60 + 240 + 120 + 10
 
 
 def test_the_older_sharding_has_gradients_of_frozen_weights():
@@ -280,11 +280,11 @@ def test_the_older_sharding_has_gradients_of_frozen_weights():
         weights(22, 98), weights(0, 60), weights(4, 16), weights(2, 18), 22, 44, 100, 100, 110, 0, 7, 120, True
     )
     common = 20 + 2 * 20 + 100
-    assert step.peak(4, "sharded") == (180 + 44 + 22) // 4 + common + 2 + 4
-    assert step.peak(4, "fsdp1") == (180 + 44 + 120) // 4 + common + 20 + 20
+    assert step.parts(4, "sharded").total == (180 + 44 + 22) // 4 + common + 2 + 4
+    assert step.parts(4, "fsdp1").total == (180 + 44 + 120) // 4 + common + 20 + 20
     assert step.host(4, "fsdp1") == (180 + 44 + 120) // 4
     frozen = replace(step, apart=weights(0, 20), flat_gradients=100)
-    assert frozen.peak(4, "fsdp1") == (180 + 44 + 100) // 4 + common + 20
+    assert frozen.parts(4, "fsdp1").total == (180 + 44 + 100) // 4 + common + 20
 
 
 @pytest.mark.parametrize("kind", ["explicit", "lori_lora"])
@@ -296,12 +296,12 @@ def test_strategies_of_a_real_step_stand_in_order(kind):
     step = cost_of_step(planned, mode, batch_of(built), "32-true")
     for name in ("sharded", "fsdp1"):
         offloaded, divided, held = (
-            step.peak(4, name, **how) for how in ({"cpu_offload": True}, {}, {"reshard_after_forward": False})
+            step.parts(4, name, **how).total for how in ({"cpu_offload": True}, {}, {"reshard_after_forward": False})
         )
         assert offloaded < divided < held
         assert divided - offloaded == step.host(4, name) + step.stepping // 4
     assert step.host(2) - 1 <= 2 * step.host(4) <= step.host(2)
-    more = step.peak(4, "fsdp1") - step.peak(4, "sharded")
+    more = step.parts(4, "fsdp1").total - step.parts(4, "sharded").total
     own = [*built.student.parameters(), *(built.terms.parameters() if kind != "explicit" else [])]
     assert step.flat_gradients == sum(parameter.nbytes for parameter in own)
     if kind == "explicit":  # all trains: the same gradients, but for buffers, which count as what is apart

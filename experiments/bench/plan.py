@@ -90,7 +90,7 @@ def main() -> None:
         for kind, accumulated in RUNS:
             planned = method(size, kind)
             mode = hollow(planned)
-            found = cost_of_step(planned, mode, batch, "32-true", on_gpu=False, accumulated=accumulated).peak()
+            found = cost_of_step(planned, mode, batch, "32-true", on_gpu=False, accumulated=accumulated).parts().total
             del planned
             real = measured(method(size, kind), batch, accumulated)
             sizes = [round(found / 1e6, 1), round(real / 1e6, 1), round(found / real, 3)]

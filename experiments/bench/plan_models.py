@@ -153,7 +153,7 @@ def plan(name: str) -> dict[str, Any]:
         older = cost_of_step(method, mode, batch, setting.precision, accumulated=setting.accumulated)
         assert older.of_one_type
     real = lori(setting.backbone)
-    real.prepare_terms(shape)
+    real.prepare_terms(shape, shape)
     for term in real.active_terms:
         term.assume_fitted()
     each = packed_bytes(real.named_terms, shape.layers, shape.hidden, torch.float16)

@@ -167,7 +167,7 @@ def plan(cell: Cell, model: str, whole: bool) -> dict[str, Any]:
         cost = carried(few, more, (layers - 2) // 2)
     trainer, size = cli.options["trainer"], cli.datamodule.batch_size
     epochs, accumulated = trainer["max_epochs"], trainer["accumulate_grad_batches"]
-    memory = max(step.peak() for step in cost.steps) / 1e9
+    memory = max(step.parts().total for step in cost.steps) / 1e9
     return {
         "model": model,
         "method": cli.model.label,

@@ -161,7 +161,7 @@ def compared(size: str, kind: str, strategy: Strategy, accumulated: int, reshard
     planned = method(size, kind)
     batch = bucketed(problems(64, encoder()), BATCH, 1)[0]
     cost = cost_of_step(planned, hollow(planned), batch, "32-true", on_gpu=False, accumulated=accumulated)
-    return cost.peak(2, strategy, reshard), real
+    return cost.parts(2, strategy, reshard).total, real
 
 
 def main() -> None:

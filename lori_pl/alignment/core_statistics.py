@@ -8,7 +8,7 @@ from torch import Tensor
 from lori_pl.alignment.distributed import sum_across_ranks
 from lori_pl.alignment.moments import Moments, SecondOrder
 from lori_pl.alignment.precision import accumulator_device
-from lori_pl.errors import LoriError
+from lori_pl.alignment.tucker import check_observed
 
 
 class CoreStatistics:
@@ -81,8 +81,8 @@ class CoreStatistics:
             LoriError: If they were, and no rank has seen a token.
         """
         self.sums = {name: sum_across_ranks(tensor) for name, tensor in self.sums.items()}
-        if require_tokens and not self.sums["tokens"] > 0:
-            raise LoriError("alignment: no rationale token was observed; give training problems that have a rationale")
+        if require_tokens:
+            check_observed(self.sums["tokens"])
 
     @property
     def core_energy(self) -> Tensor:

@@ -41,6 +41,18 @@ def check_rank(rank: int | float, dimension: int, mode: str) -> None:
         )
 
 
+def check_observed(count: Tensor, *sums: Tensor) -> None:
+    """Refuse sums over no token, and those into which a hidden state went that is not finite.
+
+    Raises:
+        LoriError: Saying which of the two, and the remedy.
+    """
+    if not count > 0:
+        raise LoriError("alignment: no rationale token was observed; give training problems that have a rationale")
+    if not all(each.isfinite().all() for each in sums):
+        raise LoriError("alignment: a hidden state is not finite; load the backbone in bfloat16 or float32")
+
+
 class TrajectoryScale:
     """Streaming centre and scale of trajectories over all tokens.
 
@@ -62,13 +74,13 @@ class TrajectoryScale:
         self.layer_scale = layer_scale
         self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.mean = torch.zeros(layers, hidden, dtype=torch.float64, device=device)
-        self.deviation = torch.zeros(layers, dtype=torch.float64, device=device)  # sum of squares about the mean
+        self.sum_of_squares = torch.zeros(layers, dtype=torch.float64, device=device)  # about the mean
 
     @property
     def rms(self) -> Tensor:
         """(L,): root mean square deviation of each layer; 0 for a layer that is constant to fp32 rounding."""
-        self._require_tokens()
-        rms = (self.deviation / (self.count * self.mean.shape[1])).sqrt()
+        check_observed(self.count, self.sum_of_squares)
+        rms = (self.sum_of_squares / (self.count * self.mean.shape[1])).sqrt()
         return torch.where(rms > _ZERO_RMS * self._mean_size, rms, 0.0)
 
     @property
@@ -95,35 +107,29 @@ class TrajectoryScale:
         count = sum_across_ranks(self.count)
         mean = sum_across_ranks(self.count * self.mean) / count.clamp_min(1.0)
         between = self.count * (self.mean - mean).square().sum(1)
-        self.deviation = sum_across_ranks(self.deviation + between)
+        self.sum_of_squares = sum_across_ranks(self.sum_of_squares + between)
         self.count, self.mean = count, mean
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sums: `count`, `mean`, `deviation`."""
-        return {"count": self.count, "mean": self.mean, "deviation": self.deviation}
+        """The sums: `count`, `mean`, `sum_of_squares`."""
+        return {"count": self.count, "mean": self.mean, "sum_of_squares": self.sum_of_squares}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state_dict` gave."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
 
-    def _combine(self, count: Tensor | int, mean: Tensor, deviation: Tensor) -> None:
+    def _combine(self, count: Tensor | int, mean: Tensor, squares: Tensor) -> None:
         total = self.count + count
         share = count / total.clamp_min(1.0)
         difference = mean - self.mean
-        self.deviation = self.deviation + deviation + self.count * share * difference.square().sum(1)
+        self.sum_of_squares = self.sum_of_squares + squares + self.count * share * difference.square().sum(1)
         self.mean = self.mean + share * difference
         self.count = total
 
     @property
     def _mean_size(self) -> Tensor:
         return self.mean.square().mean(1).sqrt()
-
-    def _require_tokens(self) -> None:
-        if not self.count > 0:
-            raise LoriError("alignment: no rationale token was observed; give training problems that have a rationale")
-        if not self.deviation.isfinite().all():
-            raise LoriError("alignment: a hidden state is not finite; load the backbone in bfloat16 or float32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +230,7 @@ class TuckerFactors:
         """
         check_rank(layers, self.layer_gram.shape[0], "layers")
         check_rank(hidden, self.hidden_gram.shape[0], "hidden")
-        if not self.count > 0:
-            raise LoriError("alignment: no rationale token was observed; give training problems that have a rationale")
-        if not self.energy.isfinite():
-            raise LoriError("alignment: a hidden state is not finite; load the backbone in bfloat16 or float32")
+        check_observed(self.count, self.energy)
         layer_spectrum, layer = _eigenvectors(self.layer_gram)
         hidden_spectrum, hidden_vectors = _eigenvectors(self.hidden_gram)
         complete = Factors(layer, hidden_vectors, layer_spectrum, hidden_spectrum)

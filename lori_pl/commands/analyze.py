@@ -28,7 +28,6 @@ from lori_pl.data.pairing import EncodedProblems
 from lori_pl.data.template import Encoder
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.records import git_commit
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
@@ -111,7 +110,7 @@ def main(arguments: list[str]) -> int:
     figures = draw(rank, list(learned_factors(subject.method)), latents, subject.data.rationale_tokens)
     replace_folder(folder, lambda part: write(part, result, figures))
     console = Console()
-    low, high = wilson(int(unchanged.correct.sum()), len(unchanged.correct))
+    low, high = unchanged.bounds
     accuracy = f"accuracy {100 * unchanged.correct.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})"
     name = f"{subject.method.label} on {subject.split.name}: {len(unchanged.correct)} problems, {accuracy}"
     show(console, name, rank, latents)
@@ -292,7 +291,7 @@ def no_latents(subject: Subject) -> str:
 def described(subject: Subject, options: Any, unchanged: Outcome) -> dict[str, Any]:
     """What the analysis was made of."""
     student = subject.method.student
-    low, high = wilson(int(unchanged.correct.sum()), len(unchanged.correct))
+    low, high = unchanged.bounds
     parser = subject.cli._parser(subject.cli.subcommand)
     return {
         "commit": git_commit(),

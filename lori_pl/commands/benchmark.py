@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from lori_pl.data.problem import Problem
 from lori_pl.errors import LoriError, printable
 from lori_pl.evaluation.benchmark import PHASES, largest_batch, time_answers
 from lori_pl.evaluation.records import git_commit
-from lori_pl.evaluation.report import write_json
+from lori_pl.evaluation.report import machine_name, write_json
 from lori_pl.files import replace_file
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.saving import SETTINGS
@@ -61,7 +60,7 @@ def main(arguments: list[str]) -> int:
     sets = test_problems(rest, options.problems)
     result: dict[str, Any] = {
         "commit": git_commit(),
-        "device": name_of(device),
+        "device": machine_name(device),
         "threads": torch.get_num_threads(),
         "sets": {},
     }
@@ -125,11 +124,6 @@ def named_students(given: Sequence[str]) -> dict[str, Path]:
             raise LoriError(f"two students are called '{name}': give them names, as in {name}2={path}")
         found[name] = path
     return found
-
-
-def name_of(device: torch.device) -> str:
-    """What a device is called, for the record."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type
 
 
 def load_student(path: Path, device: torch.device, dtype: Any) -> LatentReasoner:

@@ -128,7 +128,7 @@ class Builder:
         if self.trainer.global_rank == 0:
             self.check_folder(manifest)
             write_plan(self.folder, manifest)
-        self.method.prepare_terms(self.method.student_shape())
+        self.method.prepare_terms(self.method.student_shape(), shape)
         terms = self.method.named_terms
         for term in terms.values():
             term.measure_teacher_alone()

@@ -21,19 +21,27 @@ def method_class(model: Mapping[str, Any]) -> type[Method]:
     return found
 
 
+def _given_class(model: Mapping[str, Any] | None) -> type[Method] | None:
+    """The method of a parsed model config; ``None`` from one that names none yet."""
+    return method_class(model) if model and model.get("class_path") else None
+
+
 def uses_markers(model: Mapping[str, Any] | None) -> bool:
     """Whether the method of a parsed model config surrounds its thought with ``<bot>`` and ``<eot>``."""
-    return bool(model and model.get("class_path")) and method_class(model or {}).uses_markers()
+    method = _given_class(model)
+    return method is not None and method.uses_markers()
 
 
 def requires_rationale(model: Mapping[str, Any] | None) -> bool:
     """Whether training under a parsed model config needs rationales."""
-    return bool(model and model.get("class_path")) and method_class(model or {}).requires_rationale(model or {})
+    method = _given_class(model)
+    return method is not None and method.requires_rationale(model or {})
 
 
 def reads_pieces(model: Mapping[str, Any] | None) -> bool:
     """Whether the method of a parsed model config reads the explicit sequences in pieces."""
-    return bool(model and model.get("class_path")) and method_class(model or {}).reads_pieces
+    method = _given_class(model)
+    return method is not None and method.reads_pieces
 
 
 def teacher_tokenizer(model: Mapping[str, Any] | None) -> str | None:

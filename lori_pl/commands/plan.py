@@ -170,7 +170,7 @@ def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: s
         "gradients": step.gradients,
         "optimiser's state": step.optimizer,
         "activations kept for the backward pass": step.activations,
-        "peak": step.peak(),
+        "peak": step.parts().total,
     }
     for name, size in parts.items():
         table.add_row(name, f"{size / 1e9:.3f}")

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, reduce
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -119,13 +119,12 @@ def rationale(skeleton: Skeleton) -> list[str]:
     return steps
 
 
-def skeleton_split(skeleton: Skeleton) -> Split:
-    """Assigns a skeleton to its split by hash: 90 % train, 5 % validation, 5 % test.
+def skeleton_split(steps: Sequence[str]) -> Split:
+    """Assigns a skeleton to its split by a hash of its :func:`rationale`: 90 % train, 5 % validation, 5 % test.
 
-    The hash is of its written steps, so two skeletons with one rationale (7, differing by 4; 4, differing by 7) stand
-    in one split.
+    So two skeletons with one rationale (7, differing by 4; 4, differing by 7) stand in one split.
     """
-    digest = hashlib.sha256(" ".join(rationale(skeleton)).encode()).digest()
+    digest = hashlib.sha256(" ".join(steps).encode()).digest()
     bucket = int.from_bytes(digest[:4], "big") % 100
     return "train" if bucket < 90 else "validation" if bucket < 95 else "test"
 
@@ -255,7 +254,7 @@ def _sentences(operator: str, operand: int, who: str, month: str) -> list[str]:
     return [DATED.format(month=month, sentence=s[0].lower() + s[1:]) for s in plain] if month else plain
 
 
-def _words(rng: random.Random, skeleton: Skeleton, world: World, id: str) -> Problem:
+def _words(rng: random.Random, skeleton: Skeleton, steps: list[str], world: World, id: str) -> Problem:
     start, chain = skeleton
     name, pronoun = rng.choice(NAMES)
     thing = rng.choice(OBJECTS)
@@ -268,8 +267,8 @@ def _words(rng: random.Random, skeleton: Skeleton, world: World, id: str) -> Pro
         text = rng.choice(DISTRACTORS).format(other=other, n=rng.randint(2, 24), object=thing)
         sentences.insert(rng.randint(1, len(sentences)), text)
     sentences.append(QUESTION)
-    answer = reduce(lambda value, operation: apply(value, *operation), chain, start)
-    return Problem(id, question=" ".join(sentences), steps=rationale(skeleton), answer=str(answer))
+    answer = steps[-1].removesuffix(">>").rpartition("=")[2]
+    return Problem(id, question=" ".join(sentences), steps=steps, answer=answer)
 
 
 def synthetic_stream(seed: int, split: Split | None = None, world: World | None = None) -> Iterator[Problem]:
@@ -285,9 +284,10 @@ def synthetic_stream(seed: int, split: Split | None = None, world: World | None 
     count = 0
     while True:
         skeleton = world.skeleton(rng, rng.randint(world.min_steps, world.max_steps))
-        if split is not None and skeleton_split(skeleton) != split:
+        steps = rationale(skeleton)
+        if split is not None and skeleton_split(steps) != split:
             continue
-        yield _words(rng, skeleton, world, f"synthetic/{split or 'all'}/{seed}/{count}")
+        yield _words(rng, skeleton, steps, world, f"synthetic/{split or 'all'}/{seed}/{count}")
         count += 1
 
 

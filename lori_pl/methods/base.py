@@ -221,11 +221,7 @@ class Method(AnsweringModule):
 
     def configure_optimizers(self) -> Any:
         """Groups the parameters and makes the step-wise schedule."""
-        optimizer = self.optimizer(parameter_groups(self, self.optimizer_parts(), 0.0))
-        decay = optimizer.defaults.get("weight_decay", 0.0)
-        for group in optimizer.param_groups:
-            if group["name"].endswith("/decay"):
-                group["weight_decay"] = decay
+        optimizer = self.optimizer(parameter_groups(self, self.optimizer_parts()))
         scheduler = LambdaLR(optimizer, self.schedule(self.trainer.estimated_stepping_batches))
         self.optimizer_settings = settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

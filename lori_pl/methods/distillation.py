@@ -207,8 +207,7 @@ class Distillation(Method):
             self.check({**fields, "cache": self.cache})
         aligned = self.needs and self.folder is None
         if aligned:  # looked at before weights are read
-            shape = self.student_shape()
-            self.teacher_shape()
+            shapes = self.student_shape(), self.teacher_shape()
         super().configure_model()
         if not aligned:
             return
@@ -216,7 +215,7 @@ class Distillation(Method):
             with self.loading():
                 self.teacher = self.share_teacher() if self.shares_base else self.load_teacher()
             self.teacher_note = noted_teacher(self.teacher, teacher)
-        self.prepare_terms(shape)
+        self.prepare_terms(*shapes)
 
     def load_teacher(self) -> FrozenTeacher:
         """Loads the teacher.
@@ -259,9 +258,8 @@ class Distillation(Method):
             starts, place = self.teacher_backbone, "model.teacher"
         return shape_of(starts, self.student_layers, place, self.student_layers_at)
 
-    def prepare_terms(self, student: TrajectoryShape) -> None:
+    def prepare_terms(self, student: TrajectoryShape, teacher: TrajectoryShape) -> None:
         """Gives the terms the shapes of both sides."""
-        teacher = self.teacher_shape()
         for term in self.active_terms:
             term.prepare(student, teacher, [other for other in self.active_terms if other is not term])
 

@@ -77,16 +77,15 @@ class Schedule:
         return lambda step: self.factor(step, 1)
 
 
-def parameter_groups(module: nn.Module, parts: dict[str, nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, parts: dict[str, nn.Module]) -> list[dict[str, Any]]:
     """Splits what trains into named groups, with and without weight decay.
 
     Without decay: vectors (norms, biases), embeddings-like learned tokens, and Stiefel parameters, whose scale means
-    nothing.
+    nothing. The other groups say nothing of it: they get the optimiser's.
 
     Args:
         module: The whole module.
         parts: Sub-modules by name; each parameter belongs to the first that holds it, else to ``backbone``.
-        weight_decay: Weight decay of the groups that have one.
 
     Raises:
         LoriError: If nothing trains.
@@ -102,8 +101,8 @@ def parameter_groups(module: nn.Module, parts: dict[str, nn.Module], weight_deca
     return [
         {
             "params": parameters,
-            "weight_decay": weight_decay if decays else 0.0,
             "name": f"{name}/{'' if decays else 'no_'}decay",
+            **({} if decays else {"weight_decay": 0.0}),
         }
         for (name, decays), parameters in groups.items()
     ]

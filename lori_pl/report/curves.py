@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lori_pl.errors import one_line
 
-TAGS = {"validation": ("val/accuracy",), "loss": ("train/loss",)}
-"""The curves that a report draws, with their tags, of which the first that is there counts."""
+TAGS = {"validation": "val/accuracy", "loss": "train/loss"}
+"""The curves that a report draws, with their tags."""
 _MOST = 600
 
 
@@ -36,9 +36,8 @@ def read_curves(folder: Path, notes: list[str]) -> dict[str, np.ndarray]:
         events.Reload()
         present = events.Tags()["scalars"]
         curves = {}
-        for name, tags in TAGS.items():
-            tag = next((tag for tag in tags if tag in present), None)
-            if tag is not None:
+        for name, tag in TAGS.items():
+            if tag in present:
                 points = np.array([(event.step, event.value) for event in events.Scalars(tag)], dtype=float).T
                 points = points[:, np.isfinite(points).all(0)]
                 if points.shape[1]:

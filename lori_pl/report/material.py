@@ -13,9 +13,9 @@ from lori_pl.evaluation.claims import Claim, adjust, claim
 from lori_pl.report.ablations import Ablation, ablations
 from lori_pl.report.curves import read_curves
 from lori_pl.report.files import ANALYSIS, BENCHMARK, Found, Timed, read_analysis, read_benchmark, spectra
-from lori_pl.report.reading import CELLS, RESULTS, is_run, read_results, read_runs
+from lori_pl.report.reading import is_run, read_results, read_runs
 from lori_pl.report.records import Group, Run
-from lori_pl.run_files import LOGS
+from lori_pl.run_files import CELLS, LOGS, RESULTS
 
 MAIN = "lori"
 """The method that is compared with all others where nothing else is said."""

@@ -14,17 +14,13 @@ from lori_pl.errors import one_line
 from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, ResultTable, read_outcomes
 from lori_pl.report.outcomes import check_outcomes, outcomes_in, read_own
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
-from lori_pl.run_files import CONFIG, LOGS, SUMMARY
-from lori_pl.sweep.fields import VARIANT_AXIS
+from lori_pl.run_files import CELLS, CONFIG, LOGS, RESULTS, SUMMARY
+from lori_pl.sweep.fields import SWEEP_COLUMNS, VARIANT_AXIS
 
 T = TypeVar("T")
-RESULTS, CELLS = "results.csv", "cells"
 OTHER_SET = "test_sets."
 _NAME, _TEXT, _CONFIG = 300, 4000, 60_000
-_KNOWN = {
-    *(*RESULT_COLUMNS, "low", "high", "cell", "status", "reason", "seconds", "peak_memory_mib"),
-    *("peak_gpu_memory_mib", "problems", "validation"),
-}
+_KNOWN = {*RESULT_COLUMNS, *SWEEP_COLUMNS, "validation"}
 _OF_A_RUN = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
 
 

@@ -30,7 +30,7 @@ from lori_pl.evaluation.records import (
     write_outcomes,
 )
 from lori_pl.files import FolderBusy, lock_folder, replace_file
-from lori_pl.run_files import CHECKPOINTS, MACHINE, OUTCOMES, STUDENT, SUMMARY, further_outcomes
+from lori_pl.run_files import CELLS, CHECKPOINTS, MACHINE, OUTCOMES, RESULTS, STUDENT, SUMMARY, further_outcomes
 from lori_pl.sweep.cells import Cell, folder_of
 from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
 from lori_pl.sweep.display import shown
@@ -89,7 +89,7 @@ class CellRunner:
 
     def folder(self, cell: Cell) -> Path:
         """Where the cell's run writes."""
-        return self.output / "cells" / cell.id
+        return self.output / CELLS / cell.id
 
     def command(self, cell: Cell) -> list[str]:
         """The command line that runs a cell; a test's takes its student from wherever it is."""
@@ -122,14 +122,14 @@ class CellRunner:
     def _students(self, cell: Cell) -> list[Path]:
         """Where the student may be that a test takes: here, and where a run lies whose row was taken over."""
         assert cell.of is not None
-        own = self.output / "cells" / cell.of
+        own = self.output / CELLS / cell.of
         rows = rows_of(cell.of, self.table)
         found = rows[-1] if rows and rows[-1]["status"] == "ok" else None
         if found is None and (known := self.recorded(cell.of)) is not None:
             found = known[1]
         root = None if found is None else folder_of(found["command"])
         others = (
-            [] if root in (None, own) else [root, *(folder / "cells" / cell.of for folder in self.specification.reuse)]
+            [] if root in (None, own) else [root, *(folder / CELLS / cell.of for folder in self.specification.reuse)]
         )
         return [folder / STUDENT for folder in dict.fromkeys([own, *others])]
 
@@ -289,7 +289,7 @@ class CellRunner:
         with suppress(OSError):  # some file systems have no links
             new = link.with_name(f".{cell.id}")
             new.unlink(missing_ok=True)
-            new.symlink_to(Path("..") / "cells" / cell.id)
+            new.symlink_to(Path("..") / CELLS / cell.id)
             os.replace(new, link)
 
     # ---- rows of other sweeps ---------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ class CellRunner:
         id, is_test = (cell, False) if isinstance(cell, str) else (cell.id, cell.test is not None)
         metrics = () if is_test else self.specification.metrics
         for folder in self.specification.reuse:
-            rows = rows_of(id, ResultTable(folder / "results.csv"))
+            rows = rows_of(id, ResultTable(folder / RESULTS))
             if rows and rows[-1]["status"] == "ok" and all(rows[-1].get(metric) for metric in metrics):
                 return folder, rows[-1]
         return None

@@ -23,7 +23,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import in_words
 from lori_pl.evaluation.records import ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
-from lori_pl.run_files import OUTCOMES, further_outcomes
+from lori_pl.run_files import OUTCOMES, RESULTS, further_outcomes
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points, uncalled
 from lori_pl.sweep.child import run_child
@@ -54,7 +54,7 @@ class Sweep:
         expanded = expand(specification)
         self.cells = [] if specification.search is not None else expanded
         columns = [*SWEEP_COLUMNS, *specification.columns, *specification.metrics]
-        self.table = ResultTable(specification.results / "results.csv", columns)
+        self.table = ResultTable(specification.results / RESULTS, columns)
         self._console = console or Console()
         self.runner = CellRunner(specification, self.table, runner or run_child, self._console, self.title, self.say)
         self._maker = CellMaker(specification)

@@ -58,6 +58,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lori_pl.run_files import RESULTS
 from lori_pl.sweep.fields import (
     CONFIG_AXIS,
     SWEEP_COLUMNS,
@@ -193,8 +194,8 @@ class _Reader(FieldReader):
         if search is not None and tests:
             self.fail("tests", "the trials of a search are not tested again; give what it found a sweep of its own")
         for folder in self.texts("reuse"):
-            if not (Path(folder) / "results.csv").is_file():
-                self.fail("reuse", f"{folder} holds no results.csv")
+            if not (Path(folder) / RESULTS).is_file():
+                self.fail("reuse", f"{folder} holds no {RESULTS}")
         for metric in metrics:
             if metric in SWEEP_COLUMNS[2:] or metric in ("method", "seed", "commit", "command"):
                 self.fail("metrics", f"'{metric}' is a column of the sweep's own; leave it out")

@@ -44,7 +44,7 @@ def test_gsm8k_missing_rationale(tmp_path):
     file = write_lines(tmp_path / "train.jsonl", [JANET, BARE])
     loaded = GSM8K(str(tmp_path)).load("train")
     assert [problem.id for problem in loaded.problems] == ["gsm8k/train/0"]
-    assert (loaded.missing_rationale, loaded.bad_rows, loaded.files) == (1, 0, [file])
+    assert (loaded.missing_rationale, loaded.bad_rows) == (1, 0)
     loaded = GSM8K(str(tmp_path), on_missing_rationale="natural").load("train")
     assert [problem.steps for problem in loaded.problems] == [
         ["<<16-7=9>>", "<<9*2000=18000>>"],
@@ -270,7 +270,6 @@ def test_multiplication_splits_are_disjoint_and_deterministic():
     pairs = [operands(problem) for problems in splits.values() for problem in problems]
     assert len(set(pairs)) == 4000
     assert splits["test"][3].id == "multiplication/test/3"
-    assert source.load("test").files == []
     again = Multiplication(digits=2, **sizes | {"train_size": 10})
     assert again.load("test").problems == splits["test"]
     assert again.load("validation").problems == splits["validation"]

@@ -135,7 +135,7 @@ def test_the_peak_is_the_planned_one(lora, foreach):
     built, planned = method(), method()
     built.configure_model()
     batch = batch_of(built, list(range(8)))
-    predicted = cost_of_step(planned, hollow(planned), batch, "32-true").peak()
+    predicted = cost_of_step(planned, hollow(planned), batch, "32-true").parts().total
     built.to(DEVICE).train()
     optimizer = built.optimizer([p for p in built.parameters() if p.requires_grad])
     batch = move_data_to_device(batch, DEVICE)

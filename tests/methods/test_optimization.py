@@ -140,7 +140,7 @@ def test_every_trainable_parameter_is_in_the_group_that_its_name_says(kind, lora
 
 def test_a_module_without_anything_to_train_is_refused():
     with pytest.raises(LoriError, match="every parameter is frozen"):
-        parameter_groups(nn.Linear(2, 2).requires_grad_(False), {}, 0.1)
+        parameter_groups(nn.Linear(2, 2).requires_grad_(False), {})
 
 
 # ---- what the flags change on resume ---------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from lori_pl.data.problem import Problem
 from lori_pl.data.sources.fields import BadRow, Row, json_rows
 from lori_pl.data.sources.published import PublishedFile
-from lori_pl.errors import LoriError, one_line
+from lori_pl.errors import LoriError, check_choice, one_line
 
 Split = Literal["train", "validation", "test"]
 OnBadRow = Literal["error", "skip"]
@@ -27,14 +27,12 @@ class LoadedSplit:
         bad_rows: Malformed rows that were skipped.
         missing_rationale: Problems of the split without a rationale.
         dropped: How many of these were left out; the others are kept as they are, or have their natural-language steps.
-        files: The files read; empty where the source needs none.
     """
 
     problems: list[Problem]
     bad_rows: int = 0
     missing_rationale: int = 0
     dropped: int = 0
-    files: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -108,15 +106,9 @@ class RowSource(Source):
     ) -> None:
         self.path = Path(path).expanduser()
         self.has_path = str(path) != ""
-        self.on_bad_row = self._choice("on_bad_row", on_bad_row, get_args(OnBadRow))
-        self.on_missing_rationale = self._choice(
-            "on_missing_rationale", on_missing_rationale, get_args(OnMissingRationale)
-        )
-
-    def _choice(self, option: str, value: str, choices: Sequence[str]) -> str:
-        if value not in choices:
-            raise LoriError(f"{self.name}: {option} is '{value}'; set it to one of {', '.join(choices)}")
-        return value
+        check_choice(f"{self.name}: on_bad_row", on_bad_row, OnBadRow)
+        check_choice(f"{self.name}: on_missing_rationale", on_missing_rationale, OnMissingRationale)
+        self.on_bad_row, self.on_missing_rationale = on_bad_row, on_missing_rationale
 
     @abc.abstractmethod
     def parse(self, value: Any, problem_id: str) -> Problem:
@@ -249,7 +241,7 @@ class RowSource(Source):
                 f"{bad_rows} malformed rows skipped, {missing_rationale} problems without a rationale); "
                 "check the files and the options"
             )
-        return LoadedSplit(problems, bad_rows, missing_rationale, dropped, [Path(table.where) for table in tables])
+        return LoadedSplit(problems, bad_rows, missing_rationale, dropped)
 
     def _table(self, file: Path) -> Table:
         inside = self.path in file.parents

@@ -13,6 +13,9 @@ from lori_pl.data.problem import Problem
 from lori_pl.data.sources.base import OnBadRow, OnMissingRationale, RowSource, Split
 from lori_pl.data.sources.fields import ANNOTATION, BadRow, question_hash, text_field
 from lori_pl.data.sources.published import PublishedFile
+from lori_pl.errors import check_choice
+
+Rationale = Literal["equations", "natural"]
 
 _ORIGIN = (
     "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
@@ -61,12 +64,13 @@ class GSM8K(RowSource):
     def __init__(
         self,
         path: str = "",
-        rationale: Literal["equations", "natural"] = "equations",
+        rationale: Rationale = "equations",
         on_bad_row: OnBadRow = "error",
         on_missing_rationale: OnMissingRationale = "drop",
     ) -> None:
         super().__init__(path, on_bad_row, on_missing_rationale)
-        self.rationale = self._choice("rationale", rationale, ("equations", "natural"))
+        check_choice(f"{self.name}: rationale", rationale, Rationale)
+        self.rationale = rationale
 
     def parse(self, value: Any, problem_id: str) -> Problem:
         """Makes a problem of one row.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lori_pl.data.problem import Problem
-from lori_pl.data.sources.base import LoadedSplit, OnBadRow, OnMissingRationale, RowSource, Split, Table
+from lori_pl.data.sources.base import OnBadRow, OnMissingRationale, RowSource, Split, Table
 from lori_pl.data.sources.fields import Row, answer_field, steps_field, text_field
 from lori_pl.errors import LoriError
 
@@ -98,15 +98,6 @@ class Hub(RowSource):
                 "check path, revision, configuration, the split's name and the network"
             ) from None
         return [Table(f"{self.dataset}@{self.revision}[{self.splits[split]}]", split, _numbered(rows))]
-
-    def load(self, split: Split) -> LoadedSplit:
-        """Returns the problems of one split; its `files` are empty.
-
-        Raises:
-            LoriError: The split cannot be loaded or is empty, or a row is malformed.
-        """
-        loaded = super().load(split)
-        return LoadedSplit(loaded.problems, loaded.bad_rows, loaded.missing_rationale, loaded.dropped)
 
     def read(self, file: str | Path) -> list[Problem]:
         """Refuses: a data set is read by split.
