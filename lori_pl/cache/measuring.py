@@ -16,7 +16,6 @@ from lori_pl.alignment.packing import prefixed
 from lori_pl.cache.build import RowBatch, TeacherPass, row_loader
 from lori_pl.cache.shards import is_sound, map_shard, sealed_paths, write_sealed
 from lori_pl.data.moving import pins
-from lori_pl.errors import LoriError
 
 SAVE_EVERY = 60.0
 """Seconds after which the sums are written again."""
@@ -153,13 +152,7 @@ class MeasureTeacher(TeacherPass):
         for name, term in self.measured.items():
             term.load_state_dict(prefixed(kept, f"{name}/state/"))
             if self.sweep < term.sweeps:
-                try:
-                    term.resume_sweep(self.sweep, prefixed(kept, f"{name}/sums/"))
-                except KeyError as missing:
-                    raise LoriError(
-                        f"{self.folder}: an interrupted build of another version has kept its sums there, without "
-                        f"{missing} for '{name}'; remove {self.folder}/sweep*.safetensors and start `cache` again"
-                    ) from None
+                term.resume_sweep(self.sweep, prefixed(kept, f"{name}/sums/"))
 
 
 def drop_sums(folder: Path) -> None:
