@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lori_pl.alignment import Signals
 from lori_pl.data.datamodule import PreparedSplit
+from lori_pl.data.moving import send
 from lori_pl.data.pairing import PairedBatch, pad
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
@@ -184,8 +185,8 @@ class Coconut(StagedMethod, LatentMethod):
             begin = 0 if not removed else starts[removed] if removed < len(starts) else len(rationale)
             rows.append(np.concatenate([encoder.eot, rationale[begin:], encoder.prompt, answer]))
             before.append(len(rows[-1]) - len(answer) - 1)
-        ids, mask = (tensor.to(batch.question.device) for tensor in pad(rows, encoder.pad, left=False))
-        columns = torch.tensor(before, device=ids.device)[:, None]
+        made = (*pad(rows, encoder.pad, left=False), torch.tensor(before)[:, None])
+        ids, mask, columns = (send(tensor, batch.question.device) for tensor in made)
         question = (batch.question, batch.question_mask)
         found = self.student.read_pair(*question, ids, mask, 0, trajectory, anchor, columns)
         losses, written = token_losses(self.student, found.hidden, ids[:, 1:]), mask[:, 1:]

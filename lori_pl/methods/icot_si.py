@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lori_pl.data.datamodule import PreparedSplit
+from lori_pl.data.moving import send
 from lori_pl.data.pairing import PairedBatch, Pieces, join_parts
 from lori_pl.errors import LoriError, check_choice
 from lori_pl.methods.losses import batch_mean, explicit_cross_entropy
@@ -143,5 +144,5 @@ class ICoTSI(StagedMethod):
             return super().task_losses(batch), batch.target_mask.sum(1)
         assert batch.pieces is not None
         left = join_parts(self.shortened(batch.pieces, self.offsets(batch.pieces)), self.student.encoder)
-        left = left.to(batch.question.device)
+        left = send(left, batch.question.device)
         return explicit_cross_entropy(self.student, left), left.mask.sum(1) - left.begin

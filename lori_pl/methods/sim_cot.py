@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from lori_pl.alignment import Signals
 from lori_pl.alignment.distributed import mean_across_ranks, sum_across_ranks
 from lori_pl.data.datamodule import PreparedSplit
+from lori_pl.data.moving import send
 from lori_pl.data.pairing import PairedBatch, StepBatch, step_batch
 from lori_pl.data.tokenizer import holds, load_tokenizer
 from lori_pl.errors import LoriError
@@ -169,7 +170,7 @@ class StepSupervision(LatentMethod):
         if not places:  # before the first latents come, the decoder waits
             return total + self.waiting(total), parts, student
         steps = step_batch(batch.pieces, self.student.encoder, places, takes_rest)
-        steps = steps.to(batch.question.device)
+        steps = send(steps, batch.question.device)
         grouped = torch.cat(latents, dim=1).unflatten(1, (places, -1))
         with region("steps"):
             parts["steps"] = self.weigh(self.decoder(grouped[steps.row, steps.number], steps), steps)

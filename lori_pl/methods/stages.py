@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from lori_pl.data.datamodule import PreparedSplit
 from lori_pl.data.pairing import PairedBatch
@@ -169,7 +170,8 @@ class StagedMethod(Method):
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
             optimizer.state = defaultdict(dict)
         self.enter(self.stage_at(step))
-        self.log("train/stage", float(self.stage), batch_size=len(batch.index))
+        # a number would be copied to the device, and waited for
+        self.log("train/stage", torch.full((), float(self.stage), device=self.device), batch_size=len(batch.index))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also notes the stage."""
