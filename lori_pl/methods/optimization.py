@@ -157,7 +157,7 @@ def check_optimizer(optimizer: OptimizerCallable) -> None:
     """Makes one for a weight of no importance, so that what it refuses is told before a model is loaded.
 
     Raises:
-        LoriError: If it takes its arguments not.
+        LoriError: If it does not take its arguments.
     """
     try:
         optimizer([{"params": [nn.Parameter(torch.zeros(1, 1))], "name": "check"}])
