@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -103,20 +103,20 @@ class AnsweringModule(pl.LightningModule):
     def on_predict_start(self) -> None:
         """Sets the number of latents, and makes sure that each question leaves a position for an answer."""
         self.set_latents()
-        self.check_questions({"predict": self.data.splits["predict"]})
+        self.check_questions([self.data.splits["predict"]])
 
-    def check_questions(self, splits: Mapping[str, PreparedSplit]) -> None:
+    def check_questions(self, splits: Iterable[PreparedSplit]) -> None:
         """Makes sure that each question leaves a position for an answer, before any is answered.
 
         Args:
-            splits: The questions, by the name of their set.
+            splits: The questions.
 
         Raises:
             LoriError: If one does not.
         """
         encoder = self.student.encoder
         further = len(encoder.bot) + self.student.thought.latents + len(self.student.given)
-        for split in splits.values():
+        for split in splits:
             check_questions(split, self.student.lm, further)
 
     def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
@@ -140,7 +140,7 @@ class AnsweringModule(pl.LightningModule):
     def on_test_start(self) -> None:
         """Sets the number of latents, makes sure that questions fit, and makes one set of metrics a test set."""
         self.set_latents()
-        self.check_questions(self.data.tests)
+        self.check_questions(self.data.tests.values())
         self.test_metrics = {name: TestSetMetrics().to(self.device) for name in self.data.tests}
 
     def test_step(self, batch: PairedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -252,7 +252,7 @@ class Method(AnsweringModule):
     def on_fit_start(self) -> None:
         """Makes sure that the models that read them have positions for all sequences, and for the tests' questions."""
         check_sequences(self.data, self.sequences, "train", "validation")
-        self.check_questions(self.data.tests)
+        self.check_questions(self.data.tests.values())
 
     def on_train_start(self) -> None:
         """Lets the flags of a resumed run win, and warns of what accumulated gradients change."""
