@@ -1,6 +1,7 @@
 """Draws docs/images/methods.png and prints the README's tables of all methods, from their recorded results.
 
-Run in the root of the repository: ``python experiments/figures/methods.py [FOLDER] [FILE]``.
+Run in the root of the repository: ``python experiments/figures/methods.py [FOLDER] [FILE] [README]``; with a third
+argument the tables are written into that page as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 
 from lori_pl.evaluation.claims import Claim, Measured, adjust, claim
 from lori_pl.evaluation.intervals import seed_interval
+from lori_pl.files import replace_file
 
 FOLDER = Path("experiments/methods")
 FILE = Path("docs/images/methods.png")
@@ -45,6 +47,7 @@ NAMES = {
 }
 VARIANTS = {"": "", "_own_start": ", from random weights", "_equal_passes": ", 7 passes"}
 STEP = "accuracy_steps_"
+BLANK = "\n\n"
 GAP = 3.2
 """Percent between two names in the picture."""
 
@@ -200,6 +203,22 @@ def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figu
     return figure
 
 
+def put(page: Path, blocks: dict[str, str]) -> None:
+    """Writes each block into a page, in place of the one that stands below its marker.
+
+    Raises:
+        SystemExit: a marker does not stand there, or not once.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        marker = f"<!-- {name}:methods -->\n\n"
+        if (found := text.count(marker)) != 1:
+            sys.exit(f"{page}: `{marker.strip()}` and an empty line must stand there once, and stand {found} times")
+        before, after = text.split(marker)
+        text = f"{before}{marker}{block}\n\n{after.split(BLANK, 1)[1]}"
+    replace_file(page, lambda file: file.write(text.encode()))
+
+
 def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0]) if arguments else FOLDER
     file = Path(arguments[1]) if len(arguments) > 1 else FILE
@@ -208,12 +227,14 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(f"{folder / 'results.csv'} has no finished run: run `lori_pl sweep {folder}/full.yaml` first")
     columns = next(iter(results.values()))[0]
     steps = sorted((key for key in columns if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
-    print(table(results, steps))
+    blocks = {"results": table(results, steps)}
     if costs := rows_of(folder / "costs" / "results.csv"):
-        print(f"\n{cost_table(costs)}")
-    print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}\n")
-    for each in claims(results):
-        print(f"- {told(each)}")
+        blocks["costs"] = cost_table(costs)
+    blocks["claims"] = "\n".join(f"- {told(each)}" for each in claims(results))
+    print(BLANK.join(blocks.values()))
+    print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}")
+    if len(arguments) > 2:
+        put(Path(arguments[2]), blocks)
     file.parent.mkdir(parents=True, exist_ok=True)
     draw(results, steps).savefig(file, dpi=130)
     print(f"\n{file}")

@@ -71,6 +71,29 @@ def test_claims_are_corrected_together(folder, tmp_path, monkeypatch, capsys):
     assert f"p {p[1]:.2g}, Holm {p[1]:.2g}" in shown[1]
 
 
+def test_the_tables_are_written_into_a_page(folder, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    markers = [f"<!-- {name}:methods -->" for name in ("results", "costs", "claims")]
+    page.write_text("Before.\n\n" + "".join(f"{marker}\n\nold\nlines\n\nAfter.\n\n" for marker in markers))
+    run(monkeypatch, folder, tmp_path / "picture.png", page)
+    shown, written = capsys.readouterr().out, page.read_text()
+    assert "old" not in written
+    assert written.count("After.") == 3
+    assert [line for line in written.splitlines() if line.startswith(("|", "- "))] == [
+        line for line in shown.splitlines() if line.startswith(("|", "- "))
+    ]
+    run(monkeypatch, folder, tmp_path / "picture.png", page)
+    assert page.read_text() == written
+
+
+def test_a_page_without_a_marker_stays_as_it_was(folder, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results:methods -->\n\nold\n\nAfter.\n")
+    with pytest.raises(SystemExit, match="`<!-- costs:methods -->` and an empty line must stand there once"):
+        run(monkeypatch, folder, tmp_path / "picture.png", page)
+    assert "old" in page.read_text()
+
+
 def test_without_results_it_says_so(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"results\.csv has no finished run"):
         run(monkeypatch, tmp_path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -38,7 +40,8 @@ class Browser:
     """A browser with one page; what goes wrong on it is gathered in ``faults``."""
 
     def __init__(self, program: str) -> None:
-        self._profile = tempfile.TemporaryDirectory()
+        # a helper of the browser's that ends late may still write there: what it leaves is no test's failure
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.faults: list[str] = []
         self.requested: list[str] = []
         to_read, self._write = os.pipe()
@@ -47,7 +50,11 @@ class Browser:
         line = f'exec "$@" 3<&{to_read} 4>&{to_write}'
         command = ["bash", "-c", line, "bash", program, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
         self._process = subprocess.Popen(
-            command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            pass_fds=(to_read, to_write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(to_read)
         os.close(to_write)
@@ -63,11 +70,12 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # the browser is many processes, and its first one may end before the others
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         os.close(self._write)
         os.close(self._read)
         self._profile.cleanup()
