@@ -10,7 +10,7 @@ import torch
 from common import in_turns, median, parser, report
 from torch.utils.data import DataLoader
 
-from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.datamodule import PairedDataModule, Reader
 from lori_pl.data.loading import collate_pairs
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.sources import SOURCES
@@ -27,7 +27,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     source = SOURCES[arguments.source](**({"path": arguments.path} if arguments.path else {}))
     reasoner = LatentReasoner.from_pretrained("lori_pl/assets/teacher").eval()
-    data = PairedDataModule(source, test_problems=arguments.problems, max_length=160, markers=False)
+    data = PairedDataModule(source, test_problems=arguments.problems, max_length=160, reader=Reader(markers=False))
     data.setup("test")
     (split,) = data.tests.values()
     (by_length,) = data.test_dataloader()

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(options.folder or method.cache or "")
     if not (options.folder or method.cache):
         raise LoriError("where the cache is to be is not said: give --folder, or model.cache in the config")
-    method.cache = data.teacher_cache = None
+    method.cache = data.reader.teacher_cache = None
     if options.shard_problems is not None and options.shard_problems < 1:
         raise LoriError(f"--shard_problems is {options.shard_problems}: give 1 or more")
     builder = Builder(method, data, trainer, folder, options.dtype, options.shard_problems)

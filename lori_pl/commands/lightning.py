@@ -35,18 +35,7 @@ from lori_pl.callbacks.throughput import Throughput
 from lori_pl.callbacks.training_cost import TrainingCost
 from lori_pl.checkpoint_files import LAST, CheckpointFiles, checkpoints_in, read_checkpoint
 from lori_pl.commands.failures import explained
-from lori_pl.commands.links import (
-    fields,
-    method_class,
-    reads_pieces,
-    requires_rationale,
-    student_revision,
-    student_tokenizer,
-    teacher_cache,
-    teacher_revision,
-    teacher_tokenizer,
-    uses_markers,
-)
+from lori_pl.commands.links import fields, method_class, reader
 from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_errors
 from lori_pl.commands.processes import ending_together
 from lori_pl.commands.run_folder import check_folder, checkpoints_seen, held, resolve_checkpoint
@@ -71,14 +60,8 @@ class LoriCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what model and data must agree on, and adds the options of a run."""
-        parser.link_arguments("model", "data.tokenizer", compute_fn=student_tokenizer)
-        parser.link_arguments("model", "data.teacher_tokenizer", compute_fn=teacher_tokenizer)
-        parser.link_arguments("model", "data.tokenizer_revision", compute_fn=student_revision)
-        parser.link_arguments("model", "data.teacher_tokenizer_revision", compute_fn=teacher_revision)
-        parser.link_arguments("model", "data.teacher_cache", compute_fn=teacher_cache)
-        parser.link_arguments("model", "data.markers", compute_fn=uses_markers)
-        parser.link_arguments("model", "data.needs_rationale", compute_fn=requires_rationale)
-        parser.link_arguments("model", "data.pieces", compute_fn=reads_pieces)
+        # one link: for each, jsonargparse checks the whole model again
+        parser.link_arguments("model", "data.reader", compute_fn=reader)
         parser.link_arguments("data.template", "model.init_args.template")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint after fit.")
@@ -141,14 +124,13 @@ class LoriCLI(LightningCLI):
             self.folder = resolve_checkpoint(self.subcommand, options, self.root, name)
         if self.folder is None:
             method_class(options["model"]).check(fields(options["model"]))
-            if not student_tokenizer(options["model"]):
+            if not options["data"]["reader"]["tokenizer"]:
                 raise LoriError(
                     "model.backbone has neither name nor tokenizer: set --model.backbone.name or "
                     "--model.backbone.tokenizer"
                 )
         else:  # it brings all that a test needs
-            options["data"]["tokenizer"] = self.folder
-            options["data"]["tokenizer_revision"] = options["data"]["teacher_tokenizer"] = None
+            options["data"]["reader"] |= {"tokenizer": self.folder, "revision": None, "teacher_tokenizer": None}
         self._check_folder(options, wanted)
 
     def _check_folder(self, options: Any, wanted: str | None) -> None:
@@ -334,6 +316,10 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
     logging.getLogger("lightning").handlers.clear()  # the root's prints the same lines
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     keywords = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
+    commands = LightningCLI.subcommands()
+    if arguments[0] in commands:  # a parser of the whole Trainer, model and data is made for each
+        commands = {arguments[0]: commands[arguments[0]]}
+        kind = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: commands)})
     with one_line_errors(arguments):
         return kind(
             Method,
@@ -345,7 +331,7 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
             parser_kwargs={
                 "prog": "python -m lori_pl",
                 **keywords,
-                **{name: dict(keywords) for name in LightningCLI.subcommands()},
+                **{name: dict(keywords) for name in commands},
             },
             args=arguments,
         )

@@ -1,4 +1,4 @@
-"""What a parsed model config says about the data that it needs: LightningCLI links the one to the other by it."""
+"""What a parsed model config says of the data that it reads: LightningCLI links the one to the other by it."""
 
 from __future__ import annotations
 
@@ -21,55 +21,27 @@ def method_class(model: Mapping[str, Any]) -> type[Method]:
     return found
 
 
-def _given_class(model: Mapping[str, Any] | None) -> type[Method] | None:
-    """The method of a parsed model config; ``None`` from one that names none yet."""
-    return method_class(model) if model and model.get("class_path") else None
+def reader(model: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a parsed model config says of `lori_pl.data.datamodule.Reader`: its fields by name.
+
+    The student's tokenizer is its own, or that of the teacher that it starts from; empty where neither is given.
+    """
+    given = fields(model)
+    teacher, backbone = fields(given.get("teacher")), fields(given.get("backbone"))
+    own = backbone if _tokenizer(backbone) else teacher
+    # none is named before the first config file is read
+    method = method_class(model) if model and model.get("class_path") else None
+    return {
+        "tokenizer": _tokenizer(own) or "",
+        "revision": own.get("revision"),
+        "teacher_tokenizer": _tokenizer(teacher),
+        "teacher_revision": teacher.get("revision"),
+        "teacher_cache": given.get("cache"),
+        "markers": method is not None and method.uses_markers(),
+        "needs_rationale": method is not None and method.requires_rationale(model or {}),
+        "pieces": method is not None and method.reads_pieces,
+    }
 
 
-def uses_markers(model: Mapping[str, Any] | None) -> bool:
-    """Whether the method of a parsed model config surrounds its thought with ``<bot>`` and ``<eot>``."""
-    method = _given_class(model)
-    return method is not None and method.uses_markers()
-
-
-def requires_rationale(model: Mapping[str, Any] | None) -> bool:
-    """Whether training under a parsed model config needs rationales."""
-    method = _given_class(model)
-    return method is not None and method.requires_rationale(model or {})
-
-
-def reads_pieces(model: Mapping[str, Any] | None) -> bool:
-    """Whether the method of a parsed model config reads the explicit sequences in pieces."""
-    method = _given_class(model)
-    return method is not None and method.reads_pieces
-
-
-def teacher_tokenizer(model: Mapping[str, Any] | None) -> str | None:
-    """The teacher's tokenizer in a parsed model config, if it has a teacher."""
-    return _tokenizer(fields(model).get("teacher"))
-
-
-def student_tokenizer(model: Mapping[str, Any] | None) -> str:
-    """The student's tokenizer in a parsed model config: its own, or that of the teacher that it starts from."""
-    return _tokenizer(fields(model).get("backbone")) or teacher_tokenizer(model) or ""
-
-
-def teacher_cache(model: Mapping[str, Any] | None) -> str | None:
-    """The cache of the teacher's statistics in a parsed model config, if it has one."""
-    return fields(model).get("cache")
-
-
-def teacher_revision(model: Mapping[str, Any] | None) -> str | None:
-    """The revision of the teacher's tokenizer."""
-    return fields(fields(model).get("teacher")).get("revision")
-
-
-def student_revision(model: Mapping[str, Any] | None) -> str | None:
-    """The revision of the student's tokenizer."""
-    backbone = fields(fields(model).get("backbone"))
-    return backbone.get("revision") if _tokenizer(backbone) else teacher_revision(model)
-
-
-def _tokenizer(backbone: Any) -> str | None:
-    given = fields(backbone)
-    return given.get("tokenizer") or given.get("name")
+def _tokenizer(backbone: Mapping[str, Any]) -> str | None:
+    return backbone.get("tokenizer") or backbone.get("name")

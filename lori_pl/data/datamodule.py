@@ -53,6 +53,31 @@ class PreparedSplit:
         return np.array([len(problem.steps) for problem in self.problems], dtype=np.int64)
 
 
+@dataclass
+class Reader:
+    """The model that reads the batches, as far as they depend on it; the command line takes it from ``model``.
+
+    Args:
+        tokenizer: The student's tokenizer: ``synthetic``, a folder or a name on the hub.
+        revision: Its revision on the hub.
+        teacher_tokenizer: The teacher's, where there is one.
+        teacher_revision: Its revision on the hub.
+        teacher_cache: Folder of the teacher's statistics, where they are read instead of measured.
+        markers: Whether ``<bot>`` and ``<eot>`` surround the student's thought.
+        needs_rationale: Whether training needs rationales; problems without one are then left out.
+        pieces: Whether training and validation sequences are read in pieces as well.
+    """
+
+    tokenizer: str = SYNTHETIC
+    revision: str | None = None
+    teacher_tokenizer: str | None = None
+    teacher_revision: str | None = None
+    teacher_cache: str | None = None
+    markers: bool = True
+    needs_rationale: bool = True
+    pieces: bool = False
+
+
 class PairedDataModule(pl.LightningDataModule):
     """Builds, for each problem, a teacher sequence and a student sequence with masks and the anchor's index.
 
@@ -79,14 +104,7 @@ class PairedDataModule(pl.LightningDataModule):
         predict_file: Questions for ``predict``, all of which are answered: JSON, lines or a list (``question``,
             optional ``id`` and ``answer``), or plain text, one a line; without it ``predict`` answers the first test
             set.
-        tokenizer: The student's tokenizer; the command line takes it from ``model.backbone``.
-        tokenizer_revision: Its revision on the hub.
-        teacher_tokenizer: The teacher's, where it differs; the command line takes it from the model.
-        teacher_tokenizer_revision: Its revision on the hub.
-        teacher_cache: Folder of the teacher's statistics; the command line takes it from ``model.cache``.
-        pieces: Also give training and validation sequences in pieces; set from the model's method.
-        markers: Whether ``<bot>`` and ``<eot>`` surround the student's thought; set from the model's method.
-        needs_rationale: Whether training needs rationales; set from the model's method.
+        reader: The model that the batches are for; the command line takes it from ``model``.
     """
 
     def __init__(
@@ -107,14 +125,7 @@ class PairedDataModule(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         predict_file: str | None = None,
-        tokenizer: str = SYNTHETIC,
-        tokenizer_revision: str | None = None,
-        teacher_tokenizer: str | None = None,
-        teacher_tokenizer_revision: str | None = None,
-        teacher_cache: str | None = None,
-        pieces: bool = False,
-        markers: bool = True,
-        needs_rationale: bool = True,
+        reader: Reader | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -144,17 +155,17 @@ class PairedDataModule(pl.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.predict_file = predict_file
-        self.teacher_cache = teacher_cache
-        self.pieces = pieces
-        self.needs_rationale = self.source.needs_rationale = needs_rationale
+        self.reader = reader = reader or Reader()
+        self.source.needs_rationale = reader.needs_rationale
         for each in (self.source, *(test_sources or {}).values()):
             if on_bad_row is not None and isinstance(each, RowSource):
                 each.on_bad_row = on_bad_row
-        self.encoder = Encoder(load_tokenizer(tokenizer, markers, tokenizer_revision), self.template, markers)
+        tokenizer = load_tokenizer(reader.tokenizer, reader.markers, reader.revision)
+        self.encoder = Encoder(tokenizer, self.template, reader.markers)
         self.teacher_encoder = None
-        named = (teacher_tokenizer, teacher_tokenizer_revision)
-        if teacher_tokenizer is not None and named != (tokenizer, tokenizer_revision):
-            theirs = load_tokenizer(teacher_tokenizer, False, teacher_tokenizer_revision)
+        named = (reader.teacher_tokenizer, reader.teacher_revision)
+        if reader.teacher_tokenizer is not None and named != (reader.tokenizer, reader.revision):
+            theirs = load_tokenizer(reader.teacher_tokenizer, False, reader.teacher_revision)
             if not same_tokens(theirs, self.encoder.tokenizer, self.template.chat):
                 self.teacher_encoder = Encoder(theirs, self.template, False)
         self.tests_after_fit = True  # so that a fault in a test set is found before the training
@@ -186,8 +197,8 @@ class PairedDataModule(pl.LightningDataModule):
         """Prepares the training problems, once."""
         if "train" not in self.splits:
             self.splits["train"] = self.prepare(self.source, "train")
-            if self.teacher_cache is not None:
-                self._open_cache(self.teacher_cache, self.splits["train"])
+            if self.reader.teacher_cache is not None:
+                self._open_cache(self.reader.teacher_cache, self.splits["train"])
 
     def _open_cache(self, folder: str, split: PreparedSplit) -> None:
         cache = TeacherCache(folder)
@@ -218,7 +229,7 @@ class PairedDataModule(pl.LightningDataModule):
         return self._prepare(loaded.problems, split, name or split, counts)
 
     def _prepare(self, problems: list[Problem], split: Split, label: str, counts: dict[str, int]) -> PreparedSplit:
-        if split == "train" and self.needs_rationale:
+        if split == "train" and self.reader.needs_rationale:
             kept = [problem for problem in problems if self.template.kept(problem.steps)]
             if len(kept) < len(problems) and getattr(self.source, "on_missing_rationale", "drop") == "error":
                 bare = next(problem for problem in problems if not self.template.kept(problem.steps))
@@ -234,7 +245,7 @@ class PairedDataModule(pl.LightningDataModule):
         part = wanted + wanted // 4 + 16
         while True:
             chosen = problems[:part]
-            in_pieces = self.pieces and split != "test"
+            in_pieces = self.reader.pieces and split != "test"
             student = EncodedProblems(chosen, self.encoder, self.rationale_tokens, in_pieces)
             teacher = (
                 EncodedProblems(chosen, self.teacher_encoder, self.rationale_tokens) if self.teacher_encoder else None

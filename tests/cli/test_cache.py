@@ -451,7 +451,7 @@ def test_the_run_resumes_from_the_cache_and_a_config_of_both_serves(world, lori_
     assert world.fit("LoRi", "run", "--ckpt_path", "last", "--trainer.max_steps", "6", **arguments) == 0
     config = yaml.safe_load((world.folder / "run" / "config.yaml").read_text())
     assert config["model"]["init_args"]["cache"] == str(world.folder / "cache")
-    assert "teacher_cache" not in config["data"]
+    assert "reader" not in config["data"]
     run = ["--config", str(world.folder / "run" / "config.yaml"), "--trainer.default_root_dir"]
     assert main(["fit", *run, str(world.folder / "again")]) == 0
 

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.cli import main
-from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.datamodule import PairedDataModule, Reader
 from lori_pl.data.sources import JSONL
 from lori_pl.errors import LoriError
 from lori_pl.methods.stages import Stages
@@ -27,10 +27,7 @@ from lori_pl.sweep.specification import load_specification
 
 ALL = names("**/*.yaml")
 COMPOSED = [name for name in names("experiment/**/*.yaml") if "# Composed of:" in (CONFIGS / name).read_text()]
-LINKED = (
-    *("config", "model.template", "data.tokenizer", "data.teacher_tokenizer"),
-    *("data.tokenizer_revision", "data.teacher_tokenizer_revision"),
-)
+LINKED = ("config", "model.template", "data.reader")
 SWEEPS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("**/*.yaml"))
 
 
@@ -184,8 +181,9 @@ def test_documented_order_gives_the_documented_values(parse: Parse):
         "bf16-mixed",
     )
     assert sorted(config.data.test_sources) == ["gsm8k", "gsm_hard", "multiarith", "svamp"]
-    assert (config.data.tokenizer, config.data.teacher_tokenizer) == ("meta-llama/Llama-3.2-1B-Instruct", "t")
-    assert config.data.needs_rationale is config.data.markers is True
+    reader = config.data.reader
+    assert (reader["tokenizer"], reader["teacher_tokenizer"]) == ("meta-llama/Llama-3.2-1B-Instruct", "t")
+    assert reader["needs_rationale"] is reader["markers"] is True
 
 
 @pytest.mark.parametrize(
@@ -200,17 +198,17 @@ def test_documented_order_gives_the_documented_values(parse: Parse):
 def test_rationales_are_needed_where_a_term_weighs_something(parse, flags, needed):
     lines = [f"{flag}={value}" for flag, value in zip(flags[::2], flags[1::2], strict=True)]
     config = parse("method/lori.yaml", "model/tiny.yaml", "data/gsm8k.yaml", "--model.teacher.name=t", *lines)
-    assert config.data.needs_rationale is needed
+    assert config.data.reader["needs_rationale"] is needed
 
 
 @pytest.mark.parametrize("name", names("method/*.yaml"))
 def test_a_method_that_needs_rationales_is_refused_data_without_them(parse: Parse, tmp_path: Path, name: str):
     needed = Path(name).stem not in ("no_cot", "pause", "latent_only")
     config = parse(*with_bases(name))
-    assert config.data.needs_rationale is needed
+    assert config.data.reader["needs_rationale"] is needed
     (tmp_path / "train.jsonl").write_text(json.dumps({"question": "Ann has 4 apples .", "answer": "4"}))
     source = JSONL(str(tmp_path), on_missing_rationale="error")
-    data = PairedDataModule(source, needs_rationale=config.data.needs_rationale)
+    data = PairedDataModule(source, reader=Reader(**config.data.reader))
     with pytest.raises(LoriError, match=r"train\.jsonl, line 1: no rationale") if needed else nullcontext():
         data.setup_train()
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.datamodule import PairedDataModule, Reader
 from lori_pl.data.sources import GSM8K, JSONL, GSMHard, Synthetic
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
@@ -42,7 +42,7 @@ def test_a_problem_without_a_rationale_is_left_out_where_training_needs_one(tmp_
 @pytest.mark.parametrize("on_missing", ["drop", "error"])
 def test_answers_alone_are_enough_for_a_method_that_needs_no_rationale(tmp_path, on_missing):
     source = JSONL(str(jsonl(tmp_path, BARE, WHOLE, BARE)), on_missing_rationale=on_missing)
-    assert counts(source, needs_rationale=False) == (3, NONE)
+    assert counts(source, reader=Reader(needs_rationale=False)) == (3, NONE)
 
 
 def test_a_problem_with_its_natural_steps_is_not_left_out(tmp_path):

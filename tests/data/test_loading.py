@@ -11,7 +11,7 @@ import torch
 from byte_tokenizer import byte_tokenizer
 
 from lori_pl.data import datamodule
-from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.datamodule import PairedDataModule, Reader
 from lori_pl.data.loading import epoch_batches
 from lori_pl.data.sources import Synthetic
 from lori_pl.data.template import Template
@@ -241,7 +241,7 @@ def test_the_teacher_reads_its_own_chat_template(chat, monkeypatch):
     tokenizers = {name: byte_tokenizer(chat=True, pad=True) for name in "ab"}
     tokenizers["b"].chat_template = "[teacher]{{ messages[0]['content'] }}"
     monkeypatch.setattr(datamodule, "load_tokenizer", lambda name, *_: tokenizers[name])
-    module = data(tokenizer="a", teacher_tokenizer="b", markers=False, template=Template(chat=chat))
+    module = data(reader=Reader("a", teacher_tokenizer="b", markers=False), template=Template(chat=chat))
     batch = next(iter(module.val_dataloader()))
     if not chat:  # then no tokenizer's template is read, and one encoding serves both
         assert batch.teacher is batch.explicit
@@ -259,8 +259,8 @@ def test_revisions_of_one_tokenizer_are_compared(monkeypatch):
     monkeypatch.setattr(datamodule, "load_tokenizer", lambda name, markers, revision: revisions[revision])
 
     def of_teacher(revision):
-        options = {"tokenizer": "t", "teacher_tokenizer": "t", "teacher_tokenizer_revision": revision}
-        return PairedDataModule(**options, markers=False).teacher_encoder
+        reader = Reader("t", teacher_tokenizer="t", teacher_revision=revision, markers=False)
+        return PairedDataModule(reader=reader).teacher_encoder
 
     assert of_teacher(None) is of_teacher("old") is None
     assert of_teacher("new").tokenizer is larger
