@@ -86,7 +86,7 @@ def test_a_validation_that_is_done_again_logs_what_the_first_would_have(world, l
 
     assert run("whole", "whole_log") == 0
     with monkeypatch.context() as patch:
-        tell(patch, "validation_step", 2, kind=LoRi)  # the first was the sanity check's
+        tell(patch, "validation_step", 1, kind=LoRi)
         assert run("parts", "broken_off") == 143
     assert run("parts", "again", "--ckpt_path=last") == 0
     whole, again = (logged(world.folder / name) for name in ("whole_log", "again"))

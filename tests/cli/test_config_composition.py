@@ -73,7 +73,7 @@ def differences(a: Namespace, b: Namespace) -> set[str]:
 def test_config_parses(parse: Parse, name: str):
     config = parse(*with_bases(name))
     assert config.model.class_path.startswith("lori_pl.methods.")
-    assert lightning_commands.student_tokenizer(config.model)
+    assert config.data.reader["tokenizer"]
     check_stages(config)
 
 

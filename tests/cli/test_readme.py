@@ -9,8 +9,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,14 @@ LORI_COMMANDS = [
 
 
 @pytest.fixture(scope="module")
-def parser() -> Iterator[Any]:
-    """The real parser of the command line."""
+def parsers() -> Iterator[Callable[[str], Any]]:
+    """The real parser of each sub-command's line."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(lightning_commands, "LoriCLI", ParsingOnly)
         patch.setattr(sys, "argv", ["lori_pl"])
         files = ["--config", "configs/method/explicit_cot.yaml", "--config", "configs/model/tiny.yaml"]
-        yield lightning_commands.parse(["fit", *files], lightning_commands.LoriCLI).parser
+        yield cache(lambda command: lightning_commands.parse([command, *files], lightning_commands.LoriCLI).parser)
 
 
 def without(arguments: list[str], *options: str) -> list[str]:
@@ -95,7 +96,7 @@ def without(arguments: list[str], *options: str) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", LORI_COMMANDS)
-def test_commands_parse(arguments, parser, monkeypatch):
+def test_commands_parse(arguments, parsers, monkeypatch):
     monkeypatch.chdir(ROOT)
     command, rest = arguments[0], arguments[1:]
     assert command in (*LIGHTNING, *OWN_COMMANDS)
@@ -110,11 +111,11 @@ def test_commands_parse(arguments, parser, monkeypatch):
         command, rest = "test", without(rest, "--folder")
     if command in LIGHTNING:
         with lightning_commands.one_line_errors():
-            options = parser.parse_args([command, *rest])[command]
+            options = parsers(command).parse_args([command, *rest])[command]
         # what a run checks before it loads anything; a student's folder brings all
         if not str(options.get("ckpt_path")).endswith("student"):
             lightning_commands.method_class(options["model"]).check(options["model"]["init_args"])
-            assert lightning_commands.student_tokenizer(options["model"])
+            assert options["data"]["reader"]["tokenizer"]
         assert command == "fit" or options["ckpt_path"]
     else:
         assert [a for a in rest if a.endswith(".yaml") and not Path(a).is_file()] == []
@@ -130,11 +131,11 @@ def test_what_a_script_starts_is_parsed_too():
     assert all("configs/trainer/sharded.yaml" in arguments for arguments in fits)
 
 
-def test_a_command_with_a_misspelt_flag_would_not_pass(parser, monkeypatch):
+def test_a_command_with_a_misspelt_flag_would_not_pass(parsers, monkeypatch):
     monkeypatch.chdir(ROOT)
     files = ["--config", "configs/method/lori.yaml", "--config", "configs/model/tiny.yaml"]
     with pytest.raises(LoriError), lightning_commands.one_line_errors():
-        parser.parse_args(["fit", *files, "--model.alignment.rank_hiden", "8"])
+        parsers("fit").parse_args(["fit", *files, "--model.alignment.rank_hiden", "8"])
 
 
 @pytest.mark.parametrize(
