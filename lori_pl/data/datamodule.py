@@ -128,20 +128,12 @@ class PairedDataModule(pl.LightningDataModule):
         reader: Reader | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("eval_batch_size", eval_batch_size),
-            ("max_length", max_length),
-        ):
-            if value < 1:
-                raise LoriError(f"data.{name} is {value}: give 1 or more")
-        for name, most in (
-            ("train_problems", train_problems),
-            ("val_problems", val_problems),
-            ("test_problems", test_problems),
-        ):
-            if most is not None and most < 1:
-                raise LoriError(f"data.{name} is {most}: give 1 or more, or null for all")
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
+        limits = {"train_problems": train_problems, "val_problems": val_problems, "test_problems": test_problems}
+        for name, value in (sizes | limits).items():
+            if value is not None and value < 1:
+                whole = ", or null for all" if name in limits else ""
+                raise LoriError(f"data.{name} is {value}: give 1 or more{whole}")
         self.source = source or Synthetic()
         self.test_sources = test_sources
         self.template = template or Template()
