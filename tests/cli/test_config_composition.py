@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from config_files import CONFIGS, EXPLICIT, HUB_MODELS, LORI, README, ROOT, TEMPLATED, TINY, Parse, backbone_of, names
+from conftest import ParsingOnly
 from jsonargparse import Namespace
 
 import lori_pl.commands.lightning as lightning_commands
@@ -64,6 +65,14 @@ def flat(node: Any, place: str = "") -> dict[str, Any]:
 def differences(a: Namespace, b: Namespace) -> set[str]:
     left, right = flat(a), flat(b)
     return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
+
+
+def test_a_command_makes_no_other_ones_parser(monkeypatch):
+    """Each would be of the whole Trainer, model and data."""
+    monkeypatch.setattr(sys, "argv", ["lori_pl"])
+    files = [f"--config={CONFIGS / name}" for name in (EXPLICIT, TINY)]
+    for command in ("fit", "test"):
+        assert list(lightning_commands.parse([command, *files], ParsingOnly)._subcommand_parsers) == [command]
 
 
 # ---- every file parses -----------------------------------------------------------------------------------------------
