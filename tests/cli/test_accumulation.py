@@ -8,7 +8,7 @@ from test_peers import PEERS, arguments
 
 # Adam would make steps of the rounding in a gradient that is zero
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1"]
-FLAGS = [*SGD, "--test_after_fit", "false", "--trainer.max_steps", "3", "--trainer.num_sanity_val_steps", "0"]
+FLAGS = [*SGD, "--test_after_fit", "false", "--trainer.max_steps", "3"]
 HALVES = ["--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6"]
 FAST_AND_SLOW = [name if name == "KaVa" else pytest.param(name, marks=pytest.mark.slow) for name in PEERS]
 OVER_BATCH = {

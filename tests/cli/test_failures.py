@@ -38,7 +38,7 @@ from lori_pl.models.thought import RecurrentThought
 MEMORY = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB"
 
 pytestmark = pytest.mark.faults
-FLAGS = ["--trainer.num_sanity_val_steps", "0", "--trainer.val_check_interval", "1", "--data.eval_batch_size", "8"]
+FLAGS = ["--trainer.val_check_interval", "1", "--data.eval_batch_size", "8"]
 
 
 def no_memory(monkeypatch, owner, name: str, call: int) -> None:

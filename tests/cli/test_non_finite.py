@@ -17,7 +17,6 @@ SKIP = ["--non_finite.policy", "skip"]
 
 pytestmark = pytest.mark.faults
 FLAGS = ["--model.schedule.decay", "none", "--model.schedule.warmup", "0", "--test_after_fit", "false"]
-FLAGS += ["--trainer.num_sanity_val_steps", "0"]
 
 
 def poison(monkeypatch, calls: set[int], gradient_alone: bool = False) -> list[list[str]]:

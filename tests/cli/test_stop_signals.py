@@ -25,7 +25,6 @@ from lori_pl.sweep.child import CELL
 FLAGS = ["--model.schedule.decay", "none", "--model.schedule.warmup", "0", "--test_after_fit", "false"]
 
 pytestmark = pytest.mark.faults
-FLAGS += ["--trainer.num_sanity_val_steps", "0"]
 STEPS = ["--trainer.max_steps", "11"]
 
 

@@ -42,7 +42,6 @@ def test_batches_without_a_rationale_token(world, lori_args, strategy, scope):
 def test_answers_of_very_different_lengths(world, lori_args, strategy):
     """One process answers the problems of even number, the other the rest; one process alone takes each by itself."""
     flags = [*SGD, *UNEVEN, *ONE_AND_MORE, "--model.max_new_tokens=12", "--trainer.val_check_interval=5"]
-    flags += ["--trainer.num_sanity_val_steps=0"]
     assert world.fit("LoRi", "one", *flags, "--data.eval_batch_size=1", **lori_args) == 0
     train_in_two(world, "LoRi", *flags, "--data.eval_batch_size=8", strategy=strategy, **lori_args)
     assert_equal_runs(world)
