@@ -308,11 +308,10 @@ def git_commit(paths: Sequence[str | Path] = (_PACKAGE, _PACKAGE.parent / "confi
 
 
 def code_digest() -> str:
-    """Digest of the running package, shipped files included, and of the configs beside it, committed or not."""
+    """Digest of the running package, shipped files included, committed or not."""
     digest = hashlib.blake2b(digest_size=16)
-    for folder in (_PACKAGE, _PACKAGE.parent / "configs"):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-            digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    for path in sorted(path for path in _PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        digest.update(f"{path.relative_to(_PACKAGE)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

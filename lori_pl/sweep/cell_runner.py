@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -201,9 +202,7 @@ class CellRunner:
         # a test has no checkpoint to go on from
         before = None if cell.test is not None else _begun(folder, code)
         if before is None:
-            # what a run of other code, or one without a sound checkpoint, left there would be taken for this one's
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            self._clear(cell)
         command = self.command(cell)
         log, start = folder / "log.txt", time.monotonic()
         # a run that goes on writes behind what it said before
@@ -230,6 +229,26 @@ class CellRunner:
             reason = failure_reason(result.exit_code, log, said) if result.exit_code != 0 else ""
             self._note(cell, row, reason)
         return row
+
+    def _clear(self, cell: Cell) -> None:
+        """Makes room for a run that begins anew: what an earlier one left would be taken for this one's."""
+        folder = self.folder(cell)
+        if (folder / CHECKPOINTS).is_dir():
+            # perhaps days of work, which the same code could go on with
+            place = next(path for path in self._places_aside(cell) if not path.exists())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(place)
+            self._say(
+                f"cell {cell.number} begins anew: what stood there is of other code (commit {_commit_of(place)}), or "
+                f"has no sound checkpoint, and is in {place} now; to go on with it, return to that code and move it to "
+                f"{folder}"
+            )
+        # some file systems keep a file that is open somewhere
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _places_aside(self, cell: Cell) -> Iterator[Path]:
+        return (self.output / "set_aside" / f"{cell.id}_{number}" for number in itertools.count(1))
 
     def _note(self, cell: Cell, row: dict[str, Any], reason: str) -> None:
         sweep, folder = self.specification, self.folder(cell)
@@ -316,20 +335,27 @@ class CellRunner:
         folder, found = recorded
         known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.columns, *sweep.metrics}
         row = {column: value for column, value in (found | cell.columns()).items() if column in known}
-        name = row["method"]
+        theirs = row["method"]
+        name = row["method"] = self._name_here(cell, theirs)
         known_outcomes = {path: read_outcomes(path) for path in _outcomes_in(folder)}
         with _signals_wait(), self._results_held():
             if self._is_taken(name, cell):
                 raise LoriError(
-                    f"{sweep.file}, field 'reuse': {folder} calls this run '{name}', as another cell's row in "
-                    f"{self.table.path} is called; leave {folder} out, or give labels that differ"
+                    f"{sweep.file}, field 'reuse': {folder} has this run as '{theirs}', but another cell's row in "
+                    f"{self.table.path} is called '{name}'; leave {folder} out, or give labels that differ"
                 )
             for path, outcomes in known_outcomes.items():
-                if (name, cell.seed) in outcomes.bits:
-                    self._add_outcomes(path, outcomes, outcomes.bits[name, cell.seed], name, cell.seed)
+                if (theirs, cell.seed) in outcomes.bits:
+                    self._add_outcomes(path, outcomes, outcomes.bits[theirs, cell.seed], name, cell.seed)
             self.table.append(row)
-        self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {name} in {folder}")
+        self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {theirs} in {folder}")
         return row
+
+    def _name_here(self, cell: Cell, theirs: str) -> str:
+        """What this sweep calls a run that another has as ``theirs``: the same, where its names are the methods'."""
+        any_method = "\0"
+        own = cell.label(self.specification.label, self.specification.name, any_method)
+        return theirs if any_method in own else own
 
 
 def rows_of(id: str, table: ResultTable) -> list[dict[str, str]]:
@@ -343,8 +369,14 @@ def _outcomes_in(folder: Path) -> list[Path]:
 
 
 def _note_begun(folder: Path, code: str, seconds: float, since: float | None) -> None:
-    text = json.dumps({"code": code, "seconds": seconds, "since": since})
+    text = json.dumps({"code": code, "commit": git_commit(), "seconds": seconds, "since": since})
     replace_file(folder / BEGUN, lambda file: file.write(text.encode()))
+
+
+def _commit_of(folder: Path) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / BEGUN).read_text(encoding="utf-8"))["commit"])
+    return "unknown"
 
 
 def _begun(folder: Path, code: str) -> float | None:

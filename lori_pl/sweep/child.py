@@ -22,6 +22,10 @@ PROGRESS = "LORI_PL_PROGRESS"
 CELL = "LORI_PL_CELL"
 """Environment variable that tells a run that it is a cell: what time it may take is that of all its attempts."""
 
+_PLACE = re.compile(r"(SLURM_|TORCHELASTIC_|MASTER_).*|([A-Z]+_)*(RANK|WORLD_SIZE)")
+"""Environment variables of a launcher that give a process its place among others. A run is no part of the job that its
+sweep's worker is one task of: it would wait for the others, or take one device where it asks for two."""
+
 _LOG_TAIL = 65536
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # As Python's tracebacks and the argument parsers print it: "module.SomeError: cause", "lori_pl: error: cause".
@@ -49,6 +53,16 @@ def progress_file(log: Path) -> Path:
     return log.absolute().with_name("progress.txt")
 
 
+def environment(log: Path) -> dict[str, str]:
+    """What a run finds in its environment: the caller's, but for its place in a job of several processes.
+
+    Args:
+        log: The run's log.
+    """
+    kept = {name: value for name, value in os.environ.items() if not _PLACE.fullmatch(name)}
+    return {**kept, "PYTHONUNBUFFERED": "1", PROGRESS: str(progress_file(log)), CELL: "1"}
+
+
 def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) -> ChildResult:
     """Run a command to its end; everything it prints goes to a file.
 
@@ -67,7 +81,7 @@ def run_child(command: Sequence[str], log: Path, keep_open: Sequence[int] = ()) 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", PROGRESS: str(progress_file(log)), CELL: "1"},
+            env=environment(log),
             start_new_session=True,
             pass_fds=keep_open,
         )

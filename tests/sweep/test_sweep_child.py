@@ -33,6 +33,33 @@ def test_a_run_is_told_where_to_say_how_far_it_is(tmp_path, monkeypatch):
     assert progress_file(log).parent == tmp_path
 
 
+def test_a_run_has_no_place_in_the_job_of_its_sweep(tmp_path, monkeypatch):
+    """Under srun a cell would wait for the job's other tasks, log nothing, or take one of its two GPUs."""
+    for name in (
+        "SLURM_NTASKS",
+        "SLURM_PROCID",
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_PORT",
+        "TORCHELASTIC_RUN_ID",
+    ):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    ask = (
+        "from lightning.pytorch import Trainer; from lightning.pytorch.utilities import rank_zero_only as first;"
+        "t = Trainer(accelerator='cpu', devices=2, strategy='ddp', logger=False, enable_checkpointing=False);"
+        "print(t.world_size, first.rank, type(t.strategy.cluster_environment).__name__)"
+    )
+    result = run_child(
+        [sys.executable, "-c", f"import os; print(os.environ['CUDA_VISIBLE_DEVICES']); {ask}"], tmp_path / "log"
+    )
+    said = (tmp_path / "log").read_text()
+    assert result.exit_code == 0, said
+    assert said.startswith("1\n")
+    assert "2 0 LightningEnvironment\n" in said
+
+
 MEMORY = """
 import pathlib, sys
 import child

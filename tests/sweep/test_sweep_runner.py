@@ -106,8 +106,22 @@ def test_rows_are_taken_over_only_with_all_metrics_and_a_name_of_their_own(bench
     Path("taken").mkdir()
     table = Path("out/results.csv").read_text()
     Path("taken/results.csv").write_text(table.replace("lori_8", "lori_4"))
-    with pytest.raises(LoriError, match="calls this run 'lori_4', as another cell's row in"):
+    with pytest.raises(LoriError, match=r"taken has this run as 'lori_4', but another cell's row in .* 'lori_4'"):
         bench.run(SWEEP, "seeds=[3]", "label='{method}_{model.rank}'", "output=third", "reuse=[taken]")
+
+
+def test_a_row_that_is_taken_over_has_the_name_by_which_this_file_compares_it(bench):
+    def leave(folder):
+        write_outcomes(folder / "correct.npz", ["p", "q"], [True, len(bench.ran) > 1], "lori", 3)
+
+    bench.before = leave
+    bench.run(SWEEP, "seeds=[3]", "label='{method}'", "grid.model.rank=[8]")
+    compared = ["label='rank {model.rank}'", "compare=[['rank 8', 'rank 4']]"]
+    bench.run(SWEEP, "seeds=[3]", *compared, "output=more", "reuse=[out]")
+    assert [row["method"] for row in ResultTable("more/results.csv").rows()] == ["rank 4", "rank 8"]
+    assert read_outcomes("more/correct.npz").bits.keys() == {("rank 4", 3), ("rank 8", 3)}
+    assert "accuracy 0.0800  as lori in out" in bench.printed
+    assert "rank 8 - rank 4: +0.0 points" in bench.printed
 
 
 TESTS = ["seeds=[0]", "tests={latents: [1, 2]}"]
@@ -375,6 +389,19 @@ def test_an_interrupted_sweep_goes_on_from_a_clean_folder_under_other_code(bench
     assert len(bench.ran) == 2
     assert bench.ran[0] == interrupted
     assert [row["accuracy"] for row in bench.rows()] == ["0.04", "0.08", "0.04", "0.08"]
+    # the work of days is not thrown away
+    aside = Path(f"out/set_aside/{interrupted}_1")
+    assert f"cell 3 begins anew: what stood there is of other code (commit {git_commit()})" in bench.printed
+    assert f"is in {aside} now" in bench.printed
+    assert torch.load(aside / "checkpoints" / "last.ckpt") == {"global_step": 3}
+
+
+def test_what_cannot_be_removed_of_an_earlier_run_stops_no_sweep(bench, monkeypatch):
+    """NFS keeps a file under another name while a process has it open."""
+    bench.run(SWEEP, "grid.model.rank=[13]", "seeds=[0]")
+    monkeypatch.setattr(cell_runner.shutil, "rmtree", lambda folder, ignore_errors: None)
+    assert bench.run(SWEEP, "grid.model.rank=[13]", "seeds=[0]", retry_failed=True) == 1
+    assert [row["reason"] for row in bench.rows()] == ["ValueError: rank 13 brings no luck"] * 2
 
 
 @pytest.mark.parametrize("killed", [False, True])
