@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import re
 import shutil
@@ -30,10 +29,11 @@ from lori_pl.evaluation.records import (
     read_outcomes,
     write_outcomes,
 )
-from lori_pl.files import FolderBusy, lock_folder, replace_file
+from lori_pl.files import FolderBusy, lock_folder
 from lori_pl.run_files import CELLS, CHECKPOINTS, MACHINE, OUTCOMES, RESULTS, STUDENT, SUMMARY, further_outcomes
+from lori_pl.sweep.begun import BEGUN, commit_of, note_begun, seconds_before
 from lori_pl.sweep.cells import Cell, folder_of
-from lori_pl.sweep.child import ChildResult, failure_reason, progress_file
+from lori_pl.sweep.child import LOG, ChildResult, failure_reason, progress_file
 from lori_pl.sweep.display import shown
 from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.progress import progress_line, read_machine
@@ -42,9 +42,6 @@ from lori_pl.sweep.summary import read_summary
 
 Runner = Callable[..., ChildResult]
 """Runs a command with its output in a file, and descriptors that it inherits; `run_child` is the real one."""
-
-BEGUN = "begun.json"
-"""In the folder of a cell whose run has not ended well: of what code it is, the seconds so far, since when it runs."""
 
 PAUSE = 0.2
 """Seconds after which a busy cell is tried once more: who only looks holds it for a moment."""
@@ -200,21 +197,21 @@ class CellRunner:
         folder, commit = self.folder(cell), git_commit()
         code = code_digest()
         # a test has no checkpoint to go on from
-        before = None if cell.test is not None else _begun(folder, code)
+        before = None if cell.test is not None else seconds_before(folder, code)
         if before is None:
             self._clear(cell)
         command = self.command(cell)
-        log, start = folder / "log.txt", time.monotonic()
+        log, start = folder / LOG, time.monotonic()
         # a run that goes on writes behind what it said before
         said = log.stat().st_size if log.exists() else 0
         (folder / MACHINE).unlink(missing_ok=True)
         # a run that is killed with its sweep goes on, too
-        _note_begun(folder, code, before or 0.0, time.time())
+        note_begun(folder, code, commit, before or 0.0, time.time())
         try:
             with progress_line(self._console, self._title(cell), progress_file(log)):
                 result = runner([*command, *([] if before is None else ["--ckpt_path=auto"])], log)
         except KeyboardInterrupt:
-            _note_begun(folder, code, (before or 0.0) + time.monotonic() - start, None)
+            note_begun(folder, code, commit, (before or 0.0) + time.monotonic() - start, None)
             raise
         row: dict[str, Any] = {
             "seed": cell.seed,
@@ -239,7 +236,7 @@ class CellRunner:
             place.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(place)
             self._say(
-                f"cell {cell.number} begins anew: what stood there is of other code (commit {_commit_of(place)}), or "
+                f"cell {cell.number} begins anew: what stood there is of other code (commit {commit_of(place)}), or "
                 f"has no sound checkpoint, and is in {place} now; to go on with it, return to that code and move it to "
                 f"{folder}"
             )
@@ -366,36 +363,6 @@ def rows_of(id: str, table: ResultTable) -> list[dict[str, str]]:
 def _outcomes_in(folder: Path) -> list[Path]:
     """The files of outcomes in a folder, one a test set."""
     return [*filter(Path.exists, [folder / OUTCOMES]), *further_outcomes(folder).values()]
-
-
-def _note_begun(folder: Path, code: str, seconds: float, since: float | None) -> None:
-    text = json.dumps({"code": code, "commit": git_commit(), "seconds": seconds, "since": since})
-    replace_file(folder / BEGUN, lambda file: file.write(text.encode()))
-
-
-def _commit_of(folder: Path) -> str:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / BEGUN).read_text(encoding="utf-8"))["commit"])
-    return "unknown"
-
-
-def _begun(folder: Path, code: str) -> float | None:
-    """Seconds that a cell's run had taken before it was broken off; ``None`` where this code cannot go on with it."""
-    from lori_pl.checkpoint_files import newest_sound  # torch, for which a look at a sweep need not wait
-
-    try:
-        noted = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-        seconds, since = float(noted["seconds"]), noted["since"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    try:
-        newest = newest_sound(folder / CHECKPOINTS) if noted["code"] == code else None
-    except LoriError:  # all are damaged
-        return None
-    if newest is None:
-        return None
-    # of a run that was killed, what it did up to its last checkpoint
-    return seconds + (0.0 if since is None else max(0.0, newest.stat().st_mtime - float(since)))
 
 
 @contextmanager

@@ -48,6 +48,10 @@ class ChildResult:
     peak_memory_mib: float
 
 
+LOG = "log.txt"
+"""What a cell's run says, in its folder."""
+
+
 def progress_file(log: Path) -> Path:
     """Where the run with this log says how far it is."""
     return log.absolute().with_name("progress.txt")

@@ -10,8 +10,8 @@ worker holds a lock on the cell that it runs, so on one file system with locks n
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -26,9 +26,10 @@ from lori_pl.files import FolderBusy
 from lori_pl.run_files import OUTCOMES, RESULTS, further_outcomes
 from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points, uncalled
-from lori_pl.sweep.child import run_child
+from lori_pl.sweep.child import LOG, progress_file, run_child
 from lori_pl.sweep.display import best_of, duration, results_table
 from lori_pl.sweep.fields import SWEEP_COLUMNS
+from lori_pl.sweep.progress import read_progress
 from lori_pl.sweep.search import Proposal, Study
 from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.tables import print_whole, say
@@ -158,18 +159,21 @@ class Sweep:
         waiting = [cell for cell in selected if self.status(cell, results) not in skipped]
         self.runner.check_students(waiting)
         self._announce(selected, waiting, results)
-        failed, busy = 0, []
-        for position, cell in enumerate(waiting):
-            if not self._has_student(cell):
+        failed, busy, left = 0, [], deque(waiting)
+        while left:
+            if not self._has_student(cell := left.popleft()):
                 continue
             try:
                 settled = self.runner.settle(cell, seen[cell.id])
             except FolderBusy:
-                busy.append(cell)
+                # once more behind the others: perhaps somebody only looked, or was ended
+                if cell not in busy:
+                    busy.append(cell)
+                    left.append(cell)
                 continue
             if settled.is_new:
                 failed += settled.row["status"] == "failed"
-                self._report(cell, settled.row, [*busy, *waiting[position + 1 :]], skipped)
+                self._report(cell, settled.row, left, skipped)
         results = self.results()
         if busy := [cell for cell in busy if self.status(cell, results) not in skipped]:
             numbers = ", ".join(str(cell.number) for cell in busy)
@@ -259,8 +263,9 @@ class Sweep:
     ) -> float | None:
         """About how long cells will take, by the mean time of those that ended well; ``None`` where that says nothing.
 
-        Trainings and tests of students have a mean each; where none of a kind has ended, it is that of all. What tests
-        the student of a failed run takes no time.
+        Trainings and tests of students have a mean each; where none of a kind has ended, it is that of all. A training
+        that has begun counts by the steps that are left. What tests the student of a failed run takes no time, nor does
+        a row that will be taken over from another sweep.
 
         Args:
             waiting: Cells that have not ended.
@@ -269,7 +274,7 @@ class Sweep:
             further_runs: Trainings that have no cell yet.
         """
         failed = {id for id, row in results.items() if row["status"] == "failed"}
-        waiting = [cell for cell in waiting if cell.of not in failed]
+        waiting = [cell for cell in waiting if cell.of not in failed and self.runner.recorded(cell) is None]
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for cell in self.cells:
             if (row := results.get(cell.id)) is not None and row["status"] == "ok":
@@ -278,11 +283,16 @@ class Sweep:
         if not ended or not (waiting or further_runs):
             return None
         tests = sum(cell.test is not None for cell in waiting)
-        runs = len(waiting) - tests + further_runs
+        runs = further_runs + sum(self._share_left(cell) for cell in waiting if cell.test is None)
         return (runs * fmean(seconds[False] or ended) + tests * fmean(seconds[True] or ended)) / max(workers, 1)
 
+    def _share_left(self, cell: Cell) -> float:
+        """What is left of a cell's training, by the step that it came to: 1 of one that has not begun."""
+        found = read_progress(progress_file(self.folder(cell) / LOG))
+        return 1.0 if found is None or not found[1] else 1.0 - found[0] / found[1]
+
     def _report(
-        self, cell: Cell, row: dict[str, Any], others: Sequence[Cell] = (), skipped: Collection[str] = ()
+        self, cell: Cell, row: dict[str, Any], others: Iterable[Cell] = (), skipped: Collection[str] = ()
     ) -> None:
         results = self.results()
         left = [each for each in others if self.status(each, results) not in skipped]

@@ -97,6 +97,18 @@ def test_the_time_left_is_shared_by_the_workers_that_are_at_work(bench):
     assert [line.split("ETA ")[1] for line in lines] == ["1 h 0 min", "1 h 0 min"]
 
 
+def test_the_time_left_is_that_of_steps_that_are_left_and_rows_that_are_nowhere_yet(bench):
+    run_for(bench, 3600.0, 60.0)
+    bench.run(SWEEP, "seeds=[0]", "grid.model.rank=[1, 2, 3]")
+    flags = [SWEEP, "seeds=[0]", "grid.model.rank=[1, 2, 3, 4, 5]", "output=more", "reuse=[out]"]
+    bench.run(*flags, only=1)
+    assert "1 of 5 cells done, 0 failed, 0 at work, about 2 h 0 min left" in status(bench, flags)
+    progress = progress_file(bench.sweep(*flags).folder(bench.sweep(*flags).cells[3]) / "log.txt")
+    progress.parent.mkdir(parents=True)
+    progress.write_text("1500/2000")
+    assert "about 1 h 15 min left" in status(bench, flags)
+
+
 def test_the_memory_of_a_gpu_has_a_column_of_its_own(bench):
     gpu = {"machine": "NVIDIA H100", "peak_gpu_memory_mib": 2345.5}
     for said in ({}, gpu):
@@ -199,7 +211,7 @@ def test_the_status_tells_what_is_done_at_work_left_and_best(bench):
     assert lines[1:] == [
         "  at work: [4/4] rank=9 seed=0",
         "  failed: [2/4] rank=13 seed=0: ValueError: rank 13 brings no luck",
-        "best: lori[rank=8], accuracy 0.08 (95 % interval over problems 0.01 to 0.2) over 1 seed",
+        "best: lori[rank=8], test accuracy 0.08 (95 % interval over problems 0.01 to 0.2) over 1 seed",
     ]
 
 
@@ -216,7 +228,7 @@ def test_the_best_has_its_interval_over_seeds(bench):
     flags = [SWEEP, "seeds=[0, 1, 2]"]
     bench.run(*flags)
     low, high = (f"{bound:.4g}" for bound in seed_interval([0.4, 0.5, 0.45]))
-    best = f"best: lori[rank=4], accuracy 0.45 (95 % interval over seeds {low} to {high}) over 3 seeds"
+    best = f"best: lori[rank=4], test accuracy 0.45 (95 % interval over seeds {low} to {high}) over 3 seeds"
     assert best in status(bench, flags)
 
 

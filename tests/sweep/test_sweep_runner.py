@@ -163,7 +163,9 @@ def test_the_student_of_a_run_is_tested_anew_in_rows_of_its_own(bench):
     # nothing is chosen by a test
     show_status(sweep := bench.sweep(SWEEP, *TESTS))
     assert sweep.total == 6
-    assert "best: lori[rank=8], accuracy 0.08 (95 % interval over problems 0.01 to 0.2) over 1 seed" in bench.said()
+    assert (
+        "best: lori[rank=8], test accuracy 0.08 (95 % interval over problems 0.01 to 0.2) over 1 seed" in bench.said()
+    )
 
 
 REUSING = [*TESTS, "output=more", "reuse=[out]"]
