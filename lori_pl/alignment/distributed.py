@@ -70,12 +70,15 @@ def batch_deviation(states: Tensor, mask: Tensor | None = None) -> Tensor:
     Args:
         states: (B, L, D).
         mask: (B,) true at rows that count; ``None`` counts all.
+
+    Returns:
+        The deviations; 1 where fewer than two entries count, so that a distance of nothing stays 0 when divided by it.
     """
     counted = states.new_ones(len(states), 1, 1) if mask is None else mask[:, None, None].to(states.dtype)
     count = sum_across_ranks(counted.sum() * states.shape[2])
-    mean = sum_across_ranks((states * counted).sum((0, 2))) / count
+    mean = sum_across_ranks((states * counted).sum((0, 2))) / count.clamp_min(1)
     squares = sum_across_ranks(((states - mean[:, None]).square() * counted).sum((0, 2)))
-    return (squares / (count - 1)).sqrt()
+    return (squares / (count - 1).clamp_min(1)).sqrt().masked_fill(count < 2, 1.0)
 
 
 @torch.no_grad()

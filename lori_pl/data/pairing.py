@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -303,7 +304,7 @@ def step_batch(pieces: Pieces, encoder: Encoder, most: int, takes_rest: bool = T
     for place, ((_, rationale, _), found) in enumerate(zip(pieces.parts, pieces.starts, strict=True)):
         starts = found[:most]
         behind = found[most] if len(found) > most and not takes_rest else len(rationale)
-        for number, (start, end) in enumerate(zip(starts, [*starts[1:], behind], strict=True)):
+        for number, (start, end) in enumerate(itertools.pairwise([*starts, behind])):
             parts.append(np.append(rationale[start:end], encoder.end))
             places.append(place)
             numbers.append(number)
@@ -313,8 +314,8 @@ def step_batch(pieces: Pieces, encoder: Encoder, most: int, takes_rest: bool = T
     return StepBatch(
         ids=torch.from_numpy(ids),
         mask=torch.from_numpy(mask),
-        row=torch.tensor(places),
-        number=torch.tensor(numbers),
+        row=torch.tensor(places, dtype=torch.long),
+        number=torch.tensor(numbers, dtype=torch.long),
         target_index=torch.from_numpy(np.flatnonzero(mask)),
         target_weight=torch.from_numpy(np.broadcast_to(weight, mask.shape)[mask]),
     )

@@ -114,10 +114,13 @@ class AnsweringModule(pl.LightningModule):
         Raises:
             LoriError: If one does not.
         """
-        encoder = self.student.encoder
-        further = len(encoder.bot) + self.student.thought.latents + len(self.student.given)
         for split in splits:
-            check_questions(split, self.student.lm, further)
+            check_questions(split, self.student.lm, self.positions_before_answer)
+
+    @property
+    def positions_before_answer(self) -> int:
+        """Positions between a question and the first token that the student writes."""
+        return len(self.student.encoder.bot) + self.student.thought.latents + len(self.student.given)
 
     def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
         """Generates answers; accuracy is that of real generation, the loss that of teacher forcing."""

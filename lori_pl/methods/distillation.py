@@ -67,6 +67,9 @@ class Distillation(Method):
         share_base: With LoRA, and where the student starts from the teacher, or both are adapters on one base model,
             take the student's own base model for the teacher, with the teacher's adapters if it has any; ``false``
             loads a second copy, which gives the same.
+
+    Raises:
+        LoriError: If a value is out of range, the teacher has settings of a training, or the terms do not go together.
     """
 
     term_fields: ClassVar[tuple[str, ...]] = ()

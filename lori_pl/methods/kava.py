@@ -47,7 +47,7 @@ class KaVa(PCCoT):
         settings: As in `LatentMethod` and `Distillation`.
 
     Raises:
-        LoriError: If the share is none, the distance is unknown, or there are no latents.
+        LoriError: If the share is none, the weight is negative, the distance is unknown, or there are no latents.
     """
 
     name = "kava"

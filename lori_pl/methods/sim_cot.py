@@ -76,6 +76,9 @@ class StepSupervision(LatentMethod):
             starts from.
         w_steps: Weight of the steps' cross-entropy.
         settings: Those of the method.
+
+    Raises:
+        LoriError: If there are no latents, or the weight is negative.
     """
 
     reads_pieces = True

@@ -70,8 +70,10 @@ def read_words(reasoner: LatentReasoner, question: ReadQuestion, batch: Explicit
     place = batch.begin[:, None] + column
     ids = batch.ids.gather(1, place.clamp_max(batch.ids.shape[1] - 1))
     before = state.mask & (positions(state.mask) <= question.end)
-    mask = torch.cat([before, place < batch.mask.sum(1, keepdim=True)], dim=1)
-    hidden = reasoner.run(reasoner.embed(ids), mask, question.end + 1 + column, state.cache)
+    written = place < batch.mask.sum(1, keepdim=True)
+    mask = torch.cat([before, written], dim=1)
+    # padding stays at its row's last position: beyond the model's there may be none
+    hidden = reasoner.run(reasoner.embed(ids), mask, question.end + written.long().cumsum(1), state.cache)
     return torch.cat([question.hidden, hidden], dim=1)
 
 

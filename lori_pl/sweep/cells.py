@@ -10,6 +10,7 @@ import random
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from lori_pl.sweep.specification import RandomSearch, SweepSpecification
 
 _AXES = (CONFIG_AXIS, VARIANT_AXIS)
 """Axes that are no flags themselves."""
-_ROOT = "trainer.default_root_dir"
+_ROOT, _NODES = "trainer.default_root_dir", "trainer.num_nodes"
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
@@ -152,8 +153,24 @@ class CellMaker:
                 with reading(Path(config), f"config of {sweep.file}"):
                     self._contents[config] = yaml.safe_load(Path(config).read_bytes())
         flags = {key: value for key, value in (sweep.fixed | point | variant).items() if key not in _AXES}
+        self._check_nodes(configs, flags)
         defined = [[self._contents[config] for config in configs], sorted(flags.items()), seed]
         return Cell(number, _id(defined), seed, configs, sweep.fixed, point, flags)
+
+    def _check_nodes(self, configs: Sequence[str], flags: dict[str, Any]) -> None:
+        """A run on several machines would wait for the others, which nobody starts."""
+        where, nodes = "", 1
+        for config in configs:  # later ones win
+            trainer = self._contents[config].get("trainer") if isinstance(self._contents[config], dict) else None
+            if isinstance(trainer, dict) and "num_nodes" in trainer:
+                where, nodes = f"config {config}", trainer["num_nodes"]
+        if _NODES in flags:
+            where, nodes = f"field '{_NODES}'", flags[_NODES]
+        if nodes != 1:
+            raise LoriError(
+                f"{self.sweep.file}, {where}: {_NODES} is {nodes}, but a sweep runs each cell on one machine; set it "
+                "to 1, or start such runs by themselves (docs/cluster.md)"
+            )
 
     def tests(self, cell: Cell) -> list[Cell]:
         """The tests of a run's student, numbered as the run."""

@@ -47,6 +47,11 @@ def main(args: list[str]) -> int:
         return 0
     try:
         with signals_interrupt():
+            if sweep.specification.search is not None and not has_locks(sweep.output):
+                raise LoriError(
+                    f"{sweep.output}: this file system has no locks, by which a search tells trials at work from those "
+                    "that were broken off; give another folder by --override output=FOLDER"
+                )
             if options.workers > 1 and WORKER not in os.environ:
                 if not has_locks(sweep.output):
                     raise LoriError(f"{sweep.output}: this file system has no locks, by which workers share the cells")

@@ -271,7 +271,7 @@ def record_moments(monkeypatch, kind):
     original = kind.training_step
 
     def spy(self, batch, batch_idx):
-        seen.append(len(self.optimizers(use_pl_optimizer=False).state))
+        seen.append((len(self.optimizers(use_pl_optimizer=False).state), self.stage))
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(kind, "training_step", spy)
@@ -283,11 +283,13 @@ def test_the_optimiser_forgets_when_a_stage_begins(world, monkeypatch):
     settings = {"backbone": BACKBONE, **PEERS["ICoTSI"]}
     flags = ["--trainer.max_steps", "8", "--test_after_fit", "false"]
     assert world.fit("ICoTSI", "run", *flags, **settings) == 0
-    assert [count > 0 for count in seen] == [False, True, False, True, False, True, False, True]
+    assert [count > 0 for count, _ in seen] == [False, True, False, True, False, True, False, True]
+    # the stage that begins is that of the step's loss
+    assert [stage for _, stage in seen] == [0, 0, 1, 1, 2, 2, 3, 3]
     seen.clear()
     kept = settings | {"stages": {"steps": 2, "reset_optimizer": False}}
     assert world.fit("ICoTSI", "kept", *flags, **kept) == 0
-    assert [count > 0 for count in seen] == [False] + [True] * 7
+    assert [count > 0 for count, _ in seen] == [False] + [True] * 7
 
 
 @pytest.mark.slow
@@ -297,4 +299,5 @@ def test_the_published_coconut_forgets_at_every_epoch_too(world, monkeypatch):
     flags = ["--trainer.max_steps", "11", "--test_after_fit", "false", "--trainer.val_check_interval", "11"]
     assert world.fit("Coconut", "run", *flags, **settings, peer_compat=True) == 0
     # an epoch has eight steps
-    assert [step for step, count in enumerate(seen) if not count] == [0, 6, 8]
+    assert [step for step, (count, _) in enumerate(seen) if not count] == [0, 6, 8]
+    assert [stage for _, stage in seen] == [0] * 6 + [1] * 5

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
 
 from lori_pl.data.moving import pins
-from lori_pl.data.pairing import EncodedProblems, Ragged, explicit_batch, pad, pad_questions, paired_batch
+from lori_pl.data.pairing import EncodedProblems, Ragged, explicit_batch, pad, pad_questions, paired_batch, step_batch
 from lori_pl.data.problem import Problem
 from lori_pl.data.synthetic import synthetic_problems
 from lori_pl.data.template import Encoder, Template
@@ -87,6 +87,20 @@ def test_what_is_predicted_and_what_it_weighs():
         own = weights[batch.target_index // width == row]
         torch.testing.assert_close(own, torch.full((count,), 1 / (3 * count)))
     assert (batch.target_index > 0).all()
+
+
+def test_a_problem_without_steps_has_no_row_among_those_of_steps():
+    def pieces(*rows):
+        data = EncodedProblems(PROBLEMS, Encoder(MARKED, Template(), True), "all", steps=True)
+        return paired_batch(rows, STEPS, data, None, pieces=True).pieces
+
+    encoder = Encoder(MARKED, Template(), True)
+    steps = step_batch(pieces(0, 1, 2), encoder, most=1, takes_rest=False)
+    rows = [text(row[mask]) for row, mask in zip(steps.ids, steps.mask, strict=True)]
+    assert rows == ["<< 7 + 1 = 8 >> <eos>", "<< 2 - 1 = 1 >> <eos>"]
+    assert (steps.row.tolist(), steps.number.tolist()) == ([0, 1], [0, 0])
+    none = step_batch(pieces(2), encoder, most=1)
+    assert (len(none.row), none.row.dtype) == (0, torch.long)
 
 
 def test_the_student_sequence_by_hand():

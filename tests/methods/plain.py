@@ -32,6 +32,18 @@ TINY: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 128,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "initializer_range": 0.3,
+}
+
 
 def divide(method: Method) -> None:
     """Divides it among the two processes of a group."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain import TINY, batch_of, joint_losses
+from plain import GPT2, TINY, batch_of, joint_losses
 from torch.testing import assert_close
 
 from lori_pl.data.template import Template
 from lori_pl.errors import LoriError
-from lori_pl.methods import CODI
+from lori_pl.methods import CODI, LoRi
 from lori_pl.models.backbone import Backbone, LoRA
 
 
@@ -22,10 +22,12 @@ def build(**settings):
     return method
 
 
+@pytest.mark.parametrize("config", [TINY, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("latents", [0, 1, 3])
 @pytest.mark.parametrize("peer_compat", [False, True])
-def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, peer_compat):
-    method = build(latents=latents, peer_compat=peer_compat, drop_last_step=peer_compat)
+def test_the_loss_and_its_gradients_are_those_of_the_formula(latents, peer_compat, config):
+    """Of GPT-2, the published model, learned positions make the embeddings differ, which ``peer_compat`` compares."""
+    method = build(latents=latents, peer_compat=peer_compat, drop_last_step=peer_compat, config=config)
     batch = batch_of(method, [0, 1, 2], longer=True)
     total, parts = method.losses(batch)
     expected = joint_losses(method, batch, 0 if peer_compat else 1, published=peer_compat)
@@ -87,9 +89,19 @@ def test_the_teacher_learns_nothing_from_the_distance():
 
 def test_without_distance_and_teacher_it_is_the_latents_alone():
     method = build(gamma=0.0)
+    torch.manual_seed(0)
+    alone = LoRi(Backbone(tokenizer="synthetic", config=TINY), student_init="base", latents=3, template=Template())
+    alone.configure_model()
+    alone.student.load_state_dict(method.student.state_dict())
     batch = batch_of(method, [0, 1, 2])
     total, parts = method.losses(batch)
-    assert_close(total - parts["teacher"], method.task_loss(batch))
+    assert_close(total - parts["teacher"], alone.losses(batch)[0])
+
+
+@pytest.mark.parametrize("gamma", [-1.0, float("nan")])
+def test_a_weight_below_nothing_is_refused(gamma):
+    with pytest.raises(LoriError, match=f"model.gamma is {gamma}: give 0 or more"):
+        build(gamma=gamma)
 
 
 def test_a_published_mean_is_said_to_be_of_the_batch():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 
+import numpy as np
 import pytest
 import torch
 from plain import TINY, batch_of, student
 from torch.testing import assert_close
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
+from lori_pl.data.pairing import EncodedProblems, paired_batch
+from lori_pl.data.synthetic import synthetic_problems
 from lori_pl.data.template import Template
 from lori_pl.methods import (
     CODI,
@@ -139,6 +142,27 @@ def test_each_problems_losses_are_its_own_in_any_batch(kind, stage):
     task = method.task_losses(make(method, rows, longer=True))
     alone = [method.task_losses(make(method, [row], longer=True)) for row in rows]
     assert_close(task, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in METHODS if not issubclass(kind, StagedMethod)])
+def test_a_model_has_positions_for_a_batch_where_it_has_them_for_each_problem(kind):
+    """A long question beside a long rationale: padding needs no position behind the last one."""
+    (asks,), (writes,) = (synthetic_problems(1, 0, min_steps=steps, max_steps=steps) for steps in (2, 7))
+    asks = dataclasses.replace(asks, question=" ".join([asks.question] * 4))
+    method = build(kind, config=GPT2)
+    encoded = EncodedProblems([asks, writes], method.student.encoder, steps=method.reads_pieces)
+
+    def batch(*rows):
+        return paired_batch(rows, np.array([2, 7]), encoded, None, pieces=method.reads_pieces)
+
+    longest = int(max(encoded.lengths().max(), encoded.student_lengths(method.student.thought.latents).max()))
+    assert longest < encoded.questions.lengths.max() + encoded.rationales.lengths.max()
+    method = build(kind, config={**GPT2, "max_position_embeddings": longest}).eval()
+    task, alone = method.task_losses(batch(0, 1)), [method.losses(batch(row))[1] for row in (0, 1)]
+    _, together = method.losses(batch(0, 1))
+    assert_close(task.mean(), torch.stack([parts["task"] for parts in alone]).mean(), atol=1e-5, rtol=1e-5)
+    for name in together.keys() - OF_THE_BATCH:
+        assert_close(together[name], torch.stack([parts[name] for parts in alone]).mean(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "stage"), [case for case in AT_BOTH_ENDS if case.id not in WORDS_ALONE])

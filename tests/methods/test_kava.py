@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from plain import TINY, batch_of, joint_losses, together
+from plain import GPT2, TINY, batch_of, joint_losses, together
 from plain import build as plain_build
 from torch.testing import assert_close
 
@@ -15,17 +15,6 @@ from lori_pl.methods.kava import select_tokens
 from lori_pl.models.attention import AttentionInputs, recorded_attention
 
 GQA = {**TINY, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-GPT2 = {
-    "model_type": "gpt2",
-    "n_embd": 16,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_positions": 128,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-    "initializer_range": 0.3,
-}
 
 
 def build(kind=KaVa, **settings):
@@ -143,6 +132,26 @@ def test_the_token_that_is_asked_for_and_the_one_that_is_new_are_kept():
     # nothing to choose from is no error, and counts for nothing
     _, none = select_tokens(read, torch.zeros_like(rationale), asking, 2, 0.1)
     assert not none.any()
+    distance = build(latents=2)._distance([torch.randn(1, 1, 2, 2)], [torch.randn(1, 1, 2, 2)], none)
+    assert distance == 0
+
+
+def test_a_token_s_likeness_is_the_mean_over_the_other_tokens():
+    """Not over all: with three tokens that would be two thirds of it, and another token would be kept."""
+    angle = torch.tensor([0.0, 0.4, 2.0])
+    key = torch.stack([angle.cos(), angle.sin()], dim=1)[None, None]
+    query = torch.tensor([1.6, -0.7]).expand(1, 1, 3, 2)
+    read = AttentionInputs(query, key, key, 1.0)
+    asking = (torch.tensor([[2]]), torch.tensor([[True]]))
+    cosines = torch.cos(angle[:, None] - angle[None])
+    attended = (key[0, 0] @ query[0, 0, 0]).softmax(0)
+    over_all = []
+    for share in torch.linspace(0.0, 1.0, 41).tolist():
+        scores = [share * attended + (1 - share) * (-(cosines.sum(1) - 1) / n).softmax(0) for n in (2, 3)]
+        (columns,), _ = select_tokens(read, torch.ones(1, 3, dtype=torch.bool), asking, 1, share)
+        assert columns.item() == scores[0].argmax()
+        over_all.append(scores[1].argmax() != scores[0].argmax())
+    assert any(over_all)
 
 
 def test_the_choice_is_made_in_full_precision_under_autocast():
@@ -179,7 +188,12 @@ def test_models_whose_cache_forgets_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"importance": 1.5}, "importance is 1.5"), ({"latents": 0}, "latents is 0")]
+    ("settings", "message"),
+    [
+        ({"importance": 1.5}, "importance is 1.5"),
+        ({"latents": 0}, "latents is 0"),
+        ({"w_cache": -1.0}, "model.w_cache is -1.0: give 0 or more"),
+    ],
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(LoriError, match=message):

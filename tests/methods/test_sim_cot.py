@@ -142,3 +142,8 @@ def test_a_student_that_is_only_tested_has_no_decoder():
 def test_no_latents_are_refused():
     with pytest.raises(LoriError, match=r"model\.latents is 0"):
         build(SIMCoT, latents=0)
+
+
+def test_a_weight_below_nothing_is_refused():
+    with pytest.raises(LoriError, match=r"model\.w_steps is -1\.0: give 0 or more"):
+        build(SIMCoT, w_steps=-1.0)

@@ -277,6 +277,21 @@ def test_the_optimiser_forgets_at_stages_and_as_published_at_epochs(monkeypatch,
     assert [step for step in range(12) if method.begins_anew(step)] == expected
 
 
+def test_before_a_training_a_question_needs_the_positions_of_the_last_stage():
+    """It is that stage's student which is tested: else its error would come behind the whole training."""
+    coconut = build(Coconut, stages=STAGES, latents_a_step=2, latent_stages=2)
+    coconut.enter(0)
+    # <bot>, four latents, <eot> and the answer prompt
+    assert coconut.positions_before_answer == 4 + 3
+    coconut.trains = False
+    assert coconut.positions_before_answer == 2 + 2  # the first of the stages has two latents
+    icot_si = build(ICoTSI, stages=STAGES, remove_all=3)
+    icot_si.enter(0)
+    assert icot_si.positions_before_answer == 1
+    icot_si.trains = False
+    assert icot_si.positions_before_answer == 0
+
+
 @pytest.mark.parametrize(("stage", "latents"), [(0, None), (1, None), (1, 4), (2, None), (2, 7)])
 def test_outside_a_training_the_positions_are_those_of_what_is_read(stage, latents, monkeypatch):
     method = build(Coconut, stages=STAGES, latents_a_step=2, latent_stages=2)

@@ -97,6 +97,24 @@ def test_a_run_is_called_after_the_terms_that_weigh(weights, expected):
     assert build(LoRi, teacher=teacher, terms=terms, weights=weights, latents=3).label == expected
 
 
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, "lori_codi+StepwiseAlignment"),
+        ({"stepwise": 0.0}, "lori_codi"),
+        ({"mean": 0.0, "covariance": 0.0, "stepwise": 0.0}, "codi+AnchorAlignment"),
+        ({"anchor": 0.0}, "codi+LowRankAlignment+StepwiseAlignment"),
+        ({"mean": 0.0, "covariance": 0.0, "anchor": 0.0}, "codi+StepwiseAlignment"),
+        ({"mean": 0.0, "covariance": 0.0, "anchor": 0.0, "stepwise": 0.0}, "codi"),
+    ],
+)
+def test_another_method_is_called_after_them_too(weights, expected):
+    """So that no two runs of one sweep have one name."""
+    teacher = Backbone(tokenizer="synthetic", config=TINY)
+    terms = [LowRankAlignment(rank_hidden=4), AnchorAlignment(), StepwiseAlignment()]
+    assert build(CODI, teacher=teacher, terms=terms, weights=weights, latents=3).label == expected
+
+
 def test_orthonormal_factors_are_made_once_a_step(monkeypatch):
     """Though both terms read them."""
     teacher = Backbone(tokenizer="synthetic", config=TINY)

@@ -15,7 +15,7 @@ from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.models.checkpointing import checkpoint_layers
 from lori_pl.models.hidden import LayerSelection, record_hidden, stack_layers
-from lori_pl.models.thought import ThoughtSettings
+from lori_pl.models.thought import Projector, ThoughtSettings
 
 KINDS = ("llama", "gpt2", "qwen2")
 
@@ -227,6 +227,18 @@ def test_the_projector_starts_at_the_scale_of_the_embeddings(kind):
         reasoner.lm, reasoner.tokenizer, Template(), ThoughtSettings("latent", 3, latent_scale="unit")
     )
     assert unit.thought.projector.norm.weight.eq(1).all()
+
+
+def test_the_projector_is_linear_gelu_linear_layernorm():
+    projector, hidden = Projector(8, embedding_rms=0.5), torch.randn(3, 1, 8)
+    first, _, second = projector.layers
+    torch.nn.init.normal_(projector.norm.bias)
+    inner = hidden @ first.weight.T + first.bias
+    inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+    outer = inner @ second.weight.T + second.bias
+    centred = outer - outer.mean(-1, keepdim=True)
+    scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(projector(hidden), scaled * 0.5 + projector.norm.bias)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

@@ -184,6 +184,19 @@ def test_bad_labels_and_configs_are_refused(cells, overrides, message):
         cells("configs: [base.yaml]\ngrid: {m.a: [1, 2]}", *overrides)
 
 
+def test_a_cell_on_several_machines_is_refused_before_anything_runs(cells):
+    Path("two.yaml").write_text("trainer: {num_nodes: 2}")
+    text = "configs: [base.yaml, two.yaml]\nseeds: [0]"
+    with pytest.raises(
+        LoriError, match=r"sweep\.yaml, config two\.yaml: trainer\.num_nodes is 2, but a sweep runs each"
+    ):
+        cells(text)
+    with pytest.raises(LoriError, match=r"field 'trainer\.num_nodes': trainer\.num_nodes is 4"):
+        cells("configs: [base.yaml]\ngrid: {trainer.num_nodes: [1, 4]}")
+    # what comes later wins
+    assert len(cells(text, "fixed.trainer.num_nodes=1")) == 1
+
+
 def test_the_method_alone_may_name_cells_of_different_configs(cells):
     assert len(cells("configs: [base.yaml]\ngrid: {config: [lori.yaml, []]}\nlabel: '{method}'")) == 2
 

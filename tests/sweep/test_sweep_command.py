@@ -205,6 +205,9 @@ def test_workers_need_locks(fake_runs, monkeypatch):
     monkeypatch.setattr(command, "has_locks", lambda _: False)
     with pytest.raises(LoriError, match="this file system has no locks"):
         command.main(["sweep.yaml", "--workers", "2"])
+    Path("search.yaml").write_text(SEARCH)
+    with pytest.raises(LoriError, match="out: this file system has no locks, by which a search tells"):
+        command.main(["search.yaml"])
 
 
 @pytest.mark.slow

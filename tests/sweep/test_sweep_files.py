@@ -102,6 +102,7 @@ def test_the_questions_stay_within_their_budget():
     assert several <= 95
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert f"{quick} trainings" in page
+    assert f"quick has {quick + cells_of('quick_ranks', 'order', 'order_parts')} trainings" in page
     assert f"{several} cells, 24 of which stand elsewhere" in page
 
 
