@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -16,12 +15,11 @@ from lori_pl.arithmetic import Arithmetic
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.live_bytes import LiveBytes
 from lori_pl.methods.base import Method
+from lori_pl.methods.optimization import forward_context
 from lori_pl.models.hidden import decoder_layers
 from lori_pl.sharding.fsdp2 import HALVES
 
 Strategy = Literal["single", "ddp", "sharded", "fsdp1"]
-
-_MIXED = tuple(HALVES)
 
 
 @dataclass(frozen=True)
@@ -202,11 +200,6 @@ def hollow(method: Method) -> FakeTensorMode:
     return mode
 
 
-def _cast(precision: str) -> AbstractContextManager[Any]:
-    """What the Trainer puts around a step: its autocast casts a weight anew for each pass."""
-    return MixedPrecision(precision, "cpu").forward_context() if precision in _MIXED else nullcontext()
-
-
 @contextmanager
 def _in_half(layers: list[nn.Module], half: torch.dtype) -> Iterator[None]:
     """Runs a block with the layers' weights in another type; then they are as before."""
@@ -233,7 +226,7 @@ def flops_of_step(method: Method, mode: FakeTensorMode, batch: PairedBatch, prec
     fake = _to_fake(batch, mode)
     method.train()
     with mode:
-        with Arithmetic().counting() as counted, _cast(precision):
+        with Arithmetic().counting() as counted, forward_context(precision, "cpu"):
             loss, _ = method.step_losses(fake)
             loss.backward()
         method.zero_grad(set_to_none=True)
@@ -272,21 +265,21 @@ def cost_of_step(
     method.train()
     cast_anew: int | None = None
     halved: Halved | None = None
-    if precision in _MIXED:
-        with mode, LiveBytes() as live, _cast(precision):
+    if precision in HALVES:
+        with mode, LiveBytes() as live, forward_context(precision, "cpu"):
             loss, _ = method.losses(fake)
             cast_anew = live.now
             del loss
         with mode, _in_half(layers, HALVES[precision]):
             gathered = [weigh([layer]) for layer in layers]
-            with LiveBytes() as live, _cast(precision):
+            with LiveBytes() as live, forward_context(precision, "cpu"):
                 loss, _ = method.losses(fake)
                 kept = live.now
                 del loss
         sizes = [layer.bytes for layer in gathered]
         halved = Halved(max(sizes), sum(sizes), max(layer.trained for layer in gathered), kept)
     with mode, LiveBytes() as live:
-        with _cast(precision):
+        with forward_context(precision, "cpu"):
             loss, _ = method.step_losses(fake)
         activations = live.now
         loss.backward()
@@ -294,7 +287,7 @@ def cost_of_step(
         gradients = sum(p.grad.nbytes for p in method.parameters() if p.grad is not None)
         moving = live.peak
         if accumulated > 1:
-            with _cast(precision):
+            with forward_context(precision, "cpu"):
                 loss, _ = method.step_losses(fake)
             loss.backward()
             del loss

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lori_pl.alignment.precision import autocast_off
 from lori_pl.analysis.spectra import Spectrum, States
 
 DIVISIONS = 39
@@ -63,7 +64,8 @@ def effective_rank(tokens: list[Tensor]) -> float:
         about = layer.float() - layer.float().mean(0)
         size = about.square().mean()
         if size > 0:
-            gram += (about.T @ about).double().cpu() / float(size)
+            with autocast_off(about.device):
+                gram += (about.T @ about).double().cpu() / float(size)
     return Spectrum.of_gram(gram).effective_rank
 
 

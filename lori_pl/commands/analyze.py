@@ -32,6 +32,7 @@ from lori_pl.evaluation.records import git_commit
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.methods.distillation import Distillation
+from lori_pl.methods.optimization import forward_context
 from lori_pl.methods.positions import check_questions
 from lori_pl.methods.teachers import load_teacher
 from lori_pl.models.backbone import Backbone
@@ -101,9 +102,11 @@ def main(arguments: list[str]) -> int:
         if getattr(options, name) < least:
             raise LoriError(f"--{name} is {getattr(options, name)}: give {least} or more")
     subject = load(options, rest)
-    unchanged, interventions = answer_all(subject, options.seed)
-    rank = rank_part(subject, unchanged.correct, options.rank, options.seed)
-    latents = latent_part(subject, interventions, unchanged, options.top_k)
+    # models run as in the config's evaluations
+    with forward_context(subject.cli.options["trainer"].get("precision"), subject.device.type):
+        unchanged, interventions = answer_all(subject, options.seed)
+        rank = rank_part(subject, unchanged.correct, options.rank, options.seed)
+        latents = latent_part(subject, interventions, unchanged, options.top_k)
     result = described(subject, options, unchanged)
     result["rank"] = rank.summary()
     result["latents"] = latents.summary() if latents is not None else {"left_out": [no_latents(subject)]}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lori_pl.alignment import stiefel_parameters
 from lori_pl.errors import LoriError, check_choice, one_line
+from lori_pl.sharding.fsdp2 import HALVES
 from lori_pl.sharding.parts import whole_shape
 
 Decay = Literal["cosine", "linear", "late", "none"]
@@ -151,6 +154,16 @@ def check_precision(precision: str | None) -> None:
             f"teacher: take {precision.removesuffix('-true')}-mixed, and for weights in half precision "
             "model.backbone.dtype (with model.backbone.lora)"
         )
+
+
+def forward_context(precision: str | None, device: str) -> AbstractContextManager[Any]:
+    """What the Trainer puts around every pass: autocast under mixed precision, else nothing.
+
+    Args:
+        precision: The Trainer's.
+        device: Type of the device.
+    """
+    return MixedPrecision(precision, device).forward_context() if precision in HALVES else nullcontext()
 
 
 def check_optimizer(optimizer: OptimizerCallable) -> None:

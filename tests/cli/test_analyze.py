@@ -7,11 +7,13 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from conftest import BASE, LORI_TERMS, World
 from failing import message
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lori_pl import LatentReasoner
+from lori_pl.analysis.right_wrong import effective_rank
 from lori_pl.cli import main
 from lori_pl.models.thought import ThoughtSettings
 
@@ -110,6 +112,21 @@ def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
     # a second run into it is refused before anything is read
     assert analyze(world, "LoRi", "nowhere.ckpt", **lori_of(teacher)) == 2
     assert "analysis holds something already" in message(capsys)
+
+
+def test_models_run_at_the_precision_of_the_config_and_measures_in_full(world, lori, monkeypatch):
+    seen, run = set(), LatentReasoner.run
+    monkeypatch.setattr(
+        LatentReasoner, "run", lambda self, *args: seen.add(torch.is_autocast_enabled("cpu")) or run(self, *args)
+    )
+    common = ["--config", str(lori / "config.yaml"), "--ckpt_path", str(lori / "student"), "--problems", "4"]
+    flags = ["--trainer.precision", "bf16-mixed", "--device", "cpu"]
+    assert main(["analyze", *common, *flags, "--folder", str(world.folder / "analysis")]) == 0
+    assert seen == {True}
+    tokens = [torch.randn(3, 2, 8) for _ in range(4)]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = effective_rank(tokens)
+    assert inside == effective_rank(tokens)
 
 
 def test_a_folder_without_latents_has_the_rank_part_and_a_line(world, teacher, capsys):
