@@ -161,7 +161,9 @@ OTHERS = {
     "Pause": {"latents": 2},
     "PCCoT": {"latents": 4, "passes": 2},
     "KaVa": {"latents": 4, "passes": 2},
+    "CODI": {"latents": 2},
     "SIMCoT": {"latents": 2},
+    "SIMCoTCoconut": {"stages": {"steps": 2}, "latents_a_step": 1, "latent_stages": 2},
     "Coconut": {"stages": {"steps": 2}, "latents_a_step": 1, "latent_stages": 2},
     "LoRi": LORI_TERMS,
 }
@@ -190,6 +192,20 @@ def test_other_latents(world, teacher, method, config):
         changed = {(each["intervention"], each["latent"]): each for each in found["latents"]["interventions"]}
         assert changed["none", "all"]["accuracy"] == changed["rank 32", "all"]["accuracy"] == found["accuracy"]["value"]
         assert {n for n in numbers(found) if isinstance(n, float) and not math.isfinite(n)} == set()
+
+
+@pytest.mark.slow
+def test_a_student_whose_words_were_taken_away(world, teacher):
+    """iCoT-SI's last stage answers at once."""
+    arguments = {"backbone": {"name": teacher}, "stages": {"steps": 1}, "remove_all": 2, "max_new_tokens": 4}
+    assert world.fit("ICoTSI", "run", "--trainer.max_steps", "6", **arguments) == 0
+    summary = json.loads((world.folder / "run" / "summary.json").read_text())["test_sets"]["test"]
+    for place in ("student", "checkpoints/best.ckpt"):
+        out = place.replace("/", "_")
+        assert analyze(world, "ICoTSI", world.folder / "run" / place, out=out, **arguments) == 0
+        found = read(world, out)
+        assert found["accuracy"]["value"] == pytest.approx(summary["accuracy"])
+        assert "reasons by 'none'" in found["latents"]["left_out"][0]
 
 
 @pytest.mark.slow

@@ -63,6 +63,30 @@ def test_a_run_is_the_cpus(alone, tmp_path):
     assert_close(fit(tmp_path, "run", "--trainer.accelerator=cpu"), alone, 1e-3)
 
 
+def analysed(folder: Path, device: str) -> dict:
+    """What ``analyze`` finds of a run's student."""
+    out, run = folder / device, folder / "run"
+    given = [f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'student'}", f"--folder={out}"]
+    line = [sys.executable, "-m", "lori_pl", "analyze", *given, "--problems=16", f"--device={device}"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "analysis.json").read_text())
+
+
+def assert_same_analysis(one: dict, other: dict) -> None:
+    assert one["rank"]["states"].keys() == other["rank"]["states"].keys()
+    for name, states in one["rank"]["states"].items():
+        shares = [each["rank"]["states"][name]["modes"]["hidden"]["energy_shares"] for each in (one, other)]
+        assert shares[0] == pytest.approx(shares[1], abs=1e-3), (name, states["tokens"])
+    kinds = [[(each["intervention"], each["latent"]) for each in a["latents"]["interventions"]] for a in (one, other)]
+    assert kinds[0] == kinds[1]
+
+
+def test_an_analysis_is_the_cpus(tmp_path):
+    fit(tmp_path, "run", "--trainer.accelerator=cpu")
+    assert_same_analysis(*(analysed(tmp_path, device) for device in ("cpu", "cuda")))
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_over_nccl_is_one_gpu(alone, tmp_path, name):
