@@ -45,7 +45,8 @@ NAMES = {
     "latent_only": ("latents alone", "#7fb2dd"),
     "anchor_only": ("anchor alone", "#b99fd0"),
 }
-VARIANTS = {"": "", "_own_start": ", from random weights", "_equal_passes": ", 7 passes"}
+OWN_START = "_own_start"
+VARIANTS = {"": "", OWN_START: ", from random weights", "_equal_passes": ", 7 passes"}
 STEP = "accuracy_steps_"
 BLANK = "\n\n"
 GAP = 3.2
@@ -173,6 +174,8 @@ def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figu
         if (bounds := interval([accuracy / 100 for accuracy in accuracies])) is not None:
             ranked.plot(bounds, (place, place), color=colour, linewidth=1, alpha=0.6)
         ranked.scatter(accuracies, [place] * len(rows), s=14, color=face, edgecolors=colour, linewidths=1, zorder=2)
+        if name.endswith(OWN_START):  # as many passes as without it
+            continue
         passes = np.mean([float(row["passes"]) for row in rows])
         by_passes.scatter(passes, np.mean(accuracies), s=34, color=face, edgecolors=colour, linewidths=1.4, zorder=2)
         by_passes.vlines(passes, min(accuracies), max(accuracies), color=colour, linewidth=1, alpha=0.6)
