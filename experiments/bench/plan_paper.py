@@ -202,6 +202,7 @@ def tables() -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("models", nargs="*", choices=[*MODELS, []], help="of these models alone (default: all)")
+    options.add_argument("--method", help="of this method's cell alone (name of its config); other rows stay")
     options.add_argument("--whole", action="store_true", help="go through all layers of a model")
     options.add_argument("--docs", action="store_true", help=f"write the tables of {PAGE} from {TABLE} alone")
     arguments = options.parse_args()
@@ -211,11 +212,18 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     command = shlex.join(["python", "experiments/bench/plan_paper.py", *sys.argv[1:]])
     for model in arguments.models or MODELS:
-        found = []
+        found: list[dict[str, Any]] = []
+        own = None if arguments.method is None else f"configs/method/{arguments.method}.yaml"
         for cell in cells(model):
-            found.append({**plan(cell, model, arguments.whole), "commit": git_commit(), "command": command})
-            print(found[-1], flush=True)
-        known = {name: [row for row in read_rows(TABLE) if row["model"] == name] for name in MODELS} | {model: found}
+            if own is None or own in cell.configs:
+                found.append({**plan(cell, model, arguments.whole), "commit": git_commit(), "command": command})
+                print(found[-1], flush=True)
+        known = {name: [row for row in read_rows(TABLE) if row["model"] == name] for name in MODELS}
+        if own is None:
+            known[model] = found
+        else:
+            new = {row["method"]: row for row in found}
+            known[model] = [new.get(row["method"], row) for row in known[model]]
         write_rows(TABLE, [{column: row[column] for column in HEADER} for each in known.values() for row in each])
 
 

@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.cli import main
+from lori_pl.commands.null_flags import nulls_in_mappings
 from lori_pl.data.datamodule import PairedDataModule, Reader
 from lori_pl.data.sources import JSONL
 from lori_pl.errors import LoriError
@@ -310,6 +311,26 @@ def test_what_is_wrong_with_a_key_is_one_line_that_names_it_and_its_file(
     error = refused(capsys, monkeypatch, "--config", str(later), f"--config={CONFIGS / 'trainer/cpu.yaml'}")
     assert re.search(rf"\b{re.escape(key)}\b", error)
     assert f"({later}, line {line})" in error
+
+
+def test_a_nested_field_is_set_to_null_by_a_flag():
+    """As the README starts a student from its teacher; as text, ``None`` would be looked for on the hub."""
+    flags = [f"--config={CONFIGS / name}" for name in (LORI, "model/qwen2.5-0.5b.yaml", "data/synthetic.yaml")]
+    flags += ["--model.backbone.name", "null", "--model.backbone.revision=null", "--model.backbone.dropout", "null"]
+    flags += ["--model.teacher.name", str(ROOT / "lori_pl/assets/teacher"), "--model.teacher.revision", "null"]
+    method = lightning_commands.parse(["fit", *flags]).model
+    assert (method.backbone.name, method.backbone.revision, method.backbone.dropout) == (None, None, None)
+    # what stands beside it stays
+    assert method.backbone.lora.rank == 128
+
+
+def test_only_flags_of_null_are_rewritten():
+    plain = ["fit", "--model.backbone.name", "nullable", "--model.anchor", "null", "--model.weights.mean=null"]
+    assert nulls_in_mappings(plain) == plain
+    nested = ["--model.init_args.backbone.lora.rank", "null", "--model.stages.epochs=null", "--x"]
+    assert nulls_in_mappings(nested) == [
+        *("--model.backbone", '{"lora": {"rank": null}}', "--model.stages", '{"epochs": null}', "--x"),
+    ]
 
 
 def test_a_flag_is_not_looked_for_in_files(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -56,6 +56,29 @@ def no_memory(monkeypatch, owner, name: str, call: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "x"}, ["1 were started", "SLURM", "--ntasks-per-node=2", "srun"]),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, ["4 were started", "TorchElastic", "set trainer.devices"]),
+    ],
+)
+def test_another_number_of_processes_than_of_devices_is_refused(world, capsys, monkeypatch, variables, words):
+    """One task that asks for two devices would train on one, and say nothing."""
+    places = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "1", "RANK": "0"}
+    for name, value in {**places, "LOCAL_RANK": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    fails(
+        world,
+        capsys,
+        "trainer.devices 2 on trainer.num_nodes 1 are 2 processes",
+        *words,
+        flags=flags,
+        backbone=BACKBONE,
+    )
+
+
+@pytest.mark.parametrize(
     ("owner", "name", "call", "part", "remedy"),
     [
         (FrozenTeacher, "forward", 8, "teacher", "model.cache"),
