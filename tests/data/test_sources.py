@@ -210,5 +210,5 @@ def test_hub_wants_a_pinned_revision(revision):
 
 def test_hub_without_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    error(lambda: Hub("owner/name", revision="1").load("train"), "not installed", "lori_pl[hub]")
+    error(lambda: Hub("owner/name", revision="1").load("train"), "not installed", ".[hub]")
     error(lambda: Hub(revision="1"), "no data set", "owner/name")

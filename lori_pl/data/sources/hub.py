@@ -15,7 +15,7 @@ _MOVING = ("main", "master", "head")
 
 
 class Hub(RowSource):
-    """Any data set of the Hugging Face hub, through the `datasets` library (``pip install "lori_pl[hub]"``).
+    """Any data set of the Hugging Face hub, through the `datasets` library (``pip install -e '.[hub]'`` in the clone).
 
     Format: as of `JSONL`, a column a field. Origin and licence: those of the data set's card.
 
@@ -83,7 +83,9 @@ class Hub(RowSource):
         try:
             import datasets
         except ImportError:
-            raise LoriError('hub: the package datasets is not installed; pip install "lori_pl[hub]"') from None
+            raise LoriError(
+                "hub: the package datasets is not installed; in the clone: .venv/bin/pip install -e '.[hub]'"
+            ) from None
         if not self.splits.get(split):
             raise LoriError(f"hub: {self.dataset} is given no {split} split; set {split}_split to one of its splits")
         try:
