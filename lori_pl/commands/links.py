@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from lori_pl.commands.parser_errors import NO_METHOD
+from lori_pl.errors import LoriError
 from lori_pl.methods import Method
 
 
@@ -25,12 +27,20 @@ def reader(model: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a parsed model config says of `lori_pl.data.datamodule.Reader`: its fields by name.
 
     The student's tokenizer is its own, or that of the teacher that it starts from; empty where neither is given.
+
+    Raises:
+        LoriError: If no method is chosen, or the one that is does not say its name and how its student reasons.
     """
     given = fields(model)
     teacher, backbone = fields(given.get("teacher")), fields(given.get("backbone"))
     own = backbone if _tokenizer(backbone) else teacher
     # none is named before the first config file is read
     method = method_class(model) if model and model.get("class_path") else None
+    if method is Method:
+        raise LoriError(NO_METHOD)
+    for name in ("name", "reasoning"):
+        if method is not None and not hasattr(method, name):
+            raise LoriError(f"{method.__name__} does not set '{name}', as a method has to (docs/extend.md)")
     return {
         "tokenizer": _tokenizer(own) or "",
         "revision": own.get("revision"),

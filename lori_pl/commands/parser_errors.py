@@ -16,6 +16,8 @@ from lori_pl.errors import LoriError, one_line
 from lori_pl.sweep.reading import reading
 
 NO_METHOD = "no method is chosen: add --config configs/method/NAME.yaml, or give --model a class"
+_LINK = re.compile(r"Call to compute_fn of link 'reader\(model\).* failed: (.*)", re.S)
+"""What `lori_pl.commands.links.reader` says of a model; the whole model's config stands before it."""
 _MARK = "Does not validate against any"
 _NOISE = (_MARK, "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 
@@ -74,6 +76,8 @@ def _explanation(message: str, files: Sequence[Path], arguments: Sequence[str]) 
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     if any("arguments are required" in line and ".model" in line for line in lines):
         return NO_METHOD
+    if (found := _LINK.search(message)) is not None:
+        return found[1]
     useful = [line for line in lines if not line.startswith(_NOISE)]
     kinds = ["".join(re.findall(r"^(?:Problem with given class_path|Parser key)", line)) for line in useful]
     if [kind for kind in kinds if kind][-1:] == ["Problem with given class_path"]:

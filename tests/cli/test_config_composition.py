@@ -19,9 +19,11 @@ from jsonargparse import Namespace
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.cli import main
 from lori_pl.commands.null_flags import nulls_in_mappings
+from lori_pl.commands.parser_errors import NO_METHOD
 from lori_pl.data.datamodule import PairedDataModule, Reader
 from lori_pl.data.sources import JSONL
 from lori_pl.errors import LoriError
+from lori_pl.methods import Method
 from lori_pl.methods.stages import Stages
 from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.sweep.cells import Cell, expand
@@ -322,6 +324,28 @@ def test_a_nested_field_is_set_to_null_by_a_flag():
     assert (method.backbone.name, method.backbone.revision, method.backbone.dropout) == (None, None, None)
     # what stands beside it stays
     assert method.backbone.lora.rank == 128
+
+
+class Nameless(Method):
+    """A method of one's own that is not finished."""
+
+    reasoning = "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], NO_METHOD),
+        (
+            [f"--model.class_path={__name__}.Nameless"],
+            "Nameless does not set 'name', as a method has to (docs/extend.md)",
+        ),
+    ],
+)
+def test_a_model_without_a_method_is_one_line(capsys: pytest.CaptureFixture[str], flags: list[str], message: str):
+    files = [f"--config={CONFIGS / name}" for name in ("model/llama-3.2-1b.yaml", "data/synthetic.yaml")]
+    assert main(["preview", *files, *flags]) == 2
+    assert capsys.readouterr().err.strip() == f"error: {message}"
 
 
 def test_only_flags_of_null_are_rewritten():
