@@ -174,8 +174,7 @@ def load(options: Any, rest: list[str]) -> Subject:
         method.load_state_dict(saved["state_dict"])
     method.set_latents()
     student = method.student.to(device).eval()
-    further = len(student.encoder.bot) + student.thought.latents + len(student.given)
-    check_questions(split, student.lm, further)
+    check_questions(split, student.lm, method.positions_before_answer)
     subject = Subject(cli, split, None, None, device)
     backbone = _teacher_backbone(options.teacher, method)
     if backbone is not None:

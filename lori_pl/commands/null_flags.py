@@ -26,11 +26,11 @@ def nulls_in_mappings(arguments: Sequence[str]) -> list[str]:
     while rest:
         argument = rest.pop(0)
         found = _NESTED.fullmatch(argument)
-        value = None if found is None else found["value"] or next(iter(rest), None)
-        if found is None or value != "null":
+        apart = found is not None and found["value"] is None
+        if found is None or (rest[:1] if apart else [found["value"]]) != ["null"]:
             written.append(argument)
             continue
-        if found["value"] is None:
+        if apart:
             rest.pop(0)
         nested: Any = None
         for field in reversed(found["fields"].split(".")):
