@@ -12,12 +12,10 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
@@ -40,7 +38,7 @@ from lori_pl.commands.failures import explained
 from lori_pl.commands.links import fields, method_class, reader
 from lori_pl.commands.null_flags import nulls_in_mappings
 from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_errors
-from lori_pl.commands.processes import ending_together
+from lori_pl.commands.processes import check_world, ending_together
 from lori_pl.commands.run_folder import check_folder, checkpoints_seen, held, resolve_checkpoint
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
@@ -308,26 +306,6 @@ class PlainTrainerCLI(ParsedCLI):
 
     def after_instantiate_classes(self) -> None:
         """Checks nothing: no training follows."""
-
-
-def check_world(trainer: pl.Trainer) -> None:
-    """Makes sure that a launcher outside (SLURM, torchrun) started as many processes as the config has devices.
-
-    Raises:
-        LoriError: If it did not: the run would train on other devices, with another batch, than its config says.
-    """
-    environment = trainer._accelerator_connector.cluster_environment
-    if not isinstance(trainer.strategy, ParallelStrategy) or not environment.creates_processes_externally:
-        return
-    wanted, found = trainer.num_devices * trainer.num_nodes, environment.world_size()
-    if found != wanted:
-        remedy = "set trainer.devices and trainer.num_nodes to what was started, or start as many"
-        if isinstance(environment, SLURMEnvironment):
-            remedy = f"give --ntasks-per-node={trainer.num_devices} and start the run with srun"
-        raise LoriError(
-            f"trainer.devices {trainer.num_devices} on trainer.num_nodes {trainer.num_nodes} are {wanted} processes, "
-            f"but {found} were started ({type(environment).__name__}): {remedy}"
-        )
 
 
 def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:

@@ -1,4 +1,7 @@
-"""The processes of a run end together: an error takes along those that this one started; none outlives the first."""
+"""The processes of a run are as many as its devices, and end together.
+
+An error takes along those that this one started; none outlives the first.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from lori_pl.callbacks.stop_signals import Stopped
+from lori_pl.errors import LoriError
 
 GRACE = 10.0  # seconds for a process whose work is done as well
 FIRST = "LORI_PL_FIRST"
 """Environment variable by which the processes that the first one starts know it."""
+
+
+def check_world(trainer: pl.Trainer) -> None:
+    """Makes sure that a launcher outside (SLURM, torchrun) started as many processes as the config has devices.
+
+    Raises:
+        LoriError: If it did not: the run would train on other devices, with another batch, than its config says.
+    """
+    environment = trainer._accelerator_connector.cluster_environment
+    if not isinstance(trainer.strategy, ParallelStrategy) or not environment.creates_processes_externally:
+        return
+    wanted, found = trainer.num_devices * trainer.num_nodes, environment.world_size()
+    if found != wanted:
+        remedy = "set trainer.devices and trainer.num_nodes to what was started, or start as many"
+        if isinstance(environment, SLURMEnvironment):
+            remedy = f"give --ntasks-per-node={trainer.num_devices} and start the run with srun"
+        raise LoriError(
+            f"trainer.devices {trainer.num_devices} on trainer.num_nodes {trainer.num_nodes} are {wanted} processes, "
+            f"but {found} were started ({type(environment).__name__}): {remedy}"
+        )
 
 
 @contextmanager

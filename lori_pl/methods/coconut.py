@@ -154,12 +154,6 @@ class Coconut(StagedMethod, LatentMethod):
                 f"(model.latents_a_step), and this run asks for {latents}: give a multiple of {self.latents_a_step}"
             )
 
-    @property
-    def positions_before_answer(self) -> int:
-        """In a training those of the last stage where they are more: it is that student that is tested."""
-        last = len(self.student.encoder.bot) + self.latents + len(self.student.encoder.suffix)
-        return max(super().positions_before_answer, last) if self.trains else super().positions_before_answer
-
     def own_losses(self, batch: PairedBatch) -> tuple[Tensor, dict[str, Tensor], Signals]:
         """Cross-entropy on what stands behind the latents."""
         student = self.read_stage(batch, *self.wanted)

@@ -101,12 +101,6 @@ class ICoTSI(StagedMethod):
         """The explicit ones: nothing is longer."""
         return [("question, rationale, answer prompt and answer", self.student.lm, split.student.lengths())]
 
-    @property
-    def positions_before_answer(self) -> int:
-        """In a training those of the last stage, in which the student answers at once."""
-        last = len(self.student.encoder.prompt)
-        return max(super().positions_before_answer, last) if self.trains else super().positions_before_answer
-
     def check_reasoning(self, reasoning: str, place: str) -> None:
         """Takes students of any stage."""
         if reasoning not in ("words", "none"):

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from transformers import Cache
 
-from lori_pl.alignment import AnchorAlignment, LowRankAlignment, Signals
+from lori_pl.alignment import Signals
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
 from lori_pl.methods.distillation import Distillation
 from lori_pl.methods.losses import answer_cross_entropy
-from lori_pl.methods.terms import named_terms
+from lori_pl.methods.terms import by_part, named_terms
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.state import DecodingState
@@ -86,14 +86,10 @@ class LatentMethod(Distillation):
     @property
     def label(self) -> str:
         """The method's name, with LoRi's before it where both its terms weigh, and behind it what else weighs."""
-        named = named_terms(self.weighing_terms)
-        anchors, rationales = (
-            [name for name, term in named.items() if isinstance(term, kind)]
-            for kind in (AnchorAlignment, LowRankAlignment)
-        )
-        whole = {*anchors, *rationales} if anchors and rationales else set()
-        own = f"lori_{self.name}" if whole else self.name
-        return "+".join([own, *(name for name in named if name not in whole)])
+        anchor, rationale, others = by_part(self.weighing_terms)
+        if anchor and rationale:
+            return "+".join([f"lori_{self.name}", *others])
+        return "+".join([self.name, *named_terms(self.weighing_terms)])
 
     @property
     def wanted(self) -> tuple[LayerSelection | None, LayerSelection | None]:

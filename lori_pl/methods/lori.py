@@ -7,7 +7,7 @@ from typing import Any
 
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment, Term
 from lori_pl.methods.latent import LatentMethod
-from lori_pl.methods.terms import named_terms
+from lori_pl.methods.terms import by_part
 from lori_pl.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,7 @@ class LoRi(LatentMethod):
     @property
     def label(self) -> str:
         """``lori``, or what it is called with a standard term off; behind it the further terms that weigh."""
-        named = named_terms(self.weighing_terms)
-        anchor, rationale = (
-            {name for name, term in named.items() if isinstance(term, kind)}
-            for kind in (AnchorAlignment, LowRankAlignment)
-        )
+        anchor, rationale, others = by_part(self.weighing_terms)
         names = {(False, False): "latent_only", (True, False): "anchor_only", (False, True): "rationale_only"}
         own = names.get((bool(anchor), bool(rationale)), self.name)
-        return "+".join([own, *(name for name in named if name not in anchor | rationale)])
+        return "+".join([own, *others])

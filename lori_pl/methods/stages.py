@@ -128,6 +128,12 @@ class StagedMethod(Method):
             self.has_validation_loss = False
 
     @property
+    def positions_before_answer(self) -> int:
+        """In a training those of the last stage where they are more: it is that student that is tested."""
+        now, encoder = super().positions_before_answer, self.student.encoder
+        return max(now, len(encoder.bot) + self.latents + len(encoder.suffix)) if self.trains else now
+
+    @property
     def steps_an_epoch(self) -> int:
         """Optimiser steps an epoch."""
         batches = float(self.trainer.num_training_batches)

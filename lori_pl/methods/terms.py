@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lori_pl.alignment import Term
+from lori_pl.alignment import AnchorAlignment, LowRankAlignment, Term
 from lori_pl.errors import LoriError
 
 RESERVED = frozenset({"task", "loss", "distillation", "teacher", "keys", "values", "steps", "stage"})
@@ -64,3 +64,12 @@ def named_terms(terms: Iterable[Term]) -> dict[str, Term]:
             number += 1
         named[key] = term
     return named
+
+
+def by_part(terms: Iterable[Term]) -> tuple[set[str], set[str], list[str]]:
+    """Names of the terms that are LoRi's anchor, of those that are its rationale term, and of all others."""
+    named = named_terms(terms)
+    anchor, rationale = (
+        {name for name, term in named.items() if isinstance(term, kind)} for kind in (AnchorAlignment, LowRankAlignment)
+    )
+    return anchor, rationale, [name for name in named if name not in anchor | rationale]
