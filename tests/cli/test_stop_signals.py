@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from conftest import BACKBONE, BASE, assert_same, checkpoint
 from failing import fails
 from lightning.pytorch.callbacks import timer
 from test_processes import start
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from watching import logged
 
 import lori_pl.commands.lightning as commands_lightning
@@ -196,18 +198,26 @@ def test_data_workers_leave_the_signal_to_the_training(world, monkeypatch):
     original = ExplicitCoT.training_step
     before = {child.pid for child in multiprocessing.active_children()}
 
+    def workers():
+        return [child for child in multiprocessing.active_children() if child.pid not in before]
+
     def told(self, *batch):
         if self.trainer.global_step == 3:
-            for child in multiprocessing.active_children():
-                if child.pid not in before:
-                    os.kill(child.pid, signal.SIGTERM)
+            for child in workers():
+                os.kill(child.pid, signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *batch)
 
     monkeypatch.setattr(ExplicitCoT, "training_step", told)
     flags = [*FLAGS, *STEPS, "--data.num_workers", "1"]
-    assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 143
-    assert checkpoint(world.folder / "run")["global_step"] == 4
+    try:
+        assert world.fit("ExplicitCoT", "run", *flags, backbone=BACKBONE) == 143
+        assert checkpoint(world.folder / "run")["global_step"] == 4
+    finally:
+        # this process goes on, unlike a run's, and would wait for workers, which ignore SIGTERM, at its end
+        for iterator in [each for each in gc.get_objects() if isinstance(each, _MultiProcessingDataLoaderIter)]:
+            iterator._shutdown_workers()
+    assert not workers()
 
 
 def test_going_on_with_batches_of_other_sizes_is_refused(world, capsys):
