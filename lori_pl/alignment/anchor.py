@@ -71,23 +71,31 @@ class AnchorAlignment(Term):
         """On the projection, under `low_rank`."""
         return self.anchor_space == "low_rank" and isinstance(other, LowRankAlignment)
 
-    def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
-        """Find the projection, check the shapes, and allocate; the order of the terms does not matter.
+    def check(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
+        """Refuse unequal shapes under `full`, and under `low_rank` `others` without exactly one `LowRankAlignment`.
 
         Raises:
-            LoriError: If shapes differ under `full`, or `others` does not hold exactly one `LowRankAlignment` under
-                `low_rank`.
+            LoriError: Naming the remedy.
         """
-        if self._shapes == (student, teacher):
-            return
         if self.anchor_space == "full" and student != teacher:
             raise LoriError(
                 f"AnchorAlignment: anchor_space=full needs equal anchor states, but the teacher has {teacher} and the "
                 f"student {student}; use anchor_space=low_rank"
             )
         if self.anchor_space == "low_rank":
-            who = "AnchorAlignment: anchor_space=low_rank"
-            self._projection = (only_projection(others, who, ", or use anchor_space=full"),)
+            only_projection(others, "AnchorAlignment: anchor_space=low_rank", ", or use anchor_space=full")
+
+    def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
+        """Find the projection, and allocate; the order of the terms does not matter.
+
+        Raises:
+            LoriError: As `check`.
+        """
+        if self._shapes == (student, teacher):
+            return
+        self.check(student, teacher, others)
+        if self.anchor_space == "low_rank":
+            self._projection = (only_projection(others, type(self).__name__),)
         self._shapes = (student, teacher)
         self.register_buffer("deviation", torch.ones(teacher.layers))
         # of the core under low_rank, whose shape the other term's fit decides

@@ -19,7 +19,7 @@ from lori_pl.alignment.losses import relative_frobenius, relative_frobenius_floo
 from lori_pl.alignment.moments import Moments, SecondOrder, batch_moments, trajectory_moments
 from lori_pl.alignment.packing import pack_statistics, prefixed, unpack_statistics
 from lori_pl.alignment.precision import autocast_off
-from lori_pl.alignment.subspace import StudentFactors, TensorSubspace
+from lori_pl.alignment.subspace import StudentFactors, TensorSubspace, ranks_within
 from lori_pl.alignment.terms import Signals, Term, TrajectoryShape, token_mask, trajectory_of
 from lori_pl.alignment.tucker import LayerScale
 from lori_pl.errors import LoriError, check_choice
@@ -174,6 +174,14 @@ class LowRankAlignment(Term):
         if self.observes_student:
             self.subspace.measures_teacher = False
 
+    def check(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
+        """Refuse a rank that exceeds a dimension of either side, and shapes that differ where they must agree.
+
+        Raises:
+            LoriError: Naming them and the remedy.
+        """
+        ranks_within(student, teacher, self.rank_layers, self.rank_hidden, self.student_factors)
+
     def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
         """Check shapes and ranks and allocate.
 
@@ -181,7 +189,7 @@ class LowRankAlignment(Term):
         keep their identity then, but wrap the module for distributed training only afterwards.
 
         Raises:
-            LoriError: If a rank exceeds a dimension of either side, or shapes differ where they must agree.
+            LoriError: As `check`.
         """
         if self._is_prepared and (self.subspace.student, self.subspace.teacher) == (student, teacher):
             return

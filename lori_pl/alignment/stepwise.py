@@ -69,11 +69,19 @@ class StepwiseAlignment(Term):
         """On the projection and its deviations."""
         return isinstance(other, LowRankAlignment)
 
+    def check(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
+        """Refuse `others` that do not hold exactly one `LowRankAlignment`.
+
+        Raises:
+            LoriError: Naming how many there are.
+        """
+        only_projection(others, "StepwiseAlignment")
+
     def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
         """Find the projection; the order of the terms does not matter.
 
         Raises:
-            LoriError: If `others` does not hold exactly one `LowRankAlignment`.
+            LoriError: As `check`.
         """
         self._projection = (only_projection(others, "StepwiseAlignment"),)
 

@@ -28,6 +28,35 @@ _OWN_KIND: dict[StudentFactors, FactorKind] = {
 }
 
 
+def ranks_within(
+    student: TrajectoryShape,
+    teacher: TrajectoryShape,
+    rank_layers: int | float | None,
+    rank_hidden: int | float,
+    student_factors: StudentFactors,
+) -> tuple[int | float, int | float]:
+    """What r_L and r_D are for these shapes; arguments as of `TensorSubspace`.
+
+    Returns:
+        Numbers of columns (int) or shares of the energy (float), for layers and hidden size.
+
+    Raises:
+        LoriError: If a rank exceeds a dimension of either side, or shapes differ where they must agree.
+    """
+    if student_factors in ("shared", "identity") and student != teacher:
+        raise LoriError(
+            f"LowRankAlignment: student_factors={student_factors} needs equal trajectories, but the teacher "
+            f"has {teacher} and the student {student}; use student_factors=learned, or select as many layers"
+        )
+    layers, hidden = min(student.layers, teacher.layers), min(student.hidden, teacher.hidden)
+    if student_factors == "identity":
+        return layers, hidden
+    rank_layers = layers if rank_layers is None else rank_layers
+    check_rank(rank_layers, layers, "layers")
+    check_rank(rank_hidden, hidden, "hidden")
+    return rank_layers, rank_hidden
+
+
 class TensorSubspace(nn.Module):
     r"""Centre, scale and Tucker factors of both sides.
 
@@ -64,17 +93,7 @@ class TensorSubspace(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        if student_factors in ("shared", "identity") and student != teacher:
-            raise LoriError(
-                f"LowRankAlignment: student_factors={student_factors} needs equal trajectories, but the teacher "
-                f"has {teacher} and the student {student}; use student_factors=learned, or select as many layers"
-            )
-        layers, hidden = min(student.layers, teacher.layers), min(student.hidden, teacher.hidden)
-        is_identity = student_factors == "identity"
-        self.rank_layers = layers if is_identity or rank_layers is None else rank_layers
-        self.rank_hidden = hidden if is_identity else rank_hidden
-        check_rank(self.rank_layers, layers, "layers")
-        check_rank(self.rank_hidden, hidden, "hidden")
+        self.rank_layers, self.rank_hidden = ranks_within(student, teacher, rank_layers, rank_hidden, student_factors)
         self.student, self.teacher = student, teacher
         self.student_factors = student_factors
         self.layer_scale = layer_scale
@@ -82,7 +101,7 @@ class TensorSubspace(nn.Module):
 
         ranks = (_provisional(self.rank_layers), _provisional(self.rank_hidden))
         # called `target`, not `teacher`: a checkpoint is searched for the frozen teacher by that word
-        self.target = Projection(teacher, ranks, "identity" if is_identity else "fixed")
+        self.target = Projection(teacher, ranks, "identity" if student_factors == "identity" else "fixed")
         self.own = None if student_factors == "shared" else Projection(student, ranks, _OWN_KIND[student_factors])
         self.register_buffer("energy", torch.zeros(3))
         self.register_buffer("layer_spectrum", torch.zeros(teacher.layers))

@@ -148,7 +148,18 @@ class Term(nn.Module, abc.ABC):
         self.fitted.fill_(True)
         self._fitted_on_host = True
 
-    @abc.abstractmethod
+    def check(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
+        """Refuse what the term cannot work with, before anything is loaded or allocated.
+
+        Args:
+            student: Shape of the student's trajectories.
+            teacher: Shape of the teacher's trajectories.
+            others: The other terms of the same model.
+
+        Raises:
+            LoriError: If the term cannot work with these shapes or without another term.
+        """
+
     def prepare(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
         """Allocate parameters and buffers for these shapes; a second call with the same shapes changes nothing.
 
@@ -158,8 +169,9 @@ class Term(nn.Module, abc.ABC):
             others: The other terms of the same model; must not be registered as sub-modules.
 
         Raises:
-            LoriError: If the term cannot work with these shapes or without another term.
+            LoriError: As `check`.
         """
+        self.check(student, teacher, others)
 
     def begin_sweep(self, sweep: int) -> None:
         """Start pass number `sweep` (from 0) over the training rationales."""

@@ -7,53 +7,48 @@ import os
 import time
 from argparse import ArgumentParser
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-from jsonargparse import set_parsing_settings
-from lightning.fabric.plugins.io import CheckpointIO
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from lori_pl.callbacks.alignment_monitor import AlignmentMonitor
-from lori_pl.callbacks.best_checkpoint import BestCheckpoint
 from lori_pl.callbacks.finite_loss import FiniteLoss
-from lori_pl.callbacks.job_timer import JobTimer
-from lori_pl.callbacks.last_validation import LastValidation
-from lori_pl.callbacks.logged_step import LoggedStep
 from lori_pl.callbacks.predictions import PredictionWriter
-from lori_pl.callbacks.progress import ProgressFile
-from lori_pl.callbacks.progress_bar import TrainingBar
-from lori_pl.callbacks.regions import ProfiledRegions
-from lori_pl.callbacks.run_config import RunConfig
-from lori_pl.callbacks.same_start import SameStart
 from lori_pl.callbacks.stop_signals import Stopped, StopSignals
 from lori_pl.callbacks.throughput import Throughput
 from lori_pl.callbacks.training_cost import TrainingCost
-from lori_pl.checkpoint_files import LAST, CheckpointFiles, checkpoints_in, read_checkpoint
+from lori_pl.checkpoint_files import checkpoints_in, read_checkpoint
 from lori_pl.commands.failures import explained
 from lori_pl.commands.links import fields, method_class, reader
 from lori_pl.commands.null_flags import nulls_in_mappings
 from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_errors
 from lori_pl.commands.processes import check_world, ending_together
 from lori_pl.commands.run_folder import check_folder, checkpoints_seen, held, resolve_checkpoint
+from lori_pl.commands.run_parts import add_parts, logger_of, training_callbacks
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
 from lori_pl.methods import Method
 from lori_pl.methods.optimization import check_precision
-from lori_pl.models.saving import save_reasoner
+from lori_pl.models.saving import read_settings, save_reasoner
 from lori_pl.run_files import CHECKPOINTS, CONFIG, STUDENT, SUMMARY
 from lori_pl.sharding import refuse_own_fsdp, shards
-from lori_pl.sweep.child import CELL, PROGRESS
 
 log = logging.getLogger(__name__)
 
 _STARTED = "LORI_PL_STARTED"
+_CKPT_PATH = {
+    "fit": "A checkpoint to go on from, or which of this run's own: `last` (the newest sound one), `auto` (the same, "
+    "or a start where there is none) or `best`.",
+    "validate": "A checkpoint of a run, or a student's folder.",
+}
+"""Help of ``ckpt_path`` by sub-command; those that are not there have that of ``validate``."""
 
 
 class LoriCLI(LightningCLI):
@@ -77,6 +72,14 @@ class LoriCLI(LightningCLI):
         )
         parser.add_lightning_class_args(FiniteLoss, "non_finite")
         parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Tells what ``ckpt_path`` takes here: Lightning's help names what is refused, and not all that is taken."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":
+                action.help = _CKPT_PATH.get(subcommand, _CKPT_PATH["validate"])
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config alone: LightningCLI would put the checkpoint's hyper-parameters over the flags."""
@@ -131,8 +134,16 @@ class LoriCLI(LightningCLI):
                     "--model.backbone.tokenizer"
                 )
         else:  # it brings all that a test needs
+            self._take_template(self.folder)
             options["data"]["reader"] |= {"tokenizer": self.folder, "revision": None, "teacher_tokenizer": None}
         self._check_folder(options, wanted)
+
+    def _take_template(self, folder: str) -> None:
+        """Takes a student's own template where the config gives none, so that any data set may be answered."""
+        options = self.options
+        if options["data"].get("template") is None:
+            own = Namespace(**asdict(read_settings(Path(folder))["template"]))
+            options["data"]["template"] = options["model"]["init_args"]["template"] = own
 
     def _check_folder(self, options: Any, wanted: str | None) -> None:
         checkpoint = options.get("ckpt_path") if self.subcommand == "fit" else None
@@ -143,44 +154,16 @@ class LoriCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the callbacks and the logger that a run has unless its config says otherwise."""
-        trainer = self._get(self.config_init, "trainer", default={})
-        logger = trainer.get("logger")
-        if logger in (None, True) and self.subcommand == "fit":
-            kwargs["logger"] = TensorBoardLogger(self.root, name="tensorboard", version="")
-        elif logger in (None, True):
-            kwargs["logger"] = False
-        callbacks = _as_list(trainer.get("callbacks"))
-        given = [type(callback) for callback in callbacks]
-        extra: list[pl.Callback] = [PredictionWriter(Path(self.options.get("predictions") or ""))]
-        if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
-            if ModelCheckpoint not in given and trainer.get("enable_checkpointing") is not False:
-                folder = self.root / CHECKPOINTS
-                best = BestCheckpoint(folder, "best", "val/accuracy", mode="max", enable_version_counter=False)
-                # save_last alone would keep the newest best one only
-                extra += [best, ModelCheckpoint(folder, "last", enable_version_counter=False)]
+        trainer = self.config_init[self.subcommand]["trainer"]
+        trains = self.subcommand == "fit"
+        kwargs["logger"] = logger_of(trainer, self.root, trains)
+        callbacks: list[pl.Callback] = [PredictionWriter(Path(self.options.get("predictions") or ""))]
+        if trains and not trainer.get("fast_dev_run"):
             options = self.options.clone()
             options["ckpt_path"] = None  # the file repeats the run, also one that was resumed
             config = self._parser(self.subcommand).dump(options, skip_none=False)
-            extra += [SameStart(self.options.get("ckpt_path")), RunConfig(self.root / CONFIG, config)]
-            extra += [LoggedStep(), Throughput(), TrainingCost(), AlignmentMonitor(), LastValidation()]
-            extra.append(StopSignals(self.root / CHECKPOINTS / LAST))
-            if (duration := trainer.get("max_time")) and not any(issubclass(kind, Timer) for kind in given):
-                with trainer_errors(trainer):
-                    extra.append(JobTimer(duration, of_run=CELL in os.environ))
-                self.config_init[self.subcommand]["trainer"]["max_time"] = None
-            if kwargs.get("logger", logger):
-                extra.append(LearningRateMonitor("step"))
-        if path := os.environ.get(PROGRESS):
-            extra.append(ProgressFile(Path(path)))
-        if trainer.get("enable_progress_bar") is not False and not any(issubclass(kind, ProgressBar) for kind in given):
-            extra.append(TrainingBar())
-        plugins = _as_list(trainer.get("plugins"))
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins.append(CheckpointFiles())
-        self.config_init[self.subcommand]["trainer"]["plugins"] = plugins
-        # the regions come first: what other callbacks do behind a step is no part of it
-        first = [ProfiledRegions()] if trainer.get("profiler") is not None else []
-        self.config_init[self.subcommand]["trainer"]["callbacks"] = [*first, *callbacks, *extra]
+            callbacks += training_callbacks(trainer, self.root, config, self.options.get("ckpt_path"))
+        add_parts(trainer, callbacks)
         refuse_own_fsdp(trainer.get("strategy"))
         with trainer_errors(trainer):
             made = super().instantiate_trainer(**kwargs)
@@ -273,11 +256,6 @@ class LoriCLI(LightningCLI):
         write_report(self.root, self.model, {"seed": int(self.options["seed_everything"])})
 
 
-def _as_list(given: Any) -> list[Any]:
-    """What a trainer's option holds: none, one or several."""
-    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
-
-
 class ParsedCLI(LoriCLI):
     """Parses a ``fit`` command line and makes model and data, but no Trainer, and runs nothing."""
 
@@ -290,6 +268,31 @@ class ParsedCLI(LoriCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs nothing."""
+
+
+class OptionsCLI(ParsedCLI):
+    """Parses a command line and makes nothing."""
+
+    def _set_seed(self) -> None:
+        """Seeds nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Checks that there is a method, and in a training what it was given.
+
+        Raises:
+            LoriError: If not, or its arguments do not fit together.
+        """
+        model = self.options.get("model") or {}
+        if not model.get("class_path"):
+            raise LoriError(NO_METHOD)
+        if self.subcommand == "fit":
+            method_class(model).check(fields(model))
+
+    def instantiate_classes(self) -> None:
+        """Makes none."""
+
+    def after_instantiate_classes(self) -> None:
+        """There is nothing to check."""
 
 
 class PlainTrainerCLI(ParsedCLI):
@@ -329,6 +332,7 @@ def parse(arguments: list[str], kind: type[LoriCLI] = ParsedCLI) -> LoriCLI:
             subclass_mode_model=True,
             seed_everything_default=0,
             save_config_callback=None,
+            auto_configure_optimizers=False,  # a method has its own
             trainer_defaults={"max_epochs": -1, "log_every_n_steps": 20},
             parser_kwargs={
                 "prog": "python -m lori_pl",

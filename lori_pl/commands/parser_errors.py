@@ -18,6 +18,10 @@ from lori_pl.sweep.reading import reading
 NO_METHOD = "no method is chosen: add --config configs/method/NAME.yaml, or give --model a class"
 _LINK = re.compile(r"Call to compute_fn of link 'reader\(model\).* failed: (.*)", re.S)
 """What `lori_pl.commands.links.reader` says of a model; the whole model's config stands before it."""
+_WRONG_CLASS = re.compile(
+    r"given class_path '([\w.]+)': (?=module|No module)|dot import path string: ([\w.]+)|Import path ([\w.]+) does not"
+)
+"""A name that is that of no class, or of one that does not go there."""
 _MARK = "Does not validate against any"
 _NOISE = (_MARK, "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 
@@ -83,8 +87,21 @@ def _explanation(message: str, files: Sequence[Path], arguments: Sequence[str]) 
     if [kind for kind in kinds if kind][-1:] == ["Problem with given class_path"]:
         # what other types would have wanted helps nobody who has chosen a class
         useful = [line for line in useful if not line.startswith("Expected a <class")]
-    text = " ".join(useful or lines)[:600]
-    return f"{text}{_place(message, files, arguments)}; see --help of the command"
+    text = " ".join(useful or lines)
+    return f"{text[:600]}{_place(text, files, arguments)}; see `{_help(text, arguments)}`"
+
+
+def _help(message: str, arguments: Sequence[str]) -> str:
+    """The option that lists what could have been written: of the outermost class that was found, or of the command."""
+    wrong = _wrong_class(message)
+    found = re.search(r"Parser key \"([\w.]+)\": Problem with given class_path '([\w.]+)'", message)
+    shown = f"{found[1]}.help={found[2]}" if found is not None and found[2] != wrong else "help"
+    return f"python -m lori_pl {' '.join(arguments[:1])} --{shown}"
+
+
+def _wrong_class(message: str) -> str | None:
+    found = [name for groups in _WRONG_CLASS.findall(message) for name in groups if name]
+    return found[-1] if found else None
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:
@@ -106,7 +123,10 @@ def _check_is_mapping(file: Path) -> None:
 
 
 def _place(message: str, files: Sequence[Path], arguments: Sequence[str]) -> str:
-    """Says where the key that a message is about is set: in the last file that has it, unless a flag has it."""
+    """Says where what a message is about is set: in the last file that names the wrong class, or has the wrong key.
+
+    Nowhere, if a flag does.
+    """
     found = [
         key
         for pattern in (r"Parser key \"([\w.]+)\"", r"[Oo]ption '([\w.]+)'", r"unrecognized arguments: --([\w.]+)")
@@ -115,11 +135,13 @@ def _place(message: str, files: Sequence[Path], arguments: Sequence[str]) -> str
     keys = ".".join(found).split(".")
     if any(re.match(rf"--(.*\.)?{re.escape(keys[-1])}(\.class_path)?(=|$)", given) for given in arguments):
         return ""
+    wrong = _wrong_class(message)
     for file in reversed(files):
         with reading(file, "config"):
             document = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
-        for path, line in _entries(document):
-            if path[0] == keys[0] and path[-1] == keys[-1] and _is_within(keys, path):
+        for path, value, line in _entries(document):
+            named = wrong in (None, value) if path[-1] == keys[-1] else path[-1] == "class_path" and wrong == value
+            if path[0] == keys[0] and named and _is_within(keys, path):
                 return f" ({file}, line {line})"
     return ""
 
@@ -130,13 +152,13 @@ def _is_within(keys: Sequence[str], path: Sequence[str]) -> bool:
     return all(key in rest for key in keys)
 
 
-def _entries(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Every key of a YAML document, with those above it, and its line."""
+def _entries(node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str | None, int]]:
+    """Every key of a YAML document, with those above it, the text that it has, if it is one, and its line."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _entries(item, above)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             path = (*above, str(key.value))
-            yield path, key.start_mark.line + 1
+            yield path, value.value if isinstance(value, yaml.ScalarNode) else None, key.start_mark.line + 1
             yield from _entries(value, path)

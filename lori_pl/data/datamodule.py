@@ -18,13 +18,15 @@ from lori_pl.data.moving import pins
 from lori_pl.data.pairing import EncodedProblems, PairedBatch
 from lori_pl.data.problem import Problem
 from lori_pl.data.questions import read_questions
-from lori_pl.data.sources import RowSource, Source, Split, Synthetic
+from lori_pl.data.sources import RowSource, Source, Split
 from lori_pl.data.sources.base import OnBadRow
 from lori_pl.data.template import Encoder, RationaleTokens, Template
 from lori_pl.data.tokenizer import SYNTHETIC, load_tokenizer, same_tokens
 from lori_pl.errors import LoriError
 
 log = logging.getLogger(__name__)
+
+_NO_SOURCE = "data.source is not set: add --config configs/data/NAME.yaml, or give --data.source a class"
 
 
 @dataclass
@@ -82,7 +84,8 @@ class PairedDataModule(pl.LightningDataModule):
     """Builds, for each problem, a teacher sequence and a student sequence with masks and the anchor's index.
 
     Args:
-        source: Where training and validation problems come from, and the test problems unless ``test_sources`` is set.
+        source: Where training and validation problems come from, and the test problems unless ``test_sources`` is set;
+            only a test of ``test_sources``, or answers to a ``predict_file``, do without.
         test_sources: Test sets by name; each is reported by one ``test``.
         template: How problems become text.
         rationale_tokens: Tokens that make the teacher's trajectory: ``all`` of the rationale, ``no_delimiters`` (those
@@ -134,7 +137,9 @@ class PairedDataModule(pl.LightningDataModule):
             if value is not None and value < 1:
                 whole = ", or null for all" if name in limits else ""
                 raise LoriError(f"data.{name} is {value}: give 1 or more{whole}")
-        self.source = source or Synthetic()
+        if source is None and not test_sources and predict_file is None:
+            raise LoriError(_NO_SOURCE)
+        self._source = source
         self.test_sources = test_sources
         self.template = template or Template()
         self.rationale_tokens: RationaleTokens = rationale_tokens
@@ -148,8 +153,9 @@ class PairedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.predict_file = predict_file
         self.reader = reader = reader or Reader()
-        self.source.needs_rationale = reader.needs_rationale
-        for each in (self.source, *(test_sources or {}).values()):
+        if source is not None:
+            source.needs_rationale = reader.needs_rationale
+        for each in (source, *(test_sources or {}).values()):
             if on_bad_row is not None and isinstance(each, RowSource):
                 each.on_bad_row = on_bad_row
         tokenizer = load_tokenizer(reader.tokenizer, reader.markers, reader.revision)
@@ -163,6 +169,17 @@ class PairedDataModule(pl.LightningDataModule):
         self.tests_after_fit = True  # so that a fault in a test set is found before the training
         self.splits: dict[str, PreparedSplit] = {}
         self.tests: dict[str, PreparedSplit] = {}
+
+    @property
+    def source(self) -> Source:
+        """Where training and validation problems come from.
+
+        Raises:
+            LoriError: If no source was given.
+        """
+        if self._source is None:
+            raise LoriError(_NO_SOURCE)
+        return self._source
 
     def setup(self, stage: str) -> None:
         """Loads, encodes and counts the splits of a stage, once."""

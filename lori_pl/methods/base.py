@@ -170,7 +170,8 @@ class Method(AnsweringModule):
                 dtype, trust = self.backbone.dtype or "float32", self.backbone.trust_remote_code
                 self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=dtype, trust_remote_code=trust)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
-            check_template(asdict(self.reasoner.template), self.template, self.folder)
+            trained_with = asdict(self.reasoner.template)
+            check_template(trained_with, self.template, self.folder, self.reasoning == "words")
             return
         chosen = self.tokenizer_backbone
         tokenizer = load_tokenizer(chosen.tokenizer_name, self.uses_markers(), chosen.revision)

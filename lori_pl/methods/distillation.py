@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError, check_choice
 from lori_pl.methods.base import Method
+from lori_pl.methods.checkpoints import check_teacher
 from lori_pl.methods.measuring import Observed, measure_on_rationales
 from lori_pl.methods.optimization import Schedule
 from lori_pl.methods.teachers import (
@@ -168,6 +170,11 @@ class Distillation(Method):
         return [term for term in self.active_terms if term.weighs]
 
     @property
+    def terms_and_others(self) -> list[tuple[Term, list[Term]]]:
+        """Each of the terms, and those beside it."""
+        return [(term, [other for other in self.active_terms if other is not term]) for term in self.active_terms]
+
+    @property
     def over_batch(self) -> list[str]:
         """What the terms say."""
         return [*super().over_batch, *(term.over_batch for term in self.weighing_terms if term.over_batch)]
@@ -263,8 +270,8 @@ class Distillation(Method):
 
     def prepare_terms(self, student: TrajectoryShape, teacher: TrajectoryShape) -> None:
         """Gives the terms the shapes of both sides."""
-        for term in self.active_terms:
-            term.prepare(student, teacher, [other for other in self.active_terms if other is not term])
+        for term, others in self.terms_and_others:
+            term.prepare(student, teacher, others)
 
     def optimizer_parts(self) -> dict[str, nn.Module]:
         """Thought and terms get groups of their own."""
@@ -284,11 +291,19 @@ class Distillation(Method):
         return identity
 
     def check_run(self, data: PairedDataModule, trainer: pl.Trainer) -> None:
-        """Makes sure, once, that the cache was built with what this run has.
+        """Makes sure that there is a teacher for the terms, and once that the cache was built with what this run has.
 
         Raises:
-            LoriError: If there is no cache in the folder, or naming what differs, with both values.
+            LoriError: If the teacher's folder holds none for these rationales, the terms do not go with both sides'
+                layers and hidden sizes or with each other, there is no cache in the folder, or naming what differs in
+                it, with both values.
         """
+        if self.needs:
+            if self.teacher_backbone is not None and self.cache is None:
+                check_teacher(Path(self.teacher_backbone.name or ""), self.template)
+            shapes = self.student_shape(), self.teacher_shape()
+            for term, others in self.terms_and_others:
+                term.check(*shapes, others)
         # one process of a machine is enough: it reads the teacher's weights
         if self.cache is not None and not self._cache_is_checked and trainer.local_rank == 0:
             TeacherCache(self.cache).check(self.cache_identity(data, trainer.precision))

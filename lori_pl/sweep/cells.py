@@ -81,6 +81,11 @@ class Cell:
             f"--{_ROOT}={folder}",
         ]
 
+    @property
+    def options(self) -> str:
+        """All that defines the cell but its seed, as text: cells that differ in no more have the same."""
+        return _json([list(self.configs), self.flags, self.test])
+
     def columns(self) -> dict[str, str]:
         """The values that set this cell apart as text, one column each."""
         return {key: _point_text(key, value) for key, value in (self.point | (self.test or {})).items()}

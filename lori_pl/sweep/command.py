@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -14,8 +14,9 @@ from jsonargparse import ArgumentParser
 
 from lori_pl.errors import LoriError
 from lori_pl.files import has_locks
+from lori_pl.sweep.cells import Cell
 from lori_pl.sweep.looking import show_plan, show_status
-from lori_pl.sweep.runner import Sweep
+from lori_pl.sweep.runner import Sweep, settled_states
 from lori_pl.sweep.specification import load_specification
 from lori_pl.sweep.workers import WORKER, run_workers
 
@@ -33,7 +34,7 @@ def main(args: list[str]) -> int:
         Exit status: 0; 1 where a run failed in this call; 130 where the sweep was interrupted.
 
     Raises:
-        LoriError: Bad sweep file, unknown cell, or the sweep's folder is in use.
+        LoriError: Bad sweep file, unknown cell, options that no run takes, or the sweep's folder is in use.
     """
     options = _parser().parse_args(args)
     if options.workers < 1:
@@ -41,6 +42,7 @@ def main(args: list[str]) -> int:
     sweep = Sweep(load_specification(options.file, options.override))
     if options.dry_run:
         show_plan(sweep, options.only)
+        look_at(sweep, sweep.examples(options.only))
         return 0
     if options.status:
         show_status(sweep)
@@ -52,6 +54,8 @@ def main(args: list[str]) -> int:
                     f"{sweep.output}: this file system has no locks, by which a search tells trials at work from those "
                     "that were broken off; give another folder by --override output=FOLDER"
                 )
+            if WORKER not in os.environ:
+                look_at(sweep, sweep.examples(options.only, settled_states(options.retry_failed)))
             if options.workers > 1 and WORKER not in os.environ:
                 if not has_locks(sweep.output):
                     raise LoriError(f"{sweep.output}: this file system has no locks, by which workers share the cells")
@@ -65,6 +69,16 @@ def main(args: list[str]) -> int:
             return 1 if failed else 0
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def look_at(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    """Looks whether the options of a sweep's cells are taken; see `lori_pl.commands.cell_options.check_options`."""
+    if not cells:
+        return
+    # it takes seconds to import, which workers and finished sweeps do without
+    from lori_pl.commands.cell_options import check_options
+
+    check_options(cells, sweep.specification.file)
 
 
 class _Parser(ArgumentParser):
@@ -81,7 +95,11 @@ def _parser() -> ArgumentParser:
         "once, on machines that share the files, the workers share the cells.",
     )
     parser.add_argument("file", type=str, help="the sweep file (YAML); lori_pl.sweep.specification describes it")
-    parser.add_argument("--dry_run", action="store_true", help="list the cells, their status and command; run nothing")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="list the cells, their status and command, and look whether their options are taken; run nothing",
+    )
     parser.add_argument("--status", action="store_true", help="show how far it is, the time left and the best so far")
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="cells at a time, each on a GPU or a share of the cores"

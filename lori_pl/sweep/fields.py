@@ -38,6 +38,11 @@ class Interval:
     log: bool
     integer: bool
 
+    @property
+    def end(self) -> float:
+        """The lower end, a whole number where the range has no other."""
+        return int(self.low) if self.integer else self.low
+
 
 class FieldReader:
     """Reads the fields of one sweep file.

@@ -35,6 +35,15 @@ from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.tables import print_whole, say
 
 
+def settled_states(retry_failed: bool) -> set[str]:
+    """The status of cells that are not to be run.
+
+    Args:
+        retry_failed: Whether failed ones are run again.
+    """
+    return {"ok"} if retry_failed else {"ok", "failed"}
+
+
 class Sweep:
     """A sweep and the state of its folder.
 
@@ -147,7 +156,7 @@ class Sweep:
                 there.
             KeyboardInterrupt: Ctrl-C; the run is ended, and its cell has no row.
         """
-        skipped = {"ok"} if retry_failed else {"ok", "failed"}
+        skipped = settled_states(retry_failed)
         if self.specification.search is not None:
             return self._run_searches(skipped, only)
         return self._run_grid(skipped, only)
@@ -248,6 +257,23 @@ class Sweep:
         if not 1 <= only <= len(self.cells):
             raise LoriError(f"{self.specification.file}: there is no cell {only}; --only takes 1 to {len(self.cells)}")
         return [self.cells[only - 1]]
+
+    def examples(self, only: int | None = None, skipped: Collection[str] = ()) -> list[Cell]:
+        """Cells whose options are to be looked at before any is run; of a search, one at an end of its space.
+
+        Args:
+            only: Number of the one cell to look at.
+            skipped: Leave out cells of this status.
+
+        Raises:
+            LoriError: There is no such cell.
+        """
+        if (search := self.specification.search) is None:
+            results = self.results()
+            return [cell for cell in self.selected(only) if self.status(cell, results) not in skipped]
+        end = {key: space[0] if isinstance(space, list) else space.end for key, space in search.space.items()}
+        seed = self.specification.seeds[0]
+        return [self._maker.make(1, point | end, seed) for point in grid_points(self.specification)]
 
     def _announce(self, selected: list[Cell], waiting: list[Cell], results: dict[str, dict[str, str]]) -> None:
         failed = sum(self.status(cell, results) == "failed" for cell in selected if cell not in waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BACKBONE
+from conftest import BACKBONE, BASE, SOURCE
 from failing import fails, message
 
 from lori_pl import LatentReasoner
@@ -94,6 +95,34 @@ def test_fit_goes_on_from_checkpoints_only(world, capsys, teacher):
 def test_a_student_of_other_text(world, capsys, teacher):
     flags = ["--ckpt_path", teacher, "--data.template.answer_prompt", "="]
     fails(world, capsys, "another data.template", "answer_prompt", command="test", flags=flags, backbone=BACKBONE)
+
+
+def test_a_student_brings_its_own_text(world, capsys):
+    """Any test set then does, without a training source; the text of rationales matters to none that writes none."""
+    own = ["--data.template.answer_prompt", "'='", "--data.template.question", "{question} ?"]
+    assert world.fit("NoCoT", "asked", *own, backbone=BACKBONE) == 0
+    student = str(world.folder / "asked" / "student")
+    alone = world.config("alone", {"data": {"test_sources": {"other": SOURCE}}, "trainer": BASE["trainer"]})
+    flags = [f"--config={alone}", f"--config={world.method('NoCoT', backbone=BACKBONE)}", f"--ckpt_path={student}"]
+    found = []
+    for name, more in (("free", []), ("given", [*own, "--data.template.step_separator", " ; "])):
+        root = world.folder / name
+        assert main(["test", *flags, *more, f"--trainer.default_root_dir={root}"]) == 0
+        found.append(json.loads((root / "summary.json").read_text())["test_sets"]["other"])
+    for entry in found:
+        entry.pop("milliseconds")
+    assert found[0] == found[1]
+    said = json.loads((world.folder / "asked" / "summary.json").read_text())["test_sets"]["test"]
+    assert {**said, "milliseconds": 0} == {**found[0], "milliseconds": 0}
+    fails(
+        world,
+        capsys,
+        "data.test_sources",
+        command="test",
+        method="NoCoT",
+        backbone=BACKBONE,
+        flags=["--ckpt_path", student, "--data.template.answer_prompt", "'='"],
+    )
 
 
 def test_a_teacher_without_rationales_or_of_another_template(world, capsys, lori_args, teacher):

@@ -187,6 +187,20 @@ def test_rank_above_dimension(world, capsys, lori_args):
     fails(world, capsys, "rank_hidden=33", "choose a rank between 1 and 32", method="LoRi", flags=flags, **lori_args)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model.alignment.rank_hidden", "33"], "rank_hidden=33"),
+        (["--model.layers.layers", "[3]"], r"model.layers.layers \[3\]"),
+        (["--model.student_layers.layers", "[1]"], "needs equal trajectories"),
+        (["--data.template.answer_prompt", "'##'"], r"was trained with another data.template \(answer_prompt\)"),
+    ],
+)
+def test_what_does_not_go_together_is_told_before_the_data_is_read(world, capsys, lori_args, flags, words, monkeypatch):
+    monkeypatch.setattr(PairedDataModule, "setup", lambda *_: pytest.fail("the data was read first"))
+    fails(world, capsys, words, method="LoRi", flags=flags, **lori_args)
+
+
 def test_layers_out_of_range(world, capsys, lori_args, monkeypatch):
     monkeypatch.setattr(backbone_module, "_load_weights", lambda *_: pytest.fail("weights were read first"))
     words = r"\.layers \[1, 3\]: \[3\] are out of range; the model has layers 1 to 2 \(or -1 to -2\)"
@@ -246,6 +260,42 @@ def test_unknown_method(world, capsys):
 def test_no_method(world, capsys):
     assert main(["fit", "--config", world.config("base", {"data": {"source": SOURCE}})]) == 2
     assert "no method is chosen" in message(capsys)
+
+
+def test_no_data(world, capsys):
+    """The embedded world's problems are taken by nobody who did not ask for them."""
+    model = {"class_path": "lori_pl.methods.ExplicitCoT", "init_args": {"backbone": BACKBONE}}
+    config = world.config("alone", {"model": model})
+    assert main(["fit", "--config", config, f"--trainer.default_root_dir={world.folder / 'run'}"]) == 2
+    assert "data.source is not set: add --config configs/data/NAME.yaml" in message(capsys)
+
+
+@pytest.mark.parametrize("flag", ["--optimizer=Adam", "--lr_scheduler=StepLR"])
+def test_no_optimizer_beside_the_methods(world, capsys, flag):
+    fails(world, capsys, f"nrecognized.*{flag.partition('=')[0]}", flags=[flag], backbone=BACKBONE)
+
+
+def test_help_says_what_ckpt_path_takes(capsys):
+    for command, words in (("fit", "`auto`"), ("test", "student's folder")):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert words in shown.partition("--ckpt_path CKPT_PATH")[2]
+        assert "hpc" not in shown
+        assert "--optimizer" not in shown
+
+
+def test_a_wrong_class_is_told_with_the_file_that_names_it(world, capsys):
+    """Not with the last one that has its key; and with the help of what could have been given."""
+    first, last = (
+        world.config(name, {"model": {"class_path": f"lori_pl.methods.{method}", "init_args": {"latents": 3}}})
+        for name, method in (("first", "NoSuch"), ("last", "LoRi"))
+    )
+    assert main(["fit", "--config", first, "--config", world.config("between", {"model": {"init_args": {}}})]) == 2
+    assert re.search(r"NoSuch' \(\S*first.yaml, line 2\); see `python -m lori_pl fit --help`", message(capsys))
+    alignment = {"model": {"init_args": {"alignment": {"class_path": "lori_pl.alignment.NoSuch"}}}}
+    assert main(["fit", "--config", last, "--config", world.config("wrong", alignment)]) == 2
+    assert re.search(r"NoSuch' \(\S*wrong.yaml, line \d\); see .*--model.help=lori_pl.methods.LoRi`", message(capsys))
 
 
 def test_no_backbone(world, capsys):

@@ -1,15 +1,42 @@
-"""A sweep that tests each student at further numbers of latents, with real runs."""
+"""A sweep whose cells are real runs: options that none takes, and tests of students at further numbers of latents."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import BASE
+from failing import message
 
 from lori_pl.cli import main
 from lori_pl.evaluation.records import ResultTable, read_outcomes
+from lori_pl.sweep import runner
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"variants": {"good": {}, "bad": {"model.latenst": 2}}}, r"cell 2 \(variant=bad seed=0\): .*latenst"),
+        ({"tests": {"latents": [1], "latent": [2]}}, r"cell 2 \(.*\): unrecognized arguments: --latent"),
+        ({"fixed": {"model.teacher": None}}, "cell 1 .*: model.teacher is not set"),
+        (
+            {"search": {"trials": 2, "metric": "validation", "space": {"model.wieghts": {"choices": [1]}}}},
+            "cell 1 .*wieghts",
+        ),
+    ],
+)
+def test_options_that_no_run_takes_are_told_before_the_first(world, capsys, lori_args, monkeypatch, field, words):
+    monkeypatch.chdir(world.folder)
+    monkeypatch.setattr(runner, "run_child", lambda *_, **__: pytest.fail("a cell was run"))
+    configs = [world.config("base", BASE), world.method("LoRi", **lori_args)]
+    sweep = {"configs": configs, "output": "out", "seeds": [0, 1], "metrics": ["validation"], **field}
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+    for flags in (["--dry_run"], []):
+        assert main(["sweep", "sweep.yaml", *flags]) == 2
+        assert re.search(f"sweep.yaml, {words}", message(capsys))
+    assert not Path("out/results.csv").exists()
 
 
 @pytest.mark.slow

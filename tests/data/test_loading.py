@@ -260,10 +260,22 @@ def test_revisions_of_one_tokenizer_are_compared(monkeypatch):
 
     def of_teacher(revision):
         reader = Reader("t", teacher_tokenizer="t", teacher_revision=revision, markers=False)
-        return PairedDataModule(reader=reader).teacher_encoder
+        return PairedDataModule(Synthetic(), reader=reader).teacher_encoder
 
     assert of_teacher(None) is of_teacher("old") is None
     assert of_teacher("new").tokenizer is larger
+
+
+def test_no_source_is_taken_unasked():
+    """Only what is asked for has to be there."""
+    with pytest.raises(LoriError, match=r"data\.source is not set: add --config configs/data"):
+        PairedDataModule()
+    module = PairedDataModule(test_sources={"own": Synthetic(test=3)})
+    module.setup("test")
+    assert len(module.tests["own"].problems) == 3
+    for stage in ("fit", "validate"):
+        with pytest.raises(LoriError, match=r"data\.source is not set"):
+            module.setup(stage)
 
 
 @pytest.mark.parametrize("option", ["batch_size", "eval_batch_size", "max_length"])

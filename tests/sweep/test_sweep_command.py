@@ -19,6 +19,7 @@ from lori_pl.sweep import command, runner, workers
 def fake_runs(bench, monkeypatch):
     """The sub-command with fake runs; returns the bench."""
     monkeypatch.setattr(runner, "run_child", lambda line, log, keep_open: bench.run_fake(line, log))
+    monkeypatch.setattr(command, "look_at", lambda *_: None)  # no run takes the fakes' options
     Path("sweep.yaml").write_text(SWEEP)
     return bench
 
@@ -73,6 +74,7 @@ def fake(self, folder):
     code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     return [sys.executable, "-S", "-c", code, str(folder / "started")]
 cells.Cell.command = fake
+command.look_at = lambda *_: None
 sys.exit(command.main(["sweep.yaml"]))
 """
 
@@ -127,6 +129,7 @@ def fake(self, folder):
     code = "import time; time.sleep(0.3); exec(open('fake_run.py').read())"
     return [sys.executable, "-S", "-c", code, *(f"--{key}={value}" for key, value in flags.items())]
 cells.Cell.command = fake
+command.look_at = lambda *_: None
 sys.exit(command.main(sys.argv[1:]))
 """
 
@@ -236,6 +239,7 @@ real = subprocess.Popen
 def start(line, **settings):
     return real([line[0], "-c", PARENT, *line[4:]], **settings)
 workers.subprocess.Popen = start
+command.look_at = lambda *_: None
 sys.exit(command.main(["sweep.yaml", "--workers", "2"]))
 """.replace("PARENT", repr(PARENT))
 
