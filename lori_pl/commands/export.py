@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lori_pl.checkpoint_files import SUFFIX
 from lori_pl.commands.lightning import OwnOptions, load_trained
+from lori_pl.commands.run_folder import refuse_run_folder
 from lori_pl.errors import LoriError
 from lori_pl.models.saving import has_lora, save_reasoner
+from lori_pl.run_files import CHECKPOINTS
 
 
 def main(arguments: list[str]) -> int:
@@ -22,8 +25,15 @@ def main(arguments: list[str]) -> int:
     folder = Path(options.folder)
     if folder.exists():
         raise LoriError(f"{folder} exists already; remove it or give another --folder")
-    if not Path(options.ckpt_path).is_file():
-        raise LoriError(f"--ckpt_path {options.ckpt_path}: no such file")
+    checkpoint = Path(options.ckpt_path)
+    refuse_run_folder(checkpoint)
+    if checkpoint.is_dir():
+        raise LoriError(
+            f"--ckpt_path {checkpoint} is a folder, and `export` makes one of a checkpoint's file, such as "
+            f"RUN/{CHECKPOINTS}/best{SUFFIX}"
+        )
+    if not checkpoint.is_file():
+        raise LoriError(f"--ckpt_path {checkpoint}: no such file")
     model = load_trained(rest, options.ckpt_path)
     if options.apart and not has_lora(model.student.lm):
         raise LoriError("--apart keeps LoRA adapters apart, and this student has none; leave it out")

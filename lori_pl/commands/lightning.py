@@ -25,7 +25,7 @@ from lori_pl.callbacks.training_cost import TrainingCost
 from lori_pl.checkpoint_files import checkpoints_in, read_checkpoint
 from lori_pl.commands.failures import explained
 from lori_pl.commands.links import fields, method_class, reader
-from lori_pl.commands.null_flags import nulls_in_mappings
+from lori_pl.commands.nulls import check_nulls, nulls_in_mappings
 from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_errors
 from lori_pl.commands.processes import check_world, ending_together
 from lori_pl.commands.run_folder import check_folder, checkpoints_seen, held, resolve_checkpoint
@@ -94,6 +94,8 @@ class LoriCLI(LightningCLI):
         options = self.options
         if not (options.get("model") or {}).get("class_path"):
             raise LoriError(NO_METHOD)
+        check_nulls(options["data"], "data", PairedDataModule)  # first: the model has its template, too
+        check_nulls(options["model"], "model")
         if self.subcommand == "fit" and options.get("latents") is not None:
             raise LoriError("--latents is for validate, test and predict; a training takes --model.latents")
         trainer = options["trainer"]
@@ -285,6 +287,8 @@ class OptionsCLI(ParsedCLI):
         model = self.options.get("model") or {}
         if not model.get("class_path"):
             raise LoriError(NO_METHOD)
+        check_nulls(self.options["data"], "data", PairedDataModule)
+        check_nulls(model, "model")
         if self.subcommand == "fit":
             method_class(model).check(fields(model))
 

@@ -69,9 +69,13 @@ def trainer_errors(options: Mapping[str, Any]) -> Iterator[None]:
     except LoriError:
         raise
     except (MisconfigurationException, ValueError) as error:
+        cause = one_line(error)
+        if "invalid strategy name" in cause:
+            # Lightning names neither ours nor any of the sharding ones in what fits a line
+            cause = "there is no such strategy; auto, ddp, sharded and fsdp1 are those that are tested"
         chosen = ", ".join(f"{name} {options.get(name)}" for name in ("accelerator", "devices", "strategy"))
         raise LoriError(
-            f"the options under trainer ({chosen}, ...) make no trainer: {one_line(error)}; change them, or put "
+            f"the options under trainer ({chosen}, ...) make no trainer: {cause}; change them, or put "
             "--config configs/trainer/cpu.yaml behind the other files for one CPU process"
         ) from error
 

@@ -39,7 +39,13 @@ def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -
                 f"`{subcommand}` needs trained weights: give --ckpt_path, a checkpoint or a student's folder"
             )
         return None
+    if subcommand != "fit" and path in ("last", "auto"):
+        raise LoriError(
+            f"--ckpt_path {path}: `{subcommand}` takes a checkpoint's file, such as RUN/{CHECKPOINTS}/best{SUFFIX}, or "
+            f"a student's folder, such as RUN/{STUDENT}"
+        )
     if Path(str(path)).is_dir():
+        refuse_run_folder(Path(str(path)))
         read_settings(Path(str(path)))
         if subcommand == "fit":
             raise LoriError(
@@ -54,6 +60,19 @@ def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -
     checked = subcommand != "fit" or wanted not in ("last", "auto")
     check_made_by(read_checkpoint(str(path), mmap=True, checked=checked), method)
     return None
+
+
+def refuse_run_folder(folder: Path) -> None:
+    """Refuses the folder of a run, where a checkpoint or a student's folder is wanted.
+
+    Raises:
+        LoriError: Naming what there is of both.
+    """
+    within = [folder / STUDENT] if (folder / STUDENT).is_dir() else []
+    within += sorted(checkpoints_in(folder / CHECKPOINTS))
+    if within:
+        names = ", ".join(map(str, within))
+        raise LoriError(f"--ckpt_path {folder} is a run's folder: give one of what is in it ({names})")
 
 
 def _of_this_run(name: str, folder: Path) -> str | None:

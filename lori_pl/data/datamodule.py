@@ -19,7 +19,7 @@ from lori_pl.data.pairing import EncodedProblems, PairedBatch
 from lori_pl.data.problem import Problem
 from lori_pl.data.questions import read_questions
 from lori_pl.data.sources import RowSource, Source, Split
-from lori_pl.data.sources.base import OnBadRow
+from lori_pl.data.sources.base import LoadedSplit, OnBadRow
 from lori_pl.data.template import Encoder, RationaleTokens, Template
 from lori_pl.data.tokenizer import SYNTHETIC, load_tokenizer, same_tokens
 from lori_pl.errors import LoriError
@@ -167,6 +167,7 @@ class PairedDataModule(pl.LightningDataModule):
             if not same_tokens(theirs, self.encoder.tokenizer, self.template.chat):
                 self.teacher_encoder = Encoder(theirs, self.template, False)
         self.tests_after_fit = True  # so that a fault in a test set is found before the training
+        self._read: dict[tuple[int, Split], LoadedSplit] = {}
         self.splits: dict[str, PreparedSplit] = {}
         self.tests: dict[str, PreparedSplit] = {}
 
@@ -184,7 +185,8 @@ class PairedDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Loads, encodes and counts the splits of a stage, once."""
         before = len(self.splits) + len(self.tests)
-        if stage == "fit":
+        if stage == "fit" and "train" not in self.splits:
+            self._read_all()
             self.setup_train()
         if stage in ("fit", "validate") and "validation" not in self.splits:
             self.splits["validation"] = self.prepare(self.source, "validation")
@@ -201,6 +203,12 @@ class PairedDataModule(pl.LightningDataModule):
                 # whoever asks wants an answer to every question, so no limit of training or evaluation counts
                 encoded = EncodedProblems(questions, self.encoder)
                 self.splits["predict"] = PreparedSplit("predict", questions, encoded, None)
+
+    def _read_all(self) -> None:
+        """Reads all files of a training before anything is encoded, which takes longer: a fault comes first."""
+        wanted: list[tuple[Source, Split]] = [(self.source, "train"), (self.source, "validation")]
+        wanted += [(source, "test") for source in self.tested.values()] if self.tests_after_fit else []
+        self._read = {(id(source), split): source.load(split) for source, split in wanted}
 
     def setup_train(self) -> None:
         """Prepares the training problems, once."""
@@ -233,7 +241,7 @@ class PairedDataModule(pl.LightningDataModule):
         Raises:
             LoriError: If no problem remains, or one is too long and ``on_too_long`` is ``error``.
         """
-        loaded = source.load(split)
+        loaded = self._read.pop((id(source), split), None) or source.load(split)
         counts = {"malformed rows": loaded.bad_rows, "without rationale": loaded.dropped}
         return self._prepare(loaded.problems, split, name or split, counts)
 

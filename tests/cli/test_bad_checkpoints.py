@@ -87,6 +87,25 @@ def test_a_checkpoint_that_is_not_there(world, capsys):
     fails(world, capsys, "nothing to go on with", flags=["--ckpt_path", "last"], backbone=BACKBONE)
 
 
+def test_which_file_of_a_run_is_meant(world, capsys):
+    assert world.fit("NoCoT", "run", "--test_after_fit=false", backbone=BACKBONE) == 0
+    run = str(world.folder / "run")
+    words = (
+        r"is a run's folder: give one of what is in it \(\S*run/student, \S*run/checkpoints/best.ckpt, \S*last.ckpt\)"
+    )
+    fails(world, capsys, words, command="test", method="NoCoT", flags=["--ckpt_path", run], backbone=BACKBONE)
+    fails(world, capsys, words, method="NoCoT", root="more", flags=["--ckpt_path", run], backbone=BACKBONE)
+    words = "--ckpt_path last: `predict` takes a checkpoint's file, such as RUN/checkpoints/best.ckpt, or a student's"
+    fails(world, capsys, words, command="predict", method="NoCoT", flags=["--ckpt_path=last"], backbone=BACKBONE)
+    for path, said in (
+        (run, "is a run's folder"),
+        (f"{run}/student", "is a folder, and `export` makes one of a check"),
+    ):
+        made = str(world.folder / "made")
+        assert main(["export", "--config", f"{run}/config.yaml", "--ckpt_path", path, "--folder", made]) == 2
+        assert said in message(capsys)
+
+
 def test_fit_goes_on_from_checkpoints_only(world, capsys, teacher):
     fails(world, capsys, "best.ckpt does not exist", flags=["--ckpt_path", "best"], backbone=BACKBONE)
     fails(world, capsys, "student's folder", "backbone.name", flags=["--ckpt_path", teacher], backbone=BACKBONE)

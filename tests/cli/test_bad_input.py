@@ -262,6 +262,34 @@ def test_no_method(world, capsys):
     assert "no method is chosen" in message(capsys)
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("latents", "model.latents is null, and takes int: give one, or leave it out for 5"),
+        ("alignment.init_args.rank_hidden", "model.alignment.rank_hidden is null, and takes int | float"),
+        ("schedule.warmup", "model.schedule.warmup is null"),
+        ("optimizer.init_args.lr", "model.optimizer.lr is null"),
+        ("terms.0.init_args.w_anchor", r"model.terms\[0\].w_anchor is null"),
+    ],
+)
+def test_null_where_there_is_no_null(world, capsys, lori_args, field, said):
+    """The parser takes it; rank_hidden null would come to light when the teacher has been measured."""
+    anchor = {"class_path": "lori_pl.alignment.AnchorAlignment", "init_args": {}}
+    arguments = json.loads(json.dumps({**lori_args, "anchor": None, "terms": [anchor], "schedule": {}}))
+    arguments["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}}
+    *path, last = field.split(".")
+    node = arguments
+    for key in path:
+        node = node[int(key)] if key.isdigit() else node.setdefault(key, {})
+    node[last] = None
+    fails(world, capsys, said, method="LoRi", **arguments)
+
+
+def test_null_in_the_data(world, capsys):
+    config = world.config("null", {"data": {"source": SOURCE, "template": {"question": None}}})
+    fails(world, capsys, "data.template.question is null, and takes str", flags=["--config", config], backbone=BACKBONE)
+
+
 def test_no_data(world, capsys):
     """The embedded world's problems are taken by nobody who did not ask for them."""
     model = {"class_path": "lori_pl.methods.ExplicitCoT", "init_args": {"backbone": BACKBONE}}
@@ -345,7 +373,7 @@ def test_lightnings_own_fsdp(world, capsys, strategy):
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
-        ("strategy", "ddpp", r"strategy ddpp.*invalid strategy name"),
+        ("strategy", "ddpp", r"strategy ddpp.*there is no such strategy; auto, ddp, sharded and fsdp1"),
         pytest.param(
             "accelerator",
             "gpu",

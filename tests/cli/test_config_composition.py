@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.cli import main
-from lori_pl.commands.null_flags import nulls_in_mappings
+from lori_pl.commands.nulls import nulls_in_mappings
 from lori_pl.commands.parser_errors import NO_METHOD
 from lori_pl.data.datamodule import PairedDataModule, Reader
 from lori_pl.data.sources import JSONL

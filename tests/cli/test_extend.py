@@ -114,7 +114,7 @@ def test_a_bad_row_of_the_example_is_named_by_file_and_line(project):
 
     file = project / "ideas" / "problems" / "train.txt"
     file.write_text(file.read_text(encoding="utf-8") + "no separator here\n", encoding="utf-8")
-    with pytest.raises(LoriError, match=r"train\.txt, line 5, field 'row' should have two '\|', but has 0; correct"):
+    with pytest.raises(LoriError, match=r"train\.txt, line 5, the row should have two '\|', but has 0; correct"):
         Lines(str(project / "ideas" / "problems")).load("train")
     skipping = Lines(str(project / "ideas" / "problems"), on_bad_row="skip").load("train")
     assert (len(skipping.problems), skipping.bad_rows) == (4, 1)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from lori_pl.data import datamodule
 from lori_pl.data.datamodule import PairedDataModule, Reader
 from lori_pl.data.sources import GSM8K, JSONL, GSMHard, Synthetic
 from lori_pl.data.template import Template
@@ -37,6 +38,37 @@ def test_a_problem_without_a_rationale_is_left_out_where_training_needs_one(tmp_
     assert counts(JSONL(folder)) == (1, NONE | {"without rationale": 2})
     with pytest.raises(LoriError, match=r"train\.jsonl, line 1: no rationale"):
         counts(JSONL(folder, on_missing_rationale="error"))
+
+
+def test_a_rationale_under_another_name_is_told(tmp_path):
+    folder = str(jsonl(tmp_path, {"question": "a", "cot": "<<4+3=7>>", "answer": "7"}))
+    words = "rationale_field is 'rationale', and the first such record has question, cot, answer: name the field"
+    with pytest.raises(LoriError, match=words):
+        counts(JSONL(folder))
+    assert counts(JSONL(folder, rationale_field="cot"))[0] == 1
+
+
+def test_a_split_that_the_hash_leaves_empty_is_told(tmp_path):
+    file = tmp_path / "few.jsonl"
+    file.write_text(json.dumps(WHOLE) + "\n")
+    (split,) = [split for split in ("train", "validation", "test") if JSONL(str(file)).in_split(problem(file), split)]
+    words = "divides one file, and put all 1 of its problems into other splits: give more problems, or a folder"
+    with pytest.raises(LoriError, match=words):
+        JSONL(str(file)).load("train" if split != "train" else "test")
+
+
+def problem(file):
+    return JSONL(str(file)).read(file)[0]
+
+
+@pytest.mark.parametrize("missing", ["validation.jsonl", "test.jsonl"])
+def test_what_is_missing_is_told_before_anything_is_encoded(tmp_path, monkeypatch, missing):
+    source = JSONL(str(jsonl(tmp_path, WHOLE)))
+    (tmp_path / missing).unlink()
+    module = PairedDataModule(source)
+    monkeypatch.setattr(datamodule, "EncodedProblems", lambda *_: pytest.fail("something was encoded"))
+    with pytest.raises(LoriError, match=f"expected {missing}"):
+        module.setup("fit")
 
 
 @pytest.mark.parametrize("on_missing", ["drop", "error"])

@@ -29,11 +29,11 @@ from lori_pl.data.sources import (
         ('{"question": "q", "answer": "seven ####"}', ["field 'answer'", "empty after '####'"]),
         ('{"question": "", "answer": "#### 7"}', ["field 'question'", "is empty"]),
         ('{"question": 7, "answer": "#### 7"}', ["field 'question'", "should be text", "int"]),
-        ('{"question": "q", "answer": ', ["field 'row'", "not valid JSON"]),
+        ('{"question": "q", "answer": ', ["the row is not valid JSON"]),
         ('{"question": NaN, "answer": "#### 7"}', ["not valid JSON", "NaN"]),
         ('{"question": 1e99999999999999999999, "answer": "#### 7"}', ["not valid JSON", "out of range"]),
         ('{"question": ' + "[" * 100_000, ["not valid JSON"]),
-        ('"text"', ["field 'row'", "JSON object", "str"]),
+        ('"text"', ["the row should be a JSON object", "str"]),
     ],
 )
 def test_bad_row(tmp_path, row, words):

@@ -218,7 +218,8 @@ class RowSource(Source):
         """
         tables = self.tables(split)
         problems: list[Problem] = []
-        bad_rows = missing_rationale = dropped = 0
+        bad_rows = missing_rationale = dropped = elsewhere = 0
+        bare: Any = None
         for table in tables:
             for row in table.rows:
                 problem = self._parse(row, table)
@@ -226,9 +227,11 @@ class RowSource(Source):
                     bad_rows += 1
                     continue
                 if not self.in_split(problem, split):
+                    elsewhere += 1
                     continue
                 if not problem.steps:
                     missing_rationale += 1
+                    bare = row.value if bare is None else bare
                     if split == "train" and self.needs_rationale:
                         if self.on_missing_rationale == "drop":
                             dropped += 1
@@ -239,9 +242,18 @@ class RowSource(Source):
             raise LoriError(
                 f"{self.name}: the {split} split is empty ({', '.join(table.where for table in tables)}; "
                 f"{bad_rows} malformed rows skipped, {missing_rationale} problems without a rationale); "
-                "check the files and the options"
+                f"{self.remedy_of_empty(elsewhere, bare)}"
             )
         return LoadedSplit(problems, bad_rows, missing_rationale, dropped)
+
+    def remedy_of_empty(self, elsewhere: int, bare: Any) -> str:
+        """What to do where a split has no problem.
+
+        Args:
+            elsewhere: How many problems of its files are of another split.
+            bare: The value of the first row without a rationale, if there is one.
+        """
+        return "check the files and the options"
 
     def _table(self, file: Path) -> Table:
         inside = self.path in file.parents

@@ -20,12 +20,12 @@ class BadRow(ValueError):
     """A row that cannot be read.
 
     Args:
-        field: The field at fault.
+        field: The field at fault; ``None`` for the whole row.
         cause: What is wrong with it, in one line.
     """
 
-    def __init__(self, field: str, cause: str) -> None:
-        super().__init__(f"field '{field}' {cause}")
+    def __init__(self, field: str | None, cause: str) -> None:
+        super().__init__(f"the row {cause}" if field is None else f"field '{field}' {cause}")
 
 
 class Row(NamedTuple):
@@ -84,7 +84,7 @@ def _json_or_fault(line: str) -> Any:
     try:
         return _parse_json(line)
     except (ValueError, RecursionError) as error:
-        return BadRow("row", f"is not valid JSON ({error})")
+        return BadRow(None, f"is not valid JSON ({error})")
 
 
 def _exact_float(text: str) -> Decimal:
@@ -105,7 +105,7 @@ def field(value: Any, name: str) -> Any:
         BadRow: The row is no record, or has no such field.
     """
     if not isinstance(value, Mapping):
-        raise BadRow("row", f"should be a JSON object, but is a {type(value).__name__}")
+        raise BadRow(None, f"should be a JSON object, but is a {type(value).__name__}")
     if name not in value:
         raise BadRow(name, f"is missing (the row has {', '.join(map(str, list(value)[:8])) or 'no field'})")
     return value[name]
