@@ -35,6 +35,7 @@ from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import git_commit
 from lori_pl.files import has_locks, lock_folder
+from lori_pl.methods.cached_teacher import cache_identity
 from lori_pl.methods.distillation import Distillation
 from lori_pl.sharding import FSDP1Strategy, loading
 
@@ -116,7 +117,7 @@ class Builder:
         keys = encoded.keys()
         shape = self.method.teacher_shape()
         manifest = Manifest(
-            identity=self.method.cache_identity(self.data, self.trainer.precision),
+            identity=cache_identity(self.method, self.data, self.trainer.precision),
             rows=rows_digest(keys),
             problems=len(keys),
             shape={"layers": shape.layers, "hidden": shape.hidden},

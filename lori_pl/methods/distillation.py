@@ -19,9 +19,9 @@ from lori_pl.cache.store import TeacherCache, of_term
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
-from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError, check_choice
 from lori_pl.methods.base import Method
+from lori_pl.methods.cached_teacher import cache_identity, load_cached_terms
 from lori_pl.methods.checkpoints import check_teacher
 from lori_pl.methods.measuring import Observed, measure_on_rationales
 from lori_pl.methods.optimization import Schedule
@@ -38,7 +38,6 @@ from lori_pl.methods.teachers import (
 from lori_pl.methods.terms import named_terms, weighs, weighted_terms
 from lori_pl.models.backbone import Backbone, frozen
 from lori_pl.models.hidden import LayerSelection
-from lori_pl.models.identity import teacher_identity
 from lori_pl.models.teacher import FrozenTeacher, SharedTeacher, explicit_signals
 from lori_pl.regions import region
 from lori_pl.sharding import assembled
@@ -277,19 +276,6 @@ class Distillation(Method):
         """Thought and terms get groups of their own."""
         return {**super().optimizer_parts(), "alignment": self.terms}
 
-    # ---- the cache ------------------------------------------------------------------------------------------------
-
-    def cache_identity(self, data: PairedDataModule, precision: str) -> dict[str, Any]:
-        """What the teacher's statistics depend on in this run, as plain values."""
-        identity: dict[str, Any] = {}
-        if (teacher := self.teacher_backbone) is not None:
-            tokenizer = load_tokenizer(teacher.tokenizer_name, False, teacher.revision)
-            identity["teacher"] = teacher_identity(teacher, tokenizer, self.layers, precision)
-        identity["data"] = {"template": dataclasses.asdict(self.template), "rationale_tokens": data.rationale_tokens}
-        identity["statistics"] = {"problems": self.statistics_problems}
-        identity["terms"] = {name: term.teacher_measured_with for name, term in self.named_terms.items()}
-        return identity
-
     def check_run(self, data: PairedDataModule, trainer: pl.Trainer) -> None:
         """Makes sure that there is a teacher for the terms, and once that the cache was built with what this run has.
 
@@ -306,27 +292,8 @@ class Distillation(Method):
                 term.check(*shapes, others)
         # one process of a machine is enough: it reads the teacher's weights
         if self.cache is not None and not self._cache_is_checked and trainer.local_rank == 0:
-            TeacherCache(self.cache).check(self.cache_identity(data, trainer.precision))
+            TeacherCache(self.cache).check(cache_identity(self, data, trainer.precision))
             self._cache_is_checked = True
-
-    def load_cached_terms(self) -> None:
-        """Takes the teacher's side of every term from the cache.
-
-        Raises:
-            LoriError: If a checkpoint brought another.
-        """
-        store = TeacherCache(str(self.cache))
-        for name, term in self.named_terms.items():
-            cached = store.state(name)
-            if not term.is_fitted:
-                term.load_teacher_state(cached)
-                continue
-            held = term.teacher_state()
-            if not all(torch.equal(held[key].cpu(), value) for key, value in cached.items()):
-                raise LoriError(
-                    f"{self.loaded_from} was trained with another {name} than that of the cache {self.cache}; give the "
-                    "cache that its run had"
-                )
 
     # ---- statistics before training -------------------------------------------------------------------------------
 
@@ -350,7 +317,7 @@ class Distillation(Method):
         self.teacher_note = check_noted(self.teacher_before, self.teacher_note, self.loaded_from)
         if self.cache is not None:
             with assembled(self, self.terms):
-                self.load_cached_terms()
+                load_cached_terms(self)
         self.measuring_cost = measure_on_rationales(self)
 
     def observed(self, batch: PairedBatch, wants_student: bool) -> Observed:
