@@ -13,6 +13,7 @@ from typing import Any
 
 from lori_pl.errors import LoriError
 
+_QUOTE = "a flag is read as YAML, where # begins a comment, so quote it twice:"
 _NESTED = re.compile(
     r"--model\.(?:init_args\.)?(?P<part>backbone|teacher|decoder|stages)\.(?P<fields>[\w.]+)(?:=(?P<value>.*))?", re.S
 )
@@ -69,7 +70,8 @@ def check_nulls(node: Any, place: str, kind: type | None = None) -> None:
         hint, default = taken.get(name, (Any, None))
         if value is None and default is not None and not _takes_null(hint):
             shown = "" if default is inspect.Parameter.empty else f", or leave it out for {default!r}"
-            raise LoriError(f"{place}.{name} is null, and takes {_named(hint)}: give one{shown}")
+            quoted = f" ({_QUOTE} --{place}.{name} '\"####\"')" if hint is str else ""
+            raise LoriError(f"{place}.{name} is null, and takes {_named(hint)}: give one{shown}{quoted}")
         check_nulls(value, f"{place}.{name}", _dataclass_in(hint))
 
 

@@ -139,7 +139,7 @@ def test_a_precision_that_rounds_what_is_measured(world, capsys, lori_args, comm
         ("--model.optimizer.weight_decay=-1", "model.optimizer: Invalid weight_decay value: -1"),
         ("--model.weights.mean=-1", "the loss 'mean' of LowRankAlignment has weight -1.0: give 0 or more"),
         ("--model.alignment.w_covariance=-0.5", "the loss 'covariance' of LowRankAlignment has weight -0.5"),
-        ("--data.template.answer_prompt=####", "template.answer_prompt is None: give a text .* quote it twice"),
+        ("--data.template.answer_prompt=####", "template.answer_prompt is null, and takes str: .* quote it twice"),
     ],
 )
 def test_numbers_and_texts_that_no_run_can_take(world, capsys, lori_args, flag, said, monkeypatch):
