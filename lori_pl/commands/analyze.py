@@ -22,7 +22,8 @@ from lori_pl.analysis.report import JSON, draw, show, write
 from lori_pl.analysis.streams import Reader, batches_of, latent_states
 from lori_pl.checkpoint_files import read_checkpoint
 from lori_pl.commands.device import find_device
-from lori_pl.commands.lightning import LoriCLI, OwnOptions, parse
+from lori_pl.commands.lightning import LoriCLI, parse
+from lori_pl.commands.own_options import OwnOptions
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import EncodedProblems
 from lori_pl.data.template import Encoder

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lori_pl.commands.device import find_device
-from lori_pl.commands.lightning import OwnOptions, load_trained, parse
+from lori_pl.commands.lightning import load_trained, parse
+from lori_pl.commands.own_options import OwnOptions
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.problem import Problem
 from lori_pl.errors import LoriError, printable

@@ -29,7 +29,8 @@ from lori_pl.cache.measuring import MeasureTeacher, drop_sums
 from lori_pl.cache.shards import write_file
 from lori_pl.cache.store import TeacherCache
 from lori_pl.callbacks.build_progress import BuildProgress
-from lori_pl.commands.lightning import OwnOptions, PlainTrainerCLI, parse
+from lori_pl.commands.lightning import PlainTrainerCLI, parse
+from lori_pl.commands.own_options import OwnOptions
 from lori_pl.commands.processes import ending_together
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.errors import LoriError
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> int:
     if not (options.folder or method.cache):
         raise LoriError("where the cache is to be is not said: give --folder, or model.cache in the config")
     method.cache = data.reader.teacher_cache = None
+    method.check_terms()
     if options.shard_problems is not None and options.shard_problems < 1:
         raise LoriError(f"--shard_problems is {options.shard_problems}: give 1 or more")
     builder = Builder(method, data, trainer, folder, options.dtype, options.shard_problems)

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lori_pl.commands.lightning import OptionsCLI, parse
 from lori_pl.errors import LoriError
 from lori_pl.sweep.cells import Cell
+from lori_pl.sweep.specification import SweepSpecification
 
 
-def check_options(cells: Sequence[Cell], file: Path) -> None:
+class _ParsedOnly(OptionsCLI):
+    """Parses a command line and looks at nothing else."""
+
+    def before_instantiate_classes(self) -> None:
+        """Values that a search draws together may not go together: that is a failed trial, and not the search's end."""
+
+
+def check_options(cells: Sequence[Cell], sweep: SweepSpecification) -> None:
     """Parses the command of every cell, those once that differ in their seed alone; nothing is loaded.
 
     Args:
         cells: The cells.
-        file: The sweep's file, for messages.
+        sweep: The sweep.
 
     Raises:
         LoriError: Naming the first cell whose options are not taken, and why.
     """
-    seen: set[str] = set()
+    kinds: dict[str, Cell] = {}
     for cell in cells:
-        if cell.options in seen:
-            continue
-        seen.add(cell.options)
-        try:
-            parse(cell.command(Path("cell"))[3:], OptionsCLI)
-        except LoriError as error:
-            raise LoriError(f"{file}, cell {cell.number} ({cell.description()}): {error}") from None
+        kinds.setdefault(cell.options, cell)
+    kind = OptionsCLI if sweep.search is None else _ParsedOnly
+    # `python -m`, by which cells are run, finds modules in the current folder
+    sys.path.insert(0, os.getcwd())
+    try:
+        for cell in kinds.values():
+            try:
+                parse(cell.command(Path("cell"))[3:], kind)
+            except LoriError as error:
+                raise LoriError(f"{sweep.file}, cell {cell.number} ({cell.description()}): {error}") from None
+    finally:
+        sys.path.remove(os.getcwd())

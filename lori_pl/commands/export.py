@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lori_pl.checkpoint_files import SUFFIX
-from lori_pl.commands.lightning import OwnOptions, load_trained
+from lori_pl.commands.lightning import load_trained
+from lori_pl.commands.own_options import OwnOptions
 from lori_pl.commands.run_folder import refuse_run_folder
 from lori_pl.errors import LoriError
 from lori_pl.models.saving import has_lora, save_reasoner
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
     if folder.exists():
         raise LoriError(f"{folder} exists already; remove it or give another --folder")
     checkpoint = Path(options.ckpt_path)
-    refuse_run_folder(checkpoint)
+    refuse_run_folder(checkpoint, takes_student=False)
     if checkpoint.is_dir():
         raise LoriError(
             f"--ckpt_path {checkpoint} is a folder, and `export` makes one of a checkpoint's file, such as "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from argparse import ArgumentParser
+from argparse import SUPPRESS
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace, set_parsing_settings
@@ -30,7 +30,7 @@ from lori_pl.commands.parser_errors import NO_METHOD, one_line_errors, trainer_e
 from lori_pl.commands.processes import check_world, ending_together
 from lori_pl.commands.run_folder import check_folder, checkpoints_seen, held, resolve_checkpoint
 from lori_pl.commands.run_parts import add_parts, logger_of, training_callbacks
-from lori_pl.data.datamodule import PairedDataModule
+from lori_pl.data.datamodule import NO_SOURCE, PairedDataModule
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import write_report
 from lori_pl.files import replace_folder
@@ -70,6 +70,8 @@ class LoriCLI(LightningCLI):
             default=None,
             help="Number of latents in validate, test and predict; null for that of the training.",
         )
+        for name in ("optimizer", "lr_scheduler"):  # null in the config.yaml of a run of an earlier version
+            parser.add_argument(f"--{name}", type=type(None), default=None, help=SUPPRESS)
         parser.add_lightning_class_args(FiniteLoss, "non_finite")
         parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False})
 
@@ -92,12 +94,7 @@ class LoriCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks what can be checked before anything is loaded, and gives the run its folder."""
         options = self.options
-        if not (options.get("model") or {}).get("class_path"):
-            raise LoriError(NO_METHOD)
-        check_nulls(options["data"], "data", PairedDataModule)  # first: the model has its template, too
-        check_nulls(options["model"], "model")
-        if self.subcommand == "fit" and options.get("latents") is not None:
-            raise LoriError("--latents is for validate, test and predict; a training takes --model.latents")
+        self.check_options()
         trainer = options["trainer"]
         if trainer.get("default_root_dir") is None:
             # the processes that the launcher starts have the first one's
@@ -109,13 +106,6 @@ class LoriCLI(LightningCLI):
         if isinstance(interval, int) and not isinstance(interval, bool):
             # every so many batches, whatever an epoch has; Lightning would refuse more than those of one
             trainer["check_val_every_n_epoch"] = None
-            accumulated = int(trainer.get("accumulate_grad_batches") or 1)
-            if self.subcommand == "fit" and interval % accumulated:
-                # its checkpoint would lose the gradients that are there
-                raise LoriError(
-                    f"trainer.val_check_interval is {interval} batches, in the middle of a step of "
-                    f"{accumulated} (trainer.accumulate_grad_batches): give a multiple of that"
-                )
         if self.subcommand == "test":
             options["verbose"] = False  # ours is the table
             if (self.root / CONFIG).exists():  # the folder of the run that is tested
@@ -129,23 +119,56 @@ class LoriCLI(LightningCLI):
             name = method_class(options["model"]).name
             self.folder = resolve_checkpoint(self.subcommand, options, self.root, name)
         if self.folder is None:
-            method_class(options["model"]).check(fields(options["model"]))
-            if not options["data"]["reader"]["tokenizer"]:
-                raise LoriError(
-                    "model.backbone has neither name nor tokenizer: set --model.backbone.name or "
-                    "--model.backbone.tokenizer"
-                )
+            self.check_model()
         else:  # it brings all that a test needs
             self._take_template(self.folder)
             options["data"]["reader"] |= {"tokenizer": self.folder, "revision": None, "teacher_tokenizer": None}
         self._check_folder(options, wanted)
+
+    def check_options(self) -> None:
+        """Checks what options say by themselves.
+
+        Raises:
+            LoriError: If there is no method or no data, null where there is none, or two do not go together.
+        """
+        options, trains = self.options, self.subcommand == "fit"
+        if not (options.get("model") or {}).get("class_path"):
+            raise LoriError(NO_METHOD)
+        check_nulls(options["data"], "data", PairedDataModule)  # first: the model has its template, too
+        check_nulls(options["model"], "model")
+        if self.subcommand in ("fit", "validate") and options["data"].get("source") is None:
+            raise LoriError(NO_SOURCE)
+        if trains and options.get("latents") is not None:
+            raise LoriError("--latents is for validate, test and predict; a training takes --model.latents")
+        interval = options["trainer"].get("val_check_interval")
+        accumulated = int(options["trainer"].get("accumulate_grad_batches") or 1)
+        if trains and isinstance(interval, int) and not isinstance(interval, bool) and interval % accumulated:
+            # its checkpoint would lose the gradients that are there
+            raise LoriError(
+                f"trainer.val_check_interval is {interval} batches, in the middle of a step of "
+                f"{accumulated} (trainer.accumulate_grad_batches): give a multiple of that"
+            )
+
+    def check_model(self) -> None:
+        """Checks what is said of a model that is not a student's folder.
+
+        Raises:
+            LoriError: If the method's arguments do not fit together, or nothing names a tokenizer.
+        """
+        method_class(self.options["model"]).check(fields(self.options["model"]))
+        if not self.options["data"]["reader"]["tokenizer"]:
+            raise LoriError(
+                "model.backbone has neither name nor tokenizer: set --model.backbone.name or --model.backbone.tokenizer"
+            )
 
     def _take_template(self, folder: str) -> None:
         """Takes a student's own template where the config gives none, so that any data set may be answered."""
         options = self.options
         if options["data"].get("template") is None:
             own = Namespace(**asdict(read_settings(Path(folder))["template"]))
-            options["data"]["template"] = options["model"]["init_args"]["template"] = own
+            options["data"]["template"] = own
+            if "template" in options["model"]["init_args"]:  # a method may have none
+                options["model"]["init_args"]["template"] = own
 
     def _check_folder(self, options: Any, wanted: str | None) -> None:
         checkpoint = options.get("ckpt_path") if self.subcommand == "fit" else None
@@ -279,18 +302,14 @@ class OptionsCLI(ParsedCLI):
         """Seeds nothing."""
 
     def before_instantiate_classes(self) -> None:
-        """Checks that there is a method, and in a training what it was given.
+        """Checks the options, and in a training the model that they describe.
 
         Raises:
-            LoriError: If not, or its arguments do not fit together.
+            LoriError: As `check_options` and `check_model`.
         """
-        model = self.options.get("model") or {}
-        if not model.get("class_path"):
-            raise LoriError(NO_METHOD)
-        check_nulls(self.options["data"], "data", PairedDataModule)
-        check_nulls(model, "model")
+        self.check_options()
         if self.subcommand == "fit":
-            method_class(model).check(fields(model))
+            self.check_model()
 
     def instantiate_classes(self) -> None:
         """Makes none."""
@@ -366,19 +385,6 @@ def load_trained(arguments: list[str], checkpoint: str | dict[str, Any]) -> Meth
     model.configure_model()
     model.load_state_dict(checkpoint)
     return model
-
-
-class OwnOptions(ArgumentParser):
-    """Parses the options that a command has besides those of ``fit``, which ``parse_known_args`` leaves over."""
-
-    def __init__(self, command: str, description: str) -> None:
-        epilog = "All other options are those of fit; `python -m lori_pl fit --help` lists them."
-        usage = f"python -m lori_pl {command} [options] [what fit takes]"
-        super().__init__(prog=command, usage=usage, description=description, epilog=epilog, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Raises what the command line shows as one line."""
-        raise LoriError(f"{message}; see `python -m lori_pl {self.prog} --help`")
 
 
 def run(arguments: list[str]) -> int:

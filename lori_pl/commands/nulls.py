@@ -64,7 +64,8 @@ def check_nulls(node: Any, place: str, kind: type | None = None) -> None:
         return
     if isinstance(path := node.get("class_path"), str):
         module, _, name = path.rpartition(".")
-        kind, node = getattr(importlib.import_module(module), name, None), node.get("init_args") or {}
+        found, node = getattr(importlib.import_module(module), name, None), node.get("init_args") or {}
+        kind = found if isinstance(found, type) else None  # a function may stand for a class
     taken = dict(_taken(kind)) if kind is not None else {}
     for name, value in (node if isinstance(node, Mapping) else vars(node)).items():
         hint, default = taken.get(name, (Any, None))
@@ -90,7 +91,8 @@ def _taken(kind: type) -> Iterator[tuple[str, tuple[Any, Any]]]:
 
 
 def _takes_null(hint: Any) -> bool:
-    return hint is Any or hint is type(None) or type(None) in typing.get_args(hint)
+    allowed = (hint, *typing.get_args(hint))
+    return any(each in allowed for each in (Any, object, None, type(None)))
 
 
 def _dataclass_in(hint: Any) -> type | None:

@@ -13,7 +13,8 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lori_pl.cache.build import packed_bytes
-from lori_pl.commands.lightning import OwnOptions, parse
+from lori_pl.commands.lightning import parse
+from lori_pl.commands.own_options import OwnOptions
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch, paired_batch
 from lori_pl.errors import LoriError

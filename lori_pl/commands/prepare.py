@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from huggingface_hub import snapshot_download
 
-from lori_pl.commands.lightning import OwnOptions, parse
+from lori_pl.commands.lightning import parse
+from lori_pl.commands.own_options import OwnOptions
 from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.sources.base import RowSource, Source, Split
 from lori_pl.data.sources.published import fetch_file

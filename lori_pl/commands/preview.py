@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lori_pl.commands.lightning import OwnOptions, parse
+from lori_pl.commands.lightning import parse
+from lori_pl.commands.own_options import OwnOptions
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import ExplicitBatch, PairedBatch, paired_batch
 from lori_pl.errors import LoriError, printable

@@ -45,7 +45,7 @@ def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -
             f"a student's folder, such as RUN/{STUDENT}"
         )
     if Path(str(path)).is_dir():
-        refuse_run_folder(Path(str(path)))
+        refuse_run_folder(Path(str(path)), takes_student=subcommand != "fit")
         read_settings(Path(str(path)))
         if subcommand == "fit":
             raise LoriError(
@@ -62,13 +62,17 @@ def resolve_checkpoint(subcommand: str, options: Any, root: Path, method: str) -
     return None
 
 
-def refuse_run_folder(folder: Path) -> None:
-    """Refuses the folder of a run, where a checkpoint or a student's folder is wanted.
+def refuse_run_folder(folder: Path, takes_student: bool) -> None:
+    """Refuses the folder of a run, where a checkpoint is wanted.
+
+    Args:
+        folder: What was given.
+        takes_student: Whether a student's folder does, too.
 
     Raises:
         LoriError: Naming what there is of both.
     """
-    within = [folder / STUDENT] if (folder / STUDENT).is_dir() else []
+    within = [folder / STUDENT] if takes_student and (folder / STUDENT).is_dir() else []
     within += sorted(checkpoints_in(folder / CHECKPOINTS))
     if within:
         names = ", ".join(map(str, within))

@@ -26,7 +26,7 @@ from lori_pl.errors import LoriError
 
 log = logging.getLogger(__name__)
 
-_NO_SOURCE = "data.source is not set: add --config configs/data/NAME.yaml, or give --data.source a class"
+NO_SOURCE = "data.source is not set: add --config configs/data/NAME.yaml, or give --data.source a class"
 
 
 @dataclass
@@ -138,7 +138,7 @@ class PairedDataModule(pl.LightningDataModule):
                 whole = ", or null for all" if name in limits else ""
                 raise LoriError(f"data.{name} is {value}: give 1 or more{whole}")
         if source is None and not test_sources and predict_file is None:
-            raise LoriError(_NO_SOURCE)
+            raise LoriError(NO_SOURCE)
         self._source = source
         self.test_sources = test_sources
         self.template = template or Template()
@@ -179,7 +179,7 @@ class PairedDataModule(pl.LightningDataModule):
             LoriError: If no source was given.
         """
         if self._source is None:
-            raise LoriError(_NO_SOURCE)
+            raise LoriError(NO_SOURCE)
         return self._source
 
     def setup(self, stage: str) -> None:

@@ -276,20 +276,29 @@ class Distillation(Method):
         """Thought and terms get groups of their own."""
         return {**super().optimizer_parts(), "alignment": self.terms}
 
-    def check_run(self, data: PairedDataModule, trainer: pl.Trainer) -> None:
-        """Makes sure that there is a teacher for the terms, and once that the cache was built with what this run has.
+    def check_terms(self) -> None:
+        """Makes sure that there is a teacher for the terms, and that they go with both sides; nothing is loaded.
 
         Raises:
-            LoriError: If the teacher's folder holds none for these rationales, the terms do not go with both sides'
-                layers and hidden sizes or with each other, there is no cache in the folder, or naming what differs in
-                it, with both values.
+            LoriError: If the teacher's folder holds none for these rationales, or the terms do not go with both sides'
+                layers and hidden sizes or with each other.
         """
-        if self.needs:
-            if self.teacher_backbone is not None and self.cache is None:
-                check_teacher(Path(self.teacher_backbone.name or ""), self.template)
-            shapes = self.student_shape(), self.teacher_shape()
-            for term, others in self.terms_and_others:
-                term.check(*shapes, others)
+        if not self.needs:
+            return
+        if self.teacher_backbone is not None and self.cache is None:
+            check_teacher(Path(self.teacher_backbone.name or ""), self.template)
+        shapes = self.student_shape(), self.teacher_shape()
+        for term, others in self.terms_and_others:
+            term.check(*shapes, others)
+
+    def check_run(self, data: PairedDataModule, trainer: pl.Trainer) -> None:
+        """Makes sure of teacher and terms, and once that the cache was built with what this run has.
+
+        Raises:
+            LoriError: As `check_terms`; if there is no cache in the folder, or naming what differs in it, with both
+                values.
+        """
+        self.check_terms()
         # one process of a machine is enough: it reads the teacher's weights
         if self.cache is not None and not self._cache_is_checked and trainer.local_rank == 0:
             TeacherCache(self.cache).check(cache_identity(self, data, trainer.precision))

@@ -40,15 +40,15 @@ def main(args: list[str]) -> int:
     if options.workers < 1:
         raise LoriError(f"--workers is {options.workers}: give 1 or more")
     sweep = Sweep(load_specification(options.file, options.override))
-    if options.dry_run:
-        show_plan(sweep, options.only)
-        look_at(sweep, sweep.examples(options.only))
-        return 0
     if options.status:
         show_status(sweep)
         return 0
     try:
         with signals_interrupt():
+            if options.dry_run:
+                show_plan(sweep, options.only)
+                look_at(sweep, sweep.examples(options.only))
+                return 0
             if sweep.specification.search is not None and not has_locks(sweep.output):
                 raise LoriError(
                     f"{sweep.output}: this file system has no locks, by which a search tells trials at work from those "
@@ -78,7 +78,9 @@ def look_at(sweep: Sweep, cells: Sequence[Cell]) -> None:
     # it takes seconds to import, which workers and finished sweeps do without
     from lori_pl.commands.cell_options import check_options
 
-    check_options(cells, sweep.specification.file)
+    kinds = len({cell.options for cell in cells})
+    sweep.say(f"looking whether the options of {kinds} kind{'s' * (kinds > 1)} of cells are taken")
+    check_options(cells, sweep.specification)
 
 
 class _Parser(ArgumentParser):

@@ -259,7 +259,7 @@ class Sweep:
         return [self.cells[only - 1]]
 
     def examples(self, only: int | None = None, skipped: Collection[str] = ()) -> list[Cell]:
-        """Cells whose options are to be looked at before any is run; of a search, one at an end of its space.
+        """Cells whose options are to be looked at before any is run; of a search that is not begun, one at an end.
 
         Args:
             only: Number of the one cell to look at.
@@ -270,7 +270,11 @@ class Sweep:
         """
         if (search := self.specification.search) is None:
             results = self.results()
-            return [cell for cell in self.selected(only) if self.status(cell, results) not in skipped]
+            waiting = [cell for cell in self.selected(only) if self.status(cell, results) not in skipped]
+            # a row that is taken over is a run of its own day
+            return [cell for cell in waiting if not skipped or self.runner.recorded(cell) is None]
+        if skipped and self.is_begun and any(study.trials() for study in self.studies(looks=True)):
+            return []
         end = {key: space[0] if isinstance(space, list) else space.end for key, space in search.space.items()}
         seed = self.specification.seeds[0]
         return [self._maker.make(1, point | end, seed) for point in grid_points(self.specification)]

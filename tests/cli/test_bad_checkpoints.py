@@ -94,6 +94,7 @@ def test_which_file_of_a_run_is_meant(world, capsys):
         r"is a run's folder: give one of what is in it \(\S*run/student, \S*run/checkpoints/best.ckpt, \S*last.ckpt\)"
     )
     fails(world, capsys, words, command="test", method="NoCoT", flags=["--ckpt_path", run], backbone=BACKBONE)
+    words = r"is a run's folder: give one of what is in it \(\S*run/checkpoints/best.ckpt, \S*last.ckpt\)"
     fails(world, capsys, words, method="NoCoT", root="more", flags=["--ckpt_path", run], backbone=BACKBONE)
     words = "--ckpt_path last: `predict` takes a checkpoint's file, such as RUN/checkpoints/best.ckpt, or a student's"
     fails(world, capsys, words, command="predict", method="NoCoT", flags=["--ckpt_path=last"], backbone=BACKBONE)

@@ -197,8 +197,13 @@ def test_rank_above_dimension(world, capsys, lori_args):
     ],
 )
 def test_what_does_not_go_together_is_told_before_the_data_is_read(world, capsys, lori_args, flags, words, monkeypatch):
-    monkeypatch.setattr(PairedDataModule, "setup", lambda *_: pytest.fail("the data was read first"))
+    for name in ("setup", "setup_train"):
+        monkeypatch.setattr(PairedDataModule, name, lambda *_, **__: pytest.fail("the data was read first"))
     fails(world, capsys, words, method="LoRi", flags=flags, **lori_args)
+    folder = world.folder / "cache"
+    flags = [*flags, f"--folder={folder}"]
+    fails(world, capsys, words, command="cache", method="LoRi", flags=flags, **lori_args)
+    assert not folder.exists()
 
 
 def test_layers_out_of_range(world, capsys, lori_args, monkeypatch):
@@ -300,7 +305,25 @@ def test_no_data(world, capsys):
 
 @pytest.mark.parametrize("flag", ["--optimizer=Adam", "--lr_scheduler=StepLR"])
 def test_no_optimizer_beside_the_methods(world, capsys, flag):
-    fails(world, capsys, f"nrecognized.*{flag.partition('=')[0]}", flags=[flag], backbone=BACKBONE)
+    fails(world, capsys, f"argument {flag.partition('=')[0]}: invalid NoneType", flags=[flag], backbone=BACKBONE)
+
+
+def test_the_config_of_a_run_of_an_earlier_version(world):
+    """It has what LightningCLI had put there."""
+    old = world.config("old", {"optimizer": None, "lr_scheduler": None})
+    assert world.run("preview", "--config", old, method="ExplicitCoT", backbone=BACKBONE) == 0
+
+
+def test_a_function_that_stands_for_a_class(world, monkeypatch):
+    (world.folder / "ideas_here.py").write_text(
+        "from lori_pl.data.sources import Synthetic\n\n\n"
+        "def source(train: int = 64) -> Synthetic:\n    return Synthetic(train=train, min_steps=1, max_steps=2, limit=20)\n"
+    )
+    monkeypatch.syspath_prepend(world.folder)
+    source = world.config(
+        "source", {"data": {"source": {"class_path": "ideas_here.source", "init_args": {"train": 9}}}}
+    )
+    assert world.run("preview", "--config", source, method="ExplicitCoT", backbone=BACKBONE) == 0
 
 
 def test_help_says_what_ckpt_path_takes(capsys):

@@ -46,6 +46,11 @@ def test_a_rationale_under_another_name_is_told(tmp_path):
     with pytest.raises(LoriError, match=words):
         counts(JSONL(folder))
     assert counts(JSONL(folder, rationale_field="cot"))[0] == 1
+    # also of one file, whose other problems are of other splits
+    rows = [{"question": f"{number} ?", "cot": "<<4+3=7>>", "answer": "7"} for number in range(40)]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    with pytest.raises(LoriError, match=words):
+        JSONL(str(tmp_path / "all.jsonl")).load("train")
 
 
 def test_a_split_that_the_hash_leaves_empty_is_told(tmp_path):

@@ -38,6 +38,25 @@ def test_the_sub_command_runs_overrides_and_tells_failure(fake_runs, capsys):
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == handlers
 
 
+def test_which_cells_are_looked_at_before_any_is_run(fake_runs, monkeypatch):
+    looked = []
+    monkeypatch.setattr(command, "look_at", lambda sweep, cells: looked.append([cell.number for cell in cells]))
+    overrides = ["--override", "seeds=[5]", "grid.model.rank=[4,13]"]
+    assert command.main(["sweep.yaml", *overrides, "--only", "1"]) == 0
+    assert command.main(["sweep.yaml", *overrides]) == 1
+    assert command.main(["sweep.yaml", *overrides]) == 0
+    assert command.main(["sweep.yaml", *overrides, "--retry_failed"]) == 1
+    assert command.main(["sweep.yaml", *overrides, "--dry_run"]) == 0
+    monkeypatch.setenv(workers.WORKER, "1")
+    assert command.main(["sweep.yaml", *overrides, "--retry_failed"]) == 1
+    assert looked == [[1], [2], [], [2], [1, 2]]
+    # whose rows are elsewhere
+    monkeypatch.delenv(workers.WORKER)
+    reuse = ["--override", "reuse=[out]", "output=more"]
+    assert command.main(["sweep.yaml", *overrides, *reuse]) == 1
+    assert looked[-1] == [2]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_sub_command_ends_on_a_signal_without_a_row(fake_runs, number):
     fake_runs.before = lambda folder: (os.kill(os.getpid(), number), time.sleep(5))

@@ -64,15 +64,15 @@ class JSONL(RowSource):
 
     def remedy_of_empty(self, elsewhere: int, bare: Any) -> str:
         """What to do where a split has no problem; see `RowSource.remedy_of_empty`."""
-        if elsewhere:
-            return (
-                f"a hash of the question divides one file, and put all {elsewhere} of its problems into other splits: "
-                "give more problems, or a folder with a file for each split"
-            )
         if bare is not None and self.rationale_field not in bare:
             return (
                 f"rationale_field is '{self.rationale_field}', and the first such record has "
                 f"{', '.join(map(str, list(bare)[:8]))}: name the field that holds the rationale"
+            )
+        if elsewhere and bare is None:
+            return (
+                f"a hash of the question divides one file, and put all {elsewhere} of its problems into other splits: "
+                "give more problems, or a folder with a file for each split"
             )
         return super().remedy_of_empty(elsewhere, bare)
 
