@@ -317,7 +317,7 @@ def test_the_config_of_a_run_of_an_earlier_version(world):
 def test_a_function_that_stands_for_a_class(world, monkeypatch):
     (world.folder / "ideas_here.py").write_text(
         "from lori_pl.data.sources import Synthetic\n\n\n"
-        "def source(train: int = 64) -> Synthetic:\n    return Synthetic(train=train, min_steps=1, max_steps=2, limit=20)\n"
+        "def source(train: int = 9) -> Synthetic:\n    return Synthetic(train=train, min_steps=1, max_steps=2)\n"
     )
     monkeypatch.syspath_prepend(world.folder)
     source = world.config(
