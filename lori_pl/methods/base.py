@@ -171,7 +171,8 @@ class Method(AnsweringModule):
                 self.reasoner = LatentReasoner.from_pretrained(self.folder, dtype=dtype, trust_remote_code=trust)
             self.check_reasoning(self.reasoner.reasoning, self.folder)
             trained_with = asdict(self.reasoner.template)
-            check_template(trained_with, self.template, self.folder, self.reasoning == "words")
+            further = ", and further data sets to test on as data.test_sources"
+            check_template(trained_with, self.template, self.folder, self.reasoning == "words", further)
             return
         chosen = self.tokenizer_backbone
         tokenizer = load_tokenizer(chosen.tokenizer_name, self.uses_markers(), chosen.revision)

@@ -15,7 +15,9 @@ from lori_pl.models.saving import SETTINGS, read_settings
 _OF_RATIONALES = ("rationale", "step_separator", "drop_last_step")
 
 
-def check_template(saved: Mapping[str, Any], template: Template, place: str, writes: bool = True) -> None:
+def check_template(
+    saved: Mapping[str, Any], template: Template, place: str, writes: bool = True, further: str = ""
+) -> None:
     """Refuses what was trained on other text.
 
     Args:
@@ -23,6 +25,7 @@ def check_template(saved: Mapping[str, Any], template: Template, place: str, wri
         template: The template of this run.
         place: What was trained, for the message.
         writes: Whether rationales count: a student that is not trained on and writes none has no use for their text.
+        further: What else to do, for the message.
 
     Raises:
         LoriError: Naming the fields that differ.
@@ -30,8 +33,8 @@ def check_template(saved: Mapping[str, Any], template: Template, place: str, wri
     counting = {name: value for name, value in saved.items() if writes or name not in _OF_RATIONALES}
     if other := [name for name, value in counting.items() if getattr(template, name, value) != value]:
         raise LoriError(
-            f"{place} was trained with another data.template ({', '.join(other)}); give the data config of its run, "
-            "and further data sets to test on as data.test_sources"
+            f"{place} was trained with another data.template ({', '.join(other)}); give the data config of its run"
+            f"{further}"
         )
 
 
