@@ -21,7 +21,7 @@ class _ParsedOnly(OptionsCLI):
 
 
 def check_options(cells: Sequence[Cell], sweep: SweepSpecification) -> None:
-    """Parses the command of every cell, those once that differ in their seed alone; nothing is loaded.
+    """Parses the command of every cell; nothing is loaded.
 
     Args:
         cells: The cells.
@@ -30,14 +30,11 @@ def check_options(cells: Sequence[Cell], sweep: SweepSpecification) -> None:
     Raises:
         LoriError: Naming the first cell whose options are not taken, and why.
     """
-    kinds: dict[str, Cell] = {}
-    for cell in cells:
-        kinds.setdefault(cell.options, cell)
     kind = OptionsCLI if sweep.search is None else _ParsedOnly
     # `python -m`, by which cells are run, finds modules in the current folder
     sys.path.insert(0, os.getcwd())
     try:
-        for cell in kinds.values():
+        for cell in cells:
             try:
                 parse(cell.command(Path("cell"))[3:], kind)
             except LoriError as error:

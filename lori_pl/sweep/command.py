@@ -78,9 +78,11 @@ def look_at(sweep: Sweep, cells: Sequence[Cell]) -> None:
     # it takes seconds to import, which workers and finished sweeps do without
     from lori_pl.commands.cell_options import check_options
 
-    kinds = len({cell.options for cell in cells})
-    sweep.say(f"looking whether the options of {kinds} kind{'s' * (kinds > 1)} of cells are taken")
-    check_options(cells, sweep.specification)
+    kinds: dict[str, Cell] = {}  # once each that differ in their seed alone
+    for cell in cells:
+        kinds.setdefault(cell.options, cell)
+    sweep.say(f"looking whether the options of {len(kinds)} kind{'s' * (len(kinds) > 1)} of cells are taken")
+    check_options(list(kinds.values()), sweep.specification)
 
 
 class _Parser(ArgumentParser):
