@@ -14,6 +14,7 @@ from lori_pl.errors import LoriError
 
 if TYPE_CHECKING:
     from lori_pl.models.reasoner import LatentReasoner
+    from lori_pl.models.state import DecodingState
 
 
 # finished rows leave the batch once they are a quarter of it: to copy what is left costs about one pass
@@ -98,13 +99,27 @@ def generate(
         raise LoriError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
     if not temperature >= 0:
         raise LoriError(f"temperature is {temperature}: give 0 (greedy) or more")
-    encoder, thought = reasoner.encoder, reasoner.thought
-    latents = thought.count(latents)
-    batch = question.shape[0]
-    prefix = torch.tensor(reasoner.given, device=question.device, dtype=torch.long)
-    limit = question_mask.new_full((batch,), max_new_tokens, dtype=torch.long)
+    latents = reasoner.thought.count(latents)
+    limit = _limits(reasoner, question_mask, latents, max_new_tokens)
+    state = _read_prompt(reasoner, question, question_mask, latents, stopwatch)
+    tokens, count, finished = _answer(reasoner, state, limit, max_new_tokens, temperature, generator)
+    if stopwatch is not None:
+        stopwatch.mark("answer")
+    columns = torch.arange(tokens.shape[1], device=question.device)
+    return Generation(
+        tokens=tokens,
+        mask=columns < count[:, None],
+        passes=reasoner.thought.passes_of(latents) + count,
+        latents=latents,
+        finished=finished,
+    )
+
+
+def _limits(reasoner: LatentReasoner, question_mask: Tensor, latents: int, max_new_tokens: int) -> Tensor:
+    """Tokens (B,) that each row may generate: ``max_new_tokens``, or fewer where the model's positions end."""
+    limit = question_mask.new_full((len(question_mask),), max_new_tokens, dtype=torch.long)
     if (positions := position_limit(reasoner.lm)) is not None:
-        lengths = question_mask.sum(1) + latents + len(prefix)
+        lengths = question_mask.sum(1) + latents + len(reasoner.given)
         # the last token generated is never read
         limit = limit.minimum(positions - lengths + 1)
         if bool((limit < 1).any()):
@@ -112,31 +127,55 @@ def generate(
                 f"a question of {int(question_mask.sum(1).max())} tokens leaves no place for an answer: the model has "
                 f"{positions} positions"
             )
-    if passes := thought.passes_of(latents):
+    return limit
+
+
+def _read_prompt(
+    reasoner: LatentReasoner, question: Tensor, question_mask: Tensor, latents: int, stopwatch: Stopwatch | None
+) -> DecodingState:
+    """Reads question, thought and answer prompt; the state stands before the first token of the answer."""
+    thought = reasoner.thought
+    batch = len(question)
+    prefix = torch.tensor(reasoner.given, device=question.device, dtype=torch.long).expand(batch, -1)
+    if thought.passes_of(latents):
         state = reasoner.read(reasoner.embed(question), question_mask)
         if stopwatch is not None:
             stopwatch.mark("prefill")
         state = thought.extend(reasoner, state, latents)
         if stopwatch is not None:
             stopwatch.mark("thought")
-        state = reasoner.extend(state, reasoner.embed(prefix.expand(batch, -1)))
-        before = 1 + passes
-    else:
-        parts = [reasoner.embed(question), reasoner.embed(prefix.expand(batch, -1))]
-        if (fillers := thought.embeddings(batch, latents)) is not None:
-            parts.insert(1, fillers.to(parts[0].dtype))
-        known = torch.cat(parts, dim=1)
-        added = question_mask.new_ones(batch, known.shape[1] - question.shape[1])
-        state = reasoner.read(known, torch.cat([question_mask, added], dim=1))
-        before = 1
-        if stopwatch is not None:
-            stopwatch.mark("prefill")
+        return reasoner.extend(state, reasoner.embed(prefix))
+    parts = [reasoner.embed(question), reasoner.embed(prefix)]
+    if (fillers := thought.embeddings(batch, latents)) is not None:
+        parts.insert(1, fillers.to(parts[0].dtype))
+    known = torch.cat(parts, dim=1)
+    added = question_mask.new_ones(batch, known.shape[1] - question.shape[1])
+    state = reasoner.read(known, torch.cat([question_mask, added], dim=1))
+    if stopwatch is not None:
+        stopwatch.mark("prefill")
+    return state
 
-    tokens = question.new_full((batch, max_new_tokens), encoder.pad)
-    count = torch.zeros(batch, dtype=torch.long, device=question.device)
-    finished = torch.zeros(batch, dtype=torch.bool, device=question.device)
-    banned = torch.tensor(encoder.bot + encoder.eot, device=question.device, dtype=torch.long)
-    rows = torch.arange(batch, device=question.device)  # those that the state holds
+
+def _answer(
+    reasoner: LatentReasoner,
+    state: DecodingState,
+    limit: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Generates from a state until every row has its end token or its limit.
+
+    Returns:
+        Tokens (B, N) with padding behind each row's last, their number (B,), and whether the end token came (B,).
+    """
+    encoder = reasoner.encoder
+    batch, device = len(limit), limit.device
+    tokens = torch.full((batch, max_new_tokens), encoder.pad, device=device)
+    count = torch.zeros(batch, dtype=torch.long, device=device)
+    finished = torch.zeros(batch, dtype=torch.bool, device=device)
+    banned = torch.tensor(encoder.bot + encoder.eot, device=device, dtype=torch.long)
+    rows = torch.arange(batch, device=device)  # those that the state holds
     alive = torch.ones_like(finished)  # of these
     for step in range(max_new_tokens):
         logits = reasoner.logits(state.hidden[:, -1])
@@ -156,13 +195,4 @@ def generate(
         # a row that is done waits at its last position, so that it never runs past the model's
         state.position = torch.where(alive, state.position, state.position - 1)
         state = reasoner.extend(state, reasoner.embed(token[:, None]))
-    if stopwatch is not None:
-        stopwatch.mark("answer")
-    columns = torch.arange(step + 1, device=question.device)
-    return Generation(
-        tokens=tokens[:, : step + 1],
-        mask=columns < count[:, None],
-        passes=before + count - 1,
-        latents=latents,
-        finished=finished,
-    )
+    return tokens[:, : step + 1], count, finished
