@@ -1,4 +1,4 @@
-"""Writes a report: one HTML file that needs nothing else, its pictures as PNG files, and TensorBoard's log of them."""
+"""Writes a report: one HTML file that needs nothing else, its tables as Markdown, its pictures as PNG and in a log."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.claims import CLAIM_SEEDS
 from lori_pl.files import replace_file, replace_folder
 from lori_pl.report import album, tables
+from lori_pl.report.markdown import tables_page
 from lori_pl.report.material import Material, Section
 from lori_pl.report.pictures import Picture
 from lori_pl.report.records import Run, clean
 
-PAGE, PICTURES, LOG = "report.html", "pictures", "tensorboard"
+PAGE, TABLES, PICTURES, LOG = "report.html", "tables.md", "pictures", "tensorboard"
 GENERATOR = "lori_pl report"
 _TEMPLATE = "page.html.jinja"
 
@@ -48,10 +49,12 @@ class Report:
 
     Args:
         html: The page.
+        markdown: Its tables as Markdown; empty where there are no runs.
         pictures: All its pictures.
     """
 
     html: str
+    markdown: str
     pictures: list[Picture]
 
 
@@ -69,7 +72,7 @@ def check_folder(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     if not names:
         return
-    if others := sorted(names - {PAGE, PICTURES, LOG}):
+    if others := sorted(names - {PAGE, TABLES, PICTURES, LOG}):
         raise LoriError(f"--folder {folder} holds '{others[0]}', which is no part of a report; {remedy}")
     try:
         with (folder / PAGE).open(encoding="utf-8", errors="replace") as file:
@@ -108,7 +111,8 @@ def compose(material: Material, title: str) -> Report:
         claim_seeds={5: "five"}.get(CLAIM_SEEDS, CLAIM_SEEDS),
     )
     drawn = [each for chapter in chapters for part in chapter.pictures.values() for each in part]
-    return Report(html.strip() + "\n", [*drawn, *timings, *spectra, *analyses])
+    markdown = tables_page(clean(title, 200), chapters) if chapters else ""
+    return Report(html.strip() + "\n", markdown, [*drawn, *timings, *spectra, *analyses])
 
 
 def write(report: Report, folder: Path) -> None:
@@ -128,6 +132,8 @@ def write(report: Report, folder: Path) -> None:
         for each in report.pictures:
             (place / PICTURES / f"{each.name}.png").write_bytes(each.png)
         log(report, place / LOG)
+        if report.markdown:
+            (place / TABLES).write_bytes(report.markdown.encode("utf-8", "replace"))
         replace_file(place / PAGE, lambda file: file.write(report.html.encode("utf-8", "replace")))
 
     try:

@@ -165,14 +165,16 @@ def test_one_seed_is_said_to_be_a_lead(tmp_path, monkeypatch):
 def small(report) -> page.Report:
     """A report with one picture that was drawn and one that was found."""
     drawn = next(each for each in report.pictures if each.svg is not None)
-    return page.Report(report.html, [drawn, next(each for each in report.pictures if each.svg is None)])
+    return page.Report(
+        report.html, report.markdown, [drawn, next(each for each in report.pictures if each.svg is None)]
+    )
 
 
 def test_the_folder_is_whole_and_taken_again(small, tmp_path):
     folder = tmp_path / "new" / "report"
     for _ in range(2):
         page.write(small, folder)
-        assert sorted(path.name for path in folder.iterdir()) == ["pictures", "report.html", "tensorboard"]
+        assert sorted(path.name for path in folder.iterdir()) == ["pictures", "report.html", "tables.md", "tensorboard"]
         assert (folder / "report.html").read_text(encoding="utf-8") == small.html
         assert {path.stem for path in (folder / "pictures").iterdir()} == {each.name for each in small.pictures}
     assert os.listdir(folder.parent) == ["report"]

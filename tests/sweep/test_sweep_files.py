@@ -120,3 +120,23 @@ def test_costs_are_those_of_the_methods_of_full():
     assert list(costs.variants) == list(full.variants)
     for method in set(full.variants) - {"explicit_cot"}:
         assert costs.variants[method]["config"] == full.variants[method]["config"], method
+
+
+def test_pages_have_the_tables_that_their_rows_make(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "figures")
+    import sweeps
+
+    for path in sorted(FOLDER.glob("*/README.md")):
+        page = path.read_text(encoding="utf-8")
+        if "<!-- report:" in page:
+            assert page == sweeps.put(page, sweeps.blocks(sweeps.section_of(path.parent.relative_to(ROOT))))
+
+
+def test_a_block_takes_the_place_of_the_one_before(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "figures")
+    import sweeps
+
+    empty = "# x\n\n<!-- report:methods -->\n\ntext\n"
+    once = sweeps.put(empty, {"methods": "| a |\n|---|\n| 1 |", "claims": "| b |"})
+    assert once == "# x\n\n<!-- report:methods -->\n\n| a |\n|---|\n| 1 |\n\ntext\n"
+    assert sweeps.put(once, {"methods": "| a |"}) == "# x\n\n<!-- report:methods -->\n\n| a |\n\ntext\n"

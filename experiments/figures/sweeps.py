@@ -1,0 +1,68 @@
+"""Puts a sweep's tables into its page and draws its picture, as `lori_pl report` makes them of the recorded rows.
+
+Run in the root of the repository: ``python experiments/figures/sweeps.py experiments/sweeps/NAME...``. The page,
+``README.md`` in that folder, has ``<!-- report:methods -->`` where the accuracies go, and ``<!-- report:claims -->``
+where the differences go that ``NAME.yaml`` compares; the picture is ``accuracy.png`` beside it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lori_pl.files import replace_file
+from lori_pl.report import album, tables
+from lori_pl.report.ablations import ablations
+from lori_pl.report.markdown import as_markdown
+from lori_pl.report.material import Section, gather
+from lori_pl.sweep.runner import Sweep
+from lori_pl.sweep.specification import load_specification
+
+PAGE, PICTURE = "README.md", "accuracy.png"
+EACH = "each seed"
+METHODS = ("method", "accuracy", "95 % interval", "over", EACH)
+CLAIMS = ("claim", "difference", "95 % interval", "over", EACH, "p", "p, Holm", "what it says")
+
+
+def section_of(folder: Path) -> Section:
+    """What a report makes of a sweep's rows, with the claims that its file names, in the order of its cells."""
+    specification = load_specification(folder.with_suffix(".yaml"))
+    section = gather([folder], planned=specification.compare).sections[0]
+    places = {cell.id: place for place, cell in enumerate(Sweep(specification).cells)}
+    section.group.runs.sort(key=lambda run: places.get(run.cell, len(places)))  # rows stand as the runs ended
+    section.ablations = ablations(section.group)
+    return section
+
+
+def blocks(section: Section) -> dict[str, str]:
+    """The page's tables by the names of their markers."""
+    methods, claims = tables.methods(section), tables.claims(section)
+    by_steps = [head for head in methods.heads if head.endswith(" steps")]
+    wanted = [head for head in CLAIMS if head != EACH or EACH in methods.heads]
+    return {"methods": as_markdown(methods, [*METHODS, *by_steps]), "claims": as_markdown(claims, wanted)}
+
+
+def put(page: str, made: dict[str, str]) -> str:
+    """A page with each block in place of the one that stands below its marker; blocks without a marker are left out."""
+    for name, block in made.items():
+        marker = re.compile(rf"(<!-- report:{name} -->\n\n)(?:(?:\|.*\n)+\n)?")
+        page = marker.sub(lambda found, block=block: f"{found[1]}{block}\n\n", page)
+    return page
+
+
+def main(arguments: Sequence[str]) -> None:
+    for folder in map(Path, arguments):
+        section = section_of(folder)
+        page = folder / PAGE
+        text = put(page.read_text(encoding="utf-8"), blocks(section))
+        replace_file(page, lambda file, text=text: file.write(text.encode()))
+        pictures = album.of_section(section, 1)
+        drawn = (pictures["ablations"] or pictures["results"])[0]
+        replace_file(folder / PICTURE, lambda file, drawn=drawn: file.write(drawn.png))
+        print(f"{page} and {folder / PICTURE}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
