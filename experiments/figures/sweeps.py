@@ -2,7 +2,8 @@
 
 Run in the root of the repository: ``python experiments/figures/sweeps.py experiments/sweeps/NAME...``. The page,
 ``README.md`` in that folder, has ``<!-- report:methods -->`` where the accuracies go, and ``<!-- report:claims -->``
-where the differences go that ``NAME.yaml`` compares; the picture is ``accuracy.png`` beside it.
+where the differences go that ``NAME.yaml`` compares, or where there is none the files in the folder; the picture is
+``accuracy.png`` beside it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ CLAIMS = ("claim", "difference", "95 % interval", "over", EACH, "p", "p, Holm", 
 
 def section_of(folder: Path) -> Section:
     """What a report makes of a sweep's rows, with the claims that its file names, in the order of its cells."""
-    specification = load_specification(folder.with_suffix(".yaml"))
-    section = gather([folder], planned=specification.compare).sections[0]
-    places = {cell.id: place for place, cell in enumerate(Sweep(specification).cells)}
+    file = folder.with_suffix(".yaml")
+    files = [load_specification(path) for path in ([file] if file.exists() else sorted(folder.glob("*.yaml")))]
+    section = gather([folder], planned=[pair for each in files for pair in each.compare]).sections[0]
+    places = {cell.id: place for place, cell in enumerate(cell for each in files for cell in Sweep(each).cells)}
     section.group.runs.sort(key=lambda run: places.get(run.cell, len(places)))  # rows stand as the runs ended
     section.ablations = ablations(section.group)
     return section
@@ -41,7 +43,7 @@ def blocks(section: Section) -> dict[str, str]:
     methods, claims = tables.methods(section), tables.claims(section)
     by_steps = [head for head in methods.heads if head.endswith(" steps")]
     wanted = [head for head in CLAIMS if head != EACH or EACH in methods.heads]
-    return {"methods": as_markdown(methods, [*METHODS, *by_steps]), "claims": as_markdown(claims, wanted)}
+    return {"methods": as_markdown(methods, [*METHODS, *by_steps, "passes"]), "claims": as_markdown(claims, wanted)}
 
 
 def put(page: str, made: dict[str, str]) -> str:

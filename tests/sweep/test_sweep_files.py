@@ -126,7 +126,7 @@ def test_pages_have_the_tables_that_their_rows_make(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments" / "figures")
     import sweeps
 
-    for path in sorted(FOLDER.glob("*/README.md")):
+    for path in sorted((ROOT / "experiments").glob("**/README.md")):
         page = path.read_text(encoding="utf-8")
         if "<!-- report:" in page:
             assert page == sweeps.put(page, sweeps.blocks(sweeps.section_of(path.parent.relative_to(ROOT))))
