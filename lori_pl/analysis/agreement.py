@@ -68,7 +68,8 @@ class Agreement:
     Args:
         share: (L + 1, S, K) share of the problems that have step i and another problem of as many steps.
         chance: (L + 1, S, K) the same with the results of step i of all the other problems of as many steps.
-        error: (L + 1, S, K) standard error of the mean of ``share - chance`` over problems.
+        error: (L + 1, S, K) standard error of ``share - chance``, by the jackknife: a problem counts twice, by its own
+            latents and by its result in those of all others (J. N. Arvesen, "Jackknifing U-statistics", 1969).
         problems: (S,) number of the problems.
     """
 
@@ -113,7 +114,7 @@ def agreement(top: Tensor, results: Tensor, vocabulary: int) -> Agreement:
     share, chance, error = (torch.full(shape, torch.nan, dtype=torch.float64) for _ in range(3))
     problems = torch.zeros(steps, dtype=torch.long)
     for step in range(steps):
-        hits, by_others = [], []
+        hits, by_others, influences = [], [], []
         for length in lengths.unique().tolist():
             rows = ((lengths == length) & (results[:, step] != NONE)).nonzero()[:, 0]
             if len(rows) < 2:
@@ -122,11 +123,27 @@ def agreement(top: Tensor, results: Tensor, vocabulary: int) -> Agreement:
             hit = (seen == wanted[:, None, None, None]).any(-1).double()
             # how many of the group's problems have a result that is there, this one itself taken out
             counts = torch.bincount(wanted, minlength=vocabulary)
+            by_other = counts[seen].sum(-1).double() - hit
+            in_others = _found(seen, wanted, vocabulary) - hit
             hits.append(hit)
-            by_others.append((counts[seen].sum(-1).double() - hit) / (len(rows) - 1))
+            by_others.append(by_other / (len(rows) - 1))
+            # what the difference loses without each problem, as far as that differs between them
+            lost = hit - (by_other + in_others) / max(len(rows) - 2, 1)
+            influences.append(lost - lost.mean(0) + (hits[-1] - by_others[-1]).mean(0))
         if hits:
             hit, other = torch.cat(hits), torch.cat(by_others)
             problems[step] = len(hit)
             share[:, step], chance[:, step] = hit.mean(0), other.mean(0)
-            error[:, step] = (hit - other).std(0) / len(hit) ** 0.5
+            error[:, step] = torch.cat(influences).std(0) / len(hit) ** 0.5
     return Agreement(share, chance, error, problems)
+
+
+def _found(top: Tensor, results: Tensor, vocabulary: int) -> Tensor:
+    """(n, L + 1, K): in how many of the n problems' top k (n, L + 1, K, k) the result (n,) of each problem is."""
+    known, place = results.unique(return_inverse=True)
+    compact = top.new_full((vocabulary,), len(known))
+    compact[known] = torch.arange(len(known), device=known.device)
+    tokens = compact[top].permute(1, 2, 0, 3).flatten(2)
+    counts = torch.zeros(*tokens.shape[:2], len(known) + 1, dtype=torch.float64, device=top.device)
+    counts.scatter_add_(2, tokens, torch.ones_like(tokens, dtype=torch.float64))
+    return counts[:, :, place].permute(2, 0, 1)

@@ -58,15 +58,23 @@ def test_agreement_and_chance_are_those_of_plain_loops(top_k):
                     seen = set(top[b, layer, latent].tolist())
                     others = [c for c in range(problems) if c != b and lengths[c] == lengths[b]]
                     by_others = [int(results[c, step]) in seen for c in others]
-                    pairs.append((int(results[b, step]) in seen, sum(by_others) / len(others)))
+                    in_others = [int(results[b, step]) in top[c, layer, latent].tolist() for c in others]
+                    hit = int(results[b, step]) in seen
+                    pairs.append((hit, sum(by_others) / len(others), sum(in_others) / len(others)))
                 place = (layer, step, latent)
                 if not pairs:
                     assert found.share[place].isnan()
                     continue
-                hits, chances = torch.tensor(pairs, dtype=torch.float64).T
+                hits, chances, in_others = torch.tensor(pairs, dtype=torch.float64).T
                 assert float(found.share[place]) == pytest.approx(float(hits.mean()))
                 assert float(found.chance[place]) == pytest.approx(float(chances.mean()))
-                error = (hits - chances).std() / len(hits) ** 0.5
+                pseudo = torch.zeros(len(rows), dtype=torch.float64)
+                for length in {int(lengths[b]) for b in rows}:
+                    group = torch.tensor([int(lengths[b]) == length for b in rows])
+                    n = int(group.sum())
+                    lost = hits[group] - (chances + in_others)[group] * (n - 1) / max(n - 2, 1)
+                    pseudo[group] = lost - lost.mean() + (hits - chances)[group].mean()
+                error = pseudo.std() / len(hits) ** 0.5
                 assert float(found.error[place]) == pytest.approx(float(error))
     assert found.summary()["share"][0][3] == [None] * latents
 
@@ -76,6 +84,38 @@ def test_a_latent_that_knows_nothing_of_the_problem_agrees_by_chance():
     top = torch.tensor([1, 3]).expand(40, 1, 1, 2)  # the same whatever is asked
     found = agreement(top, results, 5)
     torch.testing.assert_close(found.share, found.chance)
+    assert float(found.error.abs().max()) < 1e-12  # they are alike whatever the problems
     knows = agreement(results[:, None, :1, None].contiguous(), results, 5)
     assert float(knows.share[0, 0, 0]) == 1
     assert float(knows.chance[0, 0, 0]) < 0.5
+
+
+@pytest.mark.parametrize("right", [1.0, 0.5, 0.0])
+def test_the_error_is_how_far_draws_of_problems_spread(right):
+    """Latents that say the result of so many problems, and anything of the others."""
+    generator = torch.Generator().manual_seed(0)
+    odds = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    differences, errors = [], []
+    for _ in range(400):
+        results = odds.multinomial(100, replacement=True, generator=generator)[:, None]
+        guessed = odds.multinomial(100, replacement=True, generator=generator)[:, None]
+        knows = torch.rand(100, 1, generator=generator) < right
+        found = agreement(torch.where(knows, results, guessed)[:, None, :, None], results, 4)
+        differences.append(float(found.share - found.chance))
+        errors.append(float(found.error))
+    spread = float(torch.tensor(differences).std())
+    assert sum(errors) / len(errors) == pytest.approx(spread, rel=0.1)
+
+
+def test_the_error_is_that_of_the_jackknife():
+    generator = torch.Generator().manual_seed(0)
+    results = torch.randint(0, 4, (9, 1), generator=generator)
+    top = torch.rand(9, 1, 1, 4, generator=generator).argsort(-1)[..., :2]
+
+    def difference(rows: list[int]) -> float:
+        found = agreement(top[rows], results[rows], 4)
+        return float(found.share - found.chance)
+
+    without = torch.tensor([difference([k for k in range(9) if k != left_out]) for left_out in range(9)])
+    expected = (8 / 9 * (without - without.mean()).square().sum()).sqrt()
+    assert float(agreement(top, results, 4).error) == pytest.approx(float(expected), rel=1e-5)
