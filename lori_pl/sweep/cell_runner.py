@@ -273,9 +273,10 @@ class CellRunner:
             (folder / BEGUN).unlink(missing_ok=True)
 
     def _is_taken(self, label: str, cell: Cell) -> bool:
-        """Whether another cell's row has this label and the cell's seed."""
-        key = label, str(cell.seed)
-        return any((row["method"], row["seed"]) == key and row.get("cell") != cell.id for row in self.table.rows())
+        """Whether another cell's result has this label and the cell's seed."""
+        key = label, str(cell.seed), "ok"
+        rows = (row for row in self.table.rows() if row.get("cell") != cell.id)
+        return any((row["method"], row["seed"], row["status"]) == key for row in rows)
 
     def _keep_outcomes(self, folder: Path, label: str, seed: int) -> None:
         found = {path: read_outcomes(path) for path in _outcomes_in(folder)}

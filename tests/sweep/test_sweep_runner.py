@@ -71,6 +71,15 @@ def test_runs_of_one_name_and_seed_are_told_apart(bench):
     assert bench.ran == []
 
 
+def test_a_failed_row_keeps_no_name_from_the_run_that_mends_it(bench):
+    text = "configs: [base.yaml]\noutput: out\ngrid: {model.rank: [13]}\nseeds: [0]\nlabel: 'r{model.rank}'\n"
+    assert bench.run(text) == 1
+    Path("base.yaml").write_text("model: {a: 2}")  # another cell
+    Path("fake_run.py").write_text(FAKE_RUN.replace("rank == 13", "rank == 14"))
+    assert bench.run(text) == 0
+    assert [(row["method"], row["status"]) for row in bench.rows()] == [("r13", "failed"), ("r13", "ok")]
+
+
 def test_a_table_that_cannot_be_read_or_written_is_told_of(bench):
     Path("out/results.csv").mkdir(parents=True)
     with pytest.raises(LoriError, match=r"out/results\.csv cannot be read"):
