@@ -108,21 +108,29 @@ class CellRunner:
             if cell.test is None or self.recorded(cell) is not None:
                 continue
             places = self._students(cell)
-            # where this sweep's own run left none, the test's row says so
-            if len(places) > 1 and not any(place.is_dir() for place in places):
+            if any(place.is_dir() for place in places):
+                continue
+            begins = (
+                f"{self.specification.file}, field 'tests': cell {cell.number} tests the student of run {cell.of}, "
+                "whose row "
+            )
+            if len(places) > 1:
                 raise LoriError(
-                    f"{self.specification.file}, field 'tests': cell {cell.number} tests the student of run {cell.of}, "
-                    f"whose row is another sweep's, and there is none in {' or '.join(map(str, places[1:]))}; bring it "
+                    f"{begins}is another sweep's, and there is none in {' or '.join(map(str, places[1:]))}; bring it "
                     "there, or let the run be made here (without 'reuse', and without its row if it has one), or leave "
                     "the tests out"
+                )
+            if self._recorded_here(cell) is not None:  # a run that is still to be made leaves one, or a reason
+                raise LoriError(
+                    f"{begins}stands in {self.table.path}, and there is none in {places[0]}; bring it there, or make "
+                    "all anew with another 'output' and 'results' (--override output=DIR --override results=DIR)"
                 )
 
     def _students(self, cell: Cell) -> list[Path]:
         """Where the student may be that a test takes: here, and where a run lies whose row was taken over."""
         assert cell.of is not None
         own = self.output / CELLS / cell.of
-        rows = rows_of(cell.of, self.table)
-        found = rows[-1] if rows and rows[-1]["status"] == "ok" else None
+        found = self._recorded_here(cell)
         if found is None and (known := self.recorded(cell.of)) is not None:
             found = known[1]
         root = None if found is None else folder_of(found["command"])
@@ -130,6 +138,11 @@ class CellRunner:
             [] if root in (None, own) else [root, *(folder / CELLS / cell.of for folder in self.specification.reuse)]
         )
         return [folder / STUDENT for folder in dict.fromkeys([own, *others])]
+
+    def _recorded_here(self, cell: Cell) -> dict[str, str] | None:
+        """The row of the run whose student a test takes, where this sweep has it."""
+        rows = rows_of(cell.of or "", self.table)
+        return rows[-1] if rows and rows[-1]["status"] == "ok" else None
 
     def is_at_work(self, cell: Cell) -> bool:
         """Whether a worker is at a cell."""

@@ -221,6 +221,20 @@ def test_a_reused_run_without_its_student_is_told_before_anything_runs(bench, ta
     assert len(bench.ran) == 4
 
 
+def test_a_run_whose_row_came_without_its_student_is_told_before_anything_runs(bench):
+    """As in a clone, which has the table and no runs."""
+    bench.run(SWEEP, "seeds=[0]")
+    Path("out/cells").rename("elsewhere")
+    rows = bench.rows()
+    with pytest.raises(
+        LoriError, match=r"stands in out/results\.csv, and there is none in out/cells/.*/student; bring"
+    ):
+        bench.run(SWEEP, *TESTS)
+    assert (bench.ran, bench.rows()) == ([], rows)
+    assert bench.run(SWEEP, *TESTS, "output=new") == 0
+    assert len(bench.ran) == 6
+
+
 def test_a_folder_of_results_that_was_moved_with_its_runs_has_their_students(bench):
     bench.run(SWEEP, "seeds=[0]", "grid.model.rank=[8]")
     Path("out").rename("moved")
