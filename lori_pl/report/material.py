@@ -157,6 +157,8 @@ def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequen
     made = {frozenset((claim.first, claim.second)) for section in sections for claim in section.claims}
     named = {method for section in sections for method in section.group.methods}
     for first, second in pairs:
+        if first == second:
+            raise LoriError(f"--compare: {first} is compared with itself; give two methods")
         if missing := [method for method in (first, second) if method not in named]:
             there = ", ".join(sorted(named)) or "none"
             raise LoriError(

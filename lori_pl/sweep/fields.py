@@ -72,16 +72,20 @@ class FieldReader:
 
     def texts(self, field: str) -> tuple[str, ...]:
         """A list of texts, empty where the file has none."""
-        value = self.content.get(field) or []
+        value = self.content.get(field)
+        value = [] if value is None else value
         if not are_texts(value):
             self.fail(field, f"expected a list of texts, got {value!r}")
         return tuple(value)
 
     def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
         """A list of pairs of texts, empty where the file has none."""
-        value = self.content.get(field) or []
+        value = self.content.get(field)
+        value = [] if value is None else value
         if not isinstance(value, list) or not all(are_texts(pair) and len(pair) == 2 for pair in value):
             self.fail(field, f"expected a list of pairs of labels, such as [[lori, no_cot]], got {value!r}")
+        if alike := [pair for pair in value if pair[0] == pair[1]]:
+            self.fail(field, f"{alike[0][0]!r} is compared with itself: give two labels")
         return tuple((first, second) for first, second in value)
 
     def mapping(self, field: str, content: Mapping[Any, Any]) -> dict[str, Any]:

@@ -242,7 +242,7 @@ class _Reader(FieldReader):
 
     def random(self) -> RandomSearch | None:
         search = self.mapping("random", self.content)
-        if not search:
+        if self.content.get("random") is None:
             return None
         for key in search:
             if key not in ("samples", "seed", "space"):
@@ -256,7 +256,7 @@ class _Reader(FieldReader):
 
     def search(self, metrics: Sequence[str]) -> Search | None:
         given = self.mapping("search", self.content)
-        if not given:
+        if self.content.get("search") is None:
             return None
         known: dict[str, Any] = {
             "trials": None,

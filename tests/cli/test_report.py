@@ -58,6 +58,7 @@ def test_bad_input(tmp_path, capsys, monkeypatch):
         ([str(tmp_path)], "holds nothing to report"),
         ([folder, "--folder", folder], "holds 'results.csv', which is no part of a report"),
         ([folder, "--compare", "lori", "x"], "there is no method 'x'"),
+        ([folder, "--compare", "lori", "lori"], "--compare: lori is compared with itself"),
         ([folder, "--compare", "lori"], "argument --compare: expected 2 arguments"),
         ([folder, "--colour", "red"], "unrecognized arguments: --colour red"),
         ([folder, "--sweep", "gone.yaml"], "gone.yaml: cannot read this sweep file"),
