@@ -202,6 +202,21 @@ def lock_folder(folder: Path, busy: str, wait: bool = False) -> Iterator[int]:
             os.close(descriptor)
 
 
+def check_place(path: Path) -> None:
+    """Looks whether something can be made at a place, before the work whose result it is to be; its parents are made.
+
+    Raises:
+        LoriError: If nothing can.
+    """
+    folder = path.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise LoriError(f"{path} cannot be made ({one_line(error)}); give another place") from error
+
+
 def has_locks(folder: Path) -> bool:
     """Whether the file system of a folder, which is made, knows locks at all."""
     folder.mkdir(parents=True, exist_ok=True)

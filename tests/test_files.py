@@ -8,7 +8,7 @@ import pytest
 
 from lori_pl.commands.run_folder import held
 from lori_pl.errors import LoriError
-from lori_pl.files import clear_halves, lock_folder, make_file, replace_file, replace_folder
+from lori_pl.files import check_place, clear_halves, lock_folder, make_file, replace_file, replace_folder
 
 pytestmark = pytest.mark.faults
 
@@ -147,6 +147,14 @@ def test_a_folder_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch):
     before = {os.path.basename(path) for path in events[:at]}
     assert before >= {"file", "inner", "student", "new", tmp_path.name}
     assert str(tmp_path) in events[at:]
+
+
+def test_a_place_where_nothing_can_be_made_is_told(tmp_path):
+    check_place(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a") == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LoriError, match="file/x cannot be made"):
+        check_place(tmp_path / "file" / "x")
 
 
 def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from lori_pl.data.template import Encoder
 from lori_pl.data.tokenizer import load_tokenizer
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import git_commit
-from lori_pl.files import replace_folder
+from lori_pl.files import check_place, replace_folder
 from lori_pl.methods import Method
 from lori_pl.methods.distillation import Distillation
 from lori_pl.methods.optimization import forward_context
@@ -102,6 +102,7 @@ def main(arguments: list[str]) -> int:
     for name, least in (("problems", FEWEST), ("top_k", 1), ("rank", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise LoriError(f"--{name} is {getattr(options, name)}: give {least} or more")
+    check_place(folder)
     subject = load(options, rest)
     # models run as in the config's evaluations
     with forward_context(subject.cli.options["trainer"].get("precision"), subject.device.type):

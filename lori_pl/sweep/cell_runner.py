@@ -207,6 +207,8 @@ class CellRunner:
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def _run(self, cell: Cell, runner: Callable[[Sequence[str], Path], ChildResult]) -> dict[str, Any]:
+        with self._results_held():  # where the row cannot be written, nothing is run for it
+            pass
         folder, commit = self.folder(cell), git_commit()
         code = code_digest()
         # a test has no checkpoint to go on from

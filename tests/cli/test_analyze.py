@@ -112,6 +112,9 @@ def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
     # a second run into it is refused before anything is read
     assert analyze(world, "LoRi", "nowhere.ckpt", **lori_of(teacher)) == 2
     assert "analysis holds something already" in message(capsys)
+    # and one that cannot be made
+    assert main(["analyze", "--ckpt_path", "nowhere.ckpt", "--folder", str(folder / "analysis.json" / "x")]) == 2
+    assert "analysis.json/x cannot be made" in message(capsys)
 
 
 def test_models_run_at_the_precision_of_the_config_and_measures_in_full(world, lori, monkeypatch):

@@ -71,6 +71,13 @@ def test_runs_of_one_name_and_seed_are_told_apart(bench):
     assert bench.ran == []
 
 
+def test_results_that_cannot_be_written_are_told_before_anything_runs(bench):
+    Path("taken").write_text("a file")
+    with pytest.raises(LoriError, match="taken cannot be written"):
+        bench.run(SWEEP, "results=taken")
+    assert bench.ran == []
+
+
 def test_a_failed_row_keeps_no_name_from_the_run_that_mends_it(bench):
     text = "configs: [base.yaml]\noutput: out\ngrid: {model.rank: [13]}\nseeds: [0]\nlabel: 'r{model.rank}'\n"
     assert bench.run(text) == 1
