@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import subprocess
 import zipfile
@@ -23,6 +24,8 @@ import numpy as np
 from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.intervals import as_bits
 from lori_pl.files import make_file, replace_file
+
+log = logging.getLogger(__name__)
 
 RESULT_COLUMNS = ("method", "seed", "accuracy", "n", "passes", "milliseconds", "commit", "command")
 """What every result table has: accuracies are fractions, passes and milliseconds means a question."""
@@ -173,12 +176,17 @@ def read_outcomes(path: str | Path) -> Outcomes:
     return Outcomes(ids, bits, steps, problems)
 
 
+_TOLD: set[tuple[Path, bytes]] = set()
+"""Last lines without an end that were warned of."""
+
+
 class ResultTable:
     """An append-only CSV file of results that is sound after a crash at any moment.
 
     A row is flushed to the disk (fsync) before `append` returns. A row with a new column makes the file be rewritten
     under the union of the columns, in one step. Every row is one line (line breaks inside a value become spaces), so a
-    last line without its line end was cut by a crash: it is ignored by `rows` and removed by the next `append`.
+    last line without its line end was cut by a crash: it is ignored by `rows`, which warns of it, and removed by the
+    next `append`.
 
     Args:
         path: The CSV file; it is made, with its folder, by the first `append`.
@@ -245,6 +253,12 @@ class ResultTable:
         except OSError as error:
             raise LoriError(f"{self.path} cannot be read ({one_line(error)}); check its permissions") from error
         sound = content.rfind(b"\n") + 1
+        if sound < len(content) and (self.path, content[sound:]) not in _TOLD:
+            _TOLD.add((self.path, content[sound:]))
+            log.warning(
+                "%s: the last line has no line end: it may be cut off, and counts for nothing; if it is whole, end it",
+                self.path,
+            )
         try:
             lines = list(csv.reader(io.StringIO(content[:sound].decode("utf-8"), newline=""), strict=True))
         except (UnicodeDecodeError, csv.Error) as error:

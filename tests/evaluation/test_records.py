@@ -381,3 +381,14 @@ def test_code_installed_inside_another_checkout_is_unknown(tmp_path):
 def test_git_commit_without_git_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() == "unknown"
+
+
+def test_a_last_line_without_an_end_is_told_once(tmp_path, caplog):
+    path = tmp_path / "results.csv"
+    for seed in range(2):
+        ResultTable(path).append({"method": "lori", "seed": seed, "accuracy": 0.5})
+    path.write_bytes(path.read_bytes()[:-1])  # as some editors leave it
+    for _ in range(2):
+        assert len(ResultTable(path).rows()) == 1
+    (told,) = caplog.messages
+    assert told.startswith(f"{path}: the last line has no line end")
