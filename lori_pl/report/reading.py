@@ -14,7 +14,7 @@ from lori_pl.errors import one_line
 from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, ResultTable, read_outcomes
 from lori_pl.report.outcomes import check_outcomes, outcomes_in, read_own
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
-from lori_pl.run_files import CELLS, CONFIG, LOGS, RESULTS, SUMMARY
+from lori_pl.run_files import CELLS, CONFIG, LOGS, REPORT, RESULTS, SUMMARY
 from lori_pl.sweep.fields import SWEEP_COLUMNS, VARIANT_AXIS
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ _OF_A_RUN = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, ended or not."""
-    return any((folder / name).exists() for name in (SUMMARY, CONFIG, LOGS))
+    return any((folder / name).exists() for name in (SUMMARY, CONFIG, LOGS)) and not (folder / REPORT).exists()
 
 
 def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False) -> Group:

@@ -30,6 +30,8 @@ def test_a_run_is_reported(teacher, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"{out}/report.html, 5 pictures" in shown
     html = (out / "report.html").read_text(encoding="utf-8")
+    assert main(["report", str(out), "--folder", str(tmp_path / "again")]) == 2
+    assert "holds nothing to report" in message(capsys)
     assert "<title>Mine</title>" in html
     assert "class_path: lori_pl.methods.ExplicitCoT" in html
     names = {path.stem for path in (out / "pictures").iterdir()}
