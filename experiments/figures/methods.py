@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from lori_pl.evaluation.claims import Claim, Measured, adjust, claim
 from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.files import replace_file
+from lori_pl.report.markdown import as_markdown
+from lori_pl.report.tables import Table
 
 FOLDER = Path("experiments/methods")
 FILE = Path("docs/images/methods.png")
@@ -96,8 +98,8 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 def as_table(lines: Sequence[Sequence[str]]) -> str:
     """Markdown: the first line is the head."""
-    head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
+    head, *rest = [list(line) for line in lines]
+    return as_markdown(Table(head, rest))
 
 
 def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str:

@@ -70,18 +70,21 @@ class FieldReader:
             self.fail(field, f"expected text, got {value!r}")
         return value
 
+    def _list(self, field: str) -> Any:
+        """What should be a list, empty where the file has none."""
+        value = self.content.get(field)
+        return [] if value is None else value
+
     def texts(self, field: str) -> tuple[str, ...]:
         """A list of texts, empty where the file has none."""
-        value = self.content.get(field)
-        value = [] if value is None else value
+        value = self._list(field)
         if not are_texts(value):
             self.fail(field, f"expected a list of texts, got {value!r}")
         return tuple(value)
 
     def pairs(self, field: str) -> tuple[tuple[str, str], ...]:
         """A list of pairs of texts, empty where the file has none."""
-        value = self.content.get(field)
-        value = [] if value is None else value
+        value = self._list(field)
         if not isinstance(value, list) or not all(are_texts(pair) and len(pair) == 2 for pair in value):
             self.fail(field, f"expected a list of pairs of labels, such as [[lori, no_cot]], got {value!r}")
         if alike := [pair for pair in value if pair[0] == pair[1]]:
