@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lori_pl.report.reading import options
+from lori_pl.report.apart import options
 from lori_pl.report.records import Estimate, Group, Run, estimate, number
 from lori_pl.sweep.fields import VARIANT_AXIS
 

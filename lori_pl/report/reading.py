@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from lori_pl.errors import one_line
 from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, ResultTable, read_outcomes
+from lori_pl.report.apart import options, tell_apart
 from lori_pl.report.outcomes import check_outcomes, outcomes_in, read_own
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
 from lori_pl.run_files import CELLS, CONFIG, LOGS, REPORT, RESULTS, SUMMARY
@@ -21,7 +21,6 @@ T = TypeVar("T")
 OTHER_SET = "test_sets."
 _NAME, _TEXT, _CONFIG = 300, 4000, 60_000
 _KNOWN = {*RESULT_COLUMNS, *SWEEP_COLUMNS, "validation"}
-_OF_A_RUN = ("seed_everything", "trainer.default_root_dir", "ckpt_path")
 
 
 def is_run(folder: Path) -> bool:
@@ -56,10 +55,10 @@ def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False
         place = at_hand.pop(run.cell, None) or own.get(run.cell)
         if run.cell and place is not None:
             _complete(run, place, group.notes)
-    tell_apart(group)
     files = {name: read_outcomes(path) for name, path in outcomes_in(folder).items()}
     group.outcomes = files.pop(None, None)
     group.other_outcomes = {name: found for name, found in files.items() if name is not None}
+    tell_apart(group)
     _check(group)
     return group
 
@@ -123,45 +122,6 @@ def _same_problems(one: Outcomes, other: Outcomes) -> bool:
     except OtherProblems:
         return False
     return True
-
-
-def tell_apart(group: Group) -> None:
-    """Gives runs of one name and seed names of their own, by their folder or cell."""
-    counts = Counter((run.method, run.seed) for run in group.measured)
-    twice = {method for (method, _), count in counts.items() if count > 1}
-    for run in group.runs:
-        if run.method in twice:
-            run.method = f"{run.method} ({run.folder.name if run.folder else run.cell or 'no cell'})"
-    if twice:
-        group.notes.append(
-            f"Several runs share name and seed ({', '.join(sorted(twice))}): each stands for itself, under the name of "
-            "its folder. A sweep's label tells its cells apart."
-        )
-
-
-def options(command: str) -> dict[str, str | tuple[str, ...]] | None:
-    """The flags of a recorded command line by key, config files as a tuple under ``config``; ``None`` if it is none.
-
-    The seed, the run's folder and the weights that a test takes, which every run has for itself, are left out.
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return None
-    found: dict[str, str | tuple[str, ...]] = {}
-    configs: list[str] = []
-    for place, word in enumerate(words):
-        if not word.startswith("--"):
-            continue
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            following = words[place + 1] if place + 1 < len(words) else ""
-            value = "" if following.startswith("--") else following
-        if key == "config":
-            configs.append(value)
-        elif key not in _OF_A_RUN:
-            found[key] = value
-    return {**found, "config": tuple(configs)} if found or configs else None
 
 
 def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
@@ -309,6 +269,9 @@ def _check(group: Group) -> None:
         group.notes.append(f"Runs have different numbers of test problems ({shown}): only those alike are compared.")
     elif len({run.problems for run in group.measured if run.problems}) > 1:
         group.notes.append("Runs have different test problems, though as many: only those alike are compared.")
+    for method, runs in group.methods.items():
+        if len({run.n for run in runs}) > 1 or len({run.problems for run in runs if run.problems}) > 1:
+            group.notes.append(f"The seeds of {method} answered different test problems: its mean is over all of them.")
 
 
 def _count(value: Any) -> int | None:

@@ -13,8 +13,8 @@ from lori_pl.evaluation.claims import claim, span
 from lori_pl.evaluation.intervals import seed_interval, wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
 from lori_pl.report import tables
+from lori_pl.report.apart import options
 from lori_pl.report.material import gather
-from lori_pl.report.reading import options
 from lori_pl.report.records import clean, estimate, number, step_accuracies
 
 
@@ -160,6 +160,52 @@ def test_runs_of_one_name_and_seed_stand_for_themselves(tmp_path):
     assert table.rows[0][table.heads.index("bootstrap")] == span(found.one_pair.bootstrap)
 
 
+def test_rows_of_one_name_and_other_settings_are_no_seeds_of_one_method(tmp_path):
+    table = ResultTable(tmp_path / "results.csv")
+    other = ["python", "-m", "lori_pl", "fit", "--config=configs/method/codi.yaml", "--seed_everything=4"]
+    for seed in range(4):
+        flags = {"model.weights.mean": 5} if seed % 2 else {}
+        table.append(row("lori", seed, answers(0.5, seed)) | {"command": command("x", seed, **flags)})
+        table.append(row("no_cot", seed, answers(0.3, seed)))
+        write_outcomes(tmp_path / "correct.npz", IDS, answers(0.5, seed), "lori", seed, STEPS)
+    material = gather([tmp_path], pairs=[("lori (mean=5)", "lori (no mean)"), ("lori (mean=5)", "no_cot")])
+    group = only(material).group
+    seeds = {method: [run.seed for run in runs] for method, runs in group.methods.items()}
+    assert seeds == {"lori (no mean)": [0, 2], "no_cot": [0, 1, 2, 3], "lori (mean=5)": [1, 3]}
+    assert group.outcomes.bits.keys() == {("lori (no mean)", s) for s in (0, 2)} | {
+        ("lori (mean=5)", s) for s in (1, 3)
+    }
+    assert "Runs of lori were made with different settings (model.weights.mean)" in notes(material)
+    assert [list(each.differences) for each in only(material).claims] == [[1, 3]]
+    assert "lori (mean=5) and lori (no mean) have no test problems and seed in common" in notes(material)
+    # what is long or not told apart by its last words has a number; what records no command is like the rest
+    table.append(row("no_cot", 4, answers(0.3, 4)) | {"command": " ".join(other)})
+    table.append(row("no_cot", 5, answers(0.3, 5)) | {"command": command("x", 5, note="long" * 20)})
+    table.append(row("no_cot", 6, answers(0.3, 6)) | {"command": ""})
+    assert list(only(gather([tmp_path])).group.methods)[1:4] == [
+        "no_cot (config=lori, no note)",
+        "lori (mean=5)",
+        "no_cot (config=codi, no note)",
+    ]
+    assert list(only(gather([tmp_path])).group.methods)[4:] == ["no_cot (settings 3)", "no_cot"]
+
+
+def test_single_runs_of_one_name_and_other_settings_are_no_seeds_of_one_method(tmp_path):
+    folders = []
+    for seed in range(4):
+        folder = run(tmp_path / f"run{seed}", "lori", seed, answers(0.5, seed))
+        model = {"init_args": {"weights": {"mean": 5 if seed else 15}, "cache": f"cache{seed}"}}
+        training = {"max_steps": 600, "default_root_dir": str(folder), "devices": seed + 1}
+        config = {"seed_everything": seed, "model": model, "trainer": training, "data": {"num_workers": seed}}
+        (folder / "config.yaml").write_text(json.dumps(config) if seed < 3 else "[no: yaml")
+        folders.append(folder)
+    group = only(material := gather(folders)).group
+    seeds = {method: [run.seed for run in runs] for method, runs in group.methods.items()}
+    assert seeds == {"lori (mean=15)": [0], "lori (mean=5)": [1, 2], "lori": [3]}
+    assert "Runs of lori were made with different settings (model.init_args.weights.mean)" in notes(material)
+    assert group.outcomes.bits.keys() == {(run.method, run.seed) for run in group.runs}
+
+
 def test_runs_on_other_problems_are_apart(tmp_path):
     here = run(tmp_path / "a", "lori", 0, answers(0.5, 0))
     there = run(tmp_path / "b", "no_cot", 0, answers(0.5, 1), ids=[f"other/{i}" for i in range(N)])
@@ -235,6 +281,8 @@ def test_other_numbers_of_problems_are_not_compared(tmp_path):
     material = gather([tmp_path])
     assert list(only(material).claims[0].differences) == [0]
     assert "different numbers of test problems (59, 60)" in notes(material)
+    assert "The seeds of no_cot answered different test problems" in notes(material)
+    assert "The seeds of lori answered" not in notes(material)
 
 
 def test_runs_that_have_not_ended_are_shown_as_such(tmp_path):
