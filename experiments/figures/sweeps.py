@@ -2,8 +2,8 @@
 
 Run in the root of the repository: ``python experiments/figures/sweeps.py experiments/sweeps/NAME...``. The page,
 ``README.md`` in that folder, has ``<!-- report:methods -->`` where the accuracies go, and ``<!-- report:claims -->``
-where the differences go that ``NAME.yaml`` compares, or where there is none the files in the folder; the picture is
-``accuracy.png`` beside it.
+where the differences go that its sweep files compare, those in or beside the folder whose results are there; the
+picture is ``accuracy.png`` beside the page.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ CLAIMS = ("claim", "difference", "95 % interval", "over", EACH, "p", "p, Holm", 
 
 def section_of(folder: Path) -> Section:
     """What a report makes of a sweep's rows, with the claims that its file names, in the order of its cells."""
-    file = folder.with_suffix(".yaml")
-    files = [load_specification(path) for path in ([file] if file.exists() else sorted(folder.glob("*.yaml")))]
-    section = gather([folder], planned=[pair for each in files for pair in each.compare]).sections[0]
+    files = [load_specification(path) for place in (folder, folder.parent) for path in sorted(place.glob("*.yaml"))]
+    files = [each for each in files if each.results.resolve() == folder.resolve()]
+    section = gather([folder], sweeps=files).sections[0]
     places = {cell.id: place for place, cell in enumerate(cell for each in files for cell in Sweep(each).cells)}
     section.group.runs.sort(key=lambda run: places.get(run.cell, len(places)))  # rows stand as the runs ended
     section.ablations = ablations(section.group)

@@ -30,13 +30,13 @@ def main(arguments: list[str]) -> int:
         raise LoriError("no folder is given: name those of results, runs, analyses or benchmarks")
     folder = Path(options.folder)
     check_folder(folder)
-    planned = load_specification(options.sweep).compare if options.sweep else ()
+    sweeps = [load_specification(file) for file in options.sweep]
     console = Console()
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading")
         pairs = [(first, second) for first, second in options.compare]
-        material = gather(options.source, options.selection, pairs, planned)
+        material = gather(options.source, options.selection, pairs, sweeps)
         progress.update(task, description="drawing")
         report = compose(material, options.title)
         progress.update(task, description="writing")
@@ -77,7 +77,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("FIRST", "SECOND"),
         help="a claim: two methods, as results name them; may be given several times (default: lori with every other)",
     )
-    parser.add_argument("--sweep", metavar="FILE", help="a sweep file whose `compare` names the claims")
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="sweep files: of their tables their own cells' rows are taken, and their `compare` names the claims",
+    )
     parser.add_argument(
         "--selection",
         nargs="+",

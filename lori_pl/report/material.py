@@ -16,6 +16,8 @@ from lori_pl.report.files import ANALYSIS, BENCHMARK, Found, Timed, read_analysi
 from lori_pl.report.reading import is_run, read_results, read_runs
 from lori_pl.report.records import Group, Run
 from lori_pl.run_files import CELLS, LOGS, RESULTS
+from lori_pl.sweep.cells import expand
+from lori_pl.sweep.specification import SweepSpecification
 
 MAIN = "lori"
 """The method that is compared with all others where nothing else is said."""
@@ -72,7 +74,7 @@ def gather(
     folders: Sequence[str | Path],
     selection: Sequence[str | Path] = (),
     pairs: Sequence[tuple[str, str]] = (),
-    planned: Sequence[tuple[str, str]] = (),
+    sweeps: Sequence[SweepSpecification] = (),
 ) -> Material:
     """Reads folders and makes of them what a report shows.
 
@@ -80,11 +82,12 @@ def gather(
         folders: Folders of results, runs, analyses and benchmarks.
         selection: Folders of results on which settings were chosen: no claim is made of them.
         pairs: The pairs of methods to compare; by default `MAIN` with every other, or all where there are few.
-        planned: Pairs that a sweep names: those whose methods are missing are told in a note.
+        sweeps: Sweep files. Of their tables their own cells' rows are taken, and the others named in a note. Their
+            pairs are compared, too; those whose methods are missing are told in a note.
 
     Raises:
-        LoriError: If a folder does not exist or holds nothing to report, a table or outcomes cannot be read, or there
-            is no method of a pair's name.
+        LoriError: If a folder does not exist or holds nothing to report, a table or outcomes cannot be read, there is
+            no method of a pair's name, or a sweep's config file is missing.
     """
     given = [(Path(folder), False) for folder in folders] + [(Path(folder), True) for folder in selection]
     material = Material([str(folder) for folder, _ in given])
@@ -100,7 +103,8 @@ def gather(
     for path in runs.values():
         at_hand.setdefault(path.name, path)
     named = set(at_hand.values())
-    groups = [read_results(folder, at_hand, chosen) for folder, chosen in tables.values()]
+    wanted = _cells_of([sweep for sweep in sweeps if sweep.results.resolve() in tables])
+    groups = [read_results(folder, at_hand, chosen, wanted.get(place)) for place, (folder, chosen) in tables.items()]
     taken = named - set(at_hand.values())
     loose = [path for path in runs.values() if path not in taken]
     groups += read_runs(loose, material.notes)
@@ -113,10 +117,21 @@ def gather(
     for section in material.sections:
         section.ablations = ablations(section.group)
         section.curves = _curves(section.group)
-    _claim(material, pairs, planned)
+    _claim(material, pairs, [pair for sweep in sweeps for pair in sweep.compare])
     _check_seeds(material)
     material.spectra = spectra(material.runs, material.notes)
     return material
+
+
+def _cells_of(sweeps: Sequence[SweepSpecification]) -> dict[Path, set[str]]:
+    """The ids of the sweeps' cells by their tables' folders; none of those where a search finds its cells."""
+    found: dict[Path, set[str]] = {}
+    for sweep in sweeps:
+        found.setdefault(sweep.results.resolve(), set()).update(cell.id for cell in expand(sweep))
+    for sweep in sweeps:
+        if sweep.search is not None:
+            found.pop(sweep.results.resolve(), None)
+    return found
 
 
 def _sort(

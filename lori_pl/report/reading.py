@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lori_pl.errors import one_line
+from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, ResultTable, read_outcomes
 from lori_pl.report.apart import options, tell_apart
 from lori_pl.report.outcomes import check_outcomes, outcomes_in, read_own
@@ -28,16 +28,19 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (SUMMARY, CONFIG, LOGS)) and not (folder / REPORT).exists()
 
 
-def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False) -> Group:
+def read_results(
+    folder: Path, at_hand: dict[str, Path], selection: bool = False, cells: Collection[str] | None = None
+) -> Group:
     """Reads a folder of results: ``results.csv`` and, where they are there, ``correct.npz`` and ``correct_SET.npz``.
 
     Args:
         folder: The folder.
         at_hand: Folders of runs by name; those that a row names by its cell are taken out.
         selection: Whether settings were chosen on these runs.
+        cells: Ids of the cells whose rows are taken; by default all.
 
     Raises:
-        LoriError: If the table or the outcomes cannot be read.
+        LoriError: If the table or the outcomes cannot be read, or none of its rows is of the cells.
     """
     group = Group(clean("/".join(folder.resolve().parts[-2:]), _NAME), [], selection=selection)
     rows = ResultTable(folder / RESULTS).rows()
@@ -50,6 +53,8 @@ def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False
             # a cell that was run again has a row of its own each time, of which the last counts
             last[run.cell or (run.method, run.seed)] = run
     group.runs = list(last.values())
+    if cells is not None:
+        _keep(group, cells, folder / RESULTS, at_hand)
     own = {path.name: path for path in sorted((folder / CELLS).glob("*")) if is_run(path)}
     for run in group.runs:
         place = at_hand.pop(run.cell, None) or own.get(run.cell)
@@ -61,6 +66,27 @@ def read_results(folder: Path, at_hand: dict[str, Path], selection: bool = False
     tell_apart(group)
     _check(group)
     return group
+
+
+def _keep(group: Group, cells: Collection[str], table: Path, at_hand: dict[str, Path]) -> None:
+    """Leaves out rows of other cells, and their runs' folders."""
+    others = [run for run in group.runs if run.cell not in cells]
+    if others and len(others) == len(group.runs):
+        raise LoriError(
+            f"{table}: no row is of a cell of the sweep file; its values or the contents of its configs are others "
+            "than when the rows were made. Leave --sweep out to see them"
+        )
+    for run in others:
+        at_hand.pop(run.cell, None)
+    group.runs = [run for run in group.runs if run.cell in cells]
+    if others:
+        names = ", ".join(dict.fromkeys(run.method for run in others))
+        group.notes.append(
+            f"{len(others)} of {table}'s rows are of cells that the sweep file does not have, and are left out: "
+            f"{one_line(names, 300)}."
+        )
+    if missing := len(set(cells) - {run.cell for run in group.runs}):
+        group.notes.append(f"{missing} of the sweep's {len(cells)} cells have no row yet.")
 
 
 def read_runs(folders: Sequence[Path], notes: list[str]) -> list[Group]:

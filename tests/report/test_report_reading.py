@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ from lori_pl.report import tables
 from lori_pl.report.apart import options
 from lori_pl.report.material import gather
 from lori_pl.report.records import clean, estimate, number, step_accuracies
+from lori_pl.sweep.cells import expand
+from lori_pl.sweep.specification import SweepSpecification, load_specification
 
 
 def only(material):
@@ -25,6 +30,14 @@ def only(material):
 
 def notes(material):
     return " ".join([*material.notes, *(note for s in material.sections for note in s.group.notes)])
+
+
+def asking(pairs):
+    """A sweep file that compares pairs, and whose table is nowhere."""
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(SweepSpecification)), ())
+    nothing = {"file": Path("f"), "results": Path("nowhere"), "grid": {}, "variants": {}, "fixed": {}, "tests": {}}
+    none = dict.fromkeys(("random", "search", "label"))
+    return SweepSpecification(**fields | nothing | none | {"compare": pairs, "name": "f", "seeds": [0]})
 
 
 def test_claims_are_those_of_the_recorded_outcomes(tmp_path):
@@ -52,7 +65,7 @@ def test_what_is_given_twice_counts_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = sweep(tmp_path / "a", {"lori": 0.6, "no_cot": 0.5}, 5)
     pairs = [("lori", "no_cot"), ("no_cot", "lori")]
-    for found in (gather([folder, "a"]), gather([folder], pairs=pairs), gather([folder], planned=pairs)):
+    for found in (gather([folder, "a"]), gather([folder], pairs=pairs), gather([folder], sweeps=[asking(pairs)])):
         (made,) = only(found).claims
         assert (made.first, made.second, made.adjusted) == ("lori", "no_cot", made.p)
         assert "compare" not in notes(found)
@@ -338,7 +351,37 @@ def test_many_methods_are_not_compared_unasked(tmp_path):
     assert only(material).claims == []
     assert "5 methods make 10 pairs" in notes(material)
     assert len(only(gather([folder], pairs=[("a", "b")])).claims) == 1
-    assert "The sweep compares a and z" in notes(gather([folder], planned=[("a", "z")]))
+    assert "The sweep compares a and z" in notes(gather([folder], sweeps=[asking([("a", "z")])]))
+
+
+def test_of_a_sweeps_table_its_own_cells_are_shown(tmp_path):
+    (tmp_path / "lori.yaml").write_text("{}")
+    folder, table = tmp_path / "results", ResultTable(tmp_path / "results" / "results.csv")
+
+    def sweep_of(ranks):
+        lines = [f"configs: [{tmp_path / 'lori.yaml'}]", f"results: {folder}", f"grid: {{model.rank: {ranks}}}"]
+        (tmp_path / "rank.yaml").write_text("\n".join(lines))
+        return load_specification(tmp_path / "rank.yaml")
+
+    for each in expand(sweep_of([4, 8, 16])):
+        table.append(row(f"r{each.point['model.rank']}", 0, answers(0.5, 0), each.id, **each.point))
+        run(tmp_path / "cells" / each.id, "lori", 0, answers(0.5, 0))
+    everything = [folder, tmp_path]
+    assert list(only(gather(everything)).group.methods) == ["r4", "r8", "r16"]
+    material = gather(everything, sweeps=[sweep_of([4, 16, 32])])
+    assert list(only(material).group.methods) == ["r4", "r16"]
+    assert f"1 of {table.path}'s rows are of cells that the sweep file does not have, and are left out: r8." in notes(
+        material
+    )
+    assert "1 of the sweep's 3 cells have no row yet" in notes(material)
+    assert "sweep" not in notes(gather(everything, sweeps=[sweep_of([4, 8, 16])]))
+    # several files may share a table, and what a table holds that is none of theirs stays
+    both = [sweep_of([4]), sweep_of([8, 16])]
+    assert list(only(gather(everything, sweeps=both)).group.methods) == ["r4", "r8", "r16"]
+    other = replace(sweep_of([4]), results=tmp_path / "elsewhere")
+    assert list(only(gather(everything, sweeps=[other])).group.methods) == ["r4", "r8", "r16"]
+    with pytest.raises(LoriError, match="no row is of a cell of the sweep file; its values or the contents"):
+        gather(everything, sweeps=[sweep_of([5])])
 
 
 def test_what_cannot_be_reported(tmp_path):
