@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
-import re
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import (
-    RESULT_COLUMNS,
-    Outcomes,
-    ResultTable,
-    code_digest,
-    git_commit,
-    read_outcomes,
-    write_outcomes,
-)
+from lori_pl.evaluation.records import code_digest, git_commit
 from lori_pl.files import FolderBusy, lock_folder
-from lori_pl.run_files import CELLS, CHECKPOINTS, MACHINE, OUTCOMES, RESULTS, STUDENT, SUMMARY, further_outcomes
+from lori_pl.run_files import CELLS, CHECKPOINTS, MACHINE, STUDENT
 from lori_pl.sweep.begun import BEGUN, commit_of, note_begun, seconds_before
 from lori_pl.sweep.cells import Cell, folder_of
 from lori_pl.sweep.child import LOG, ChildResult, failure_reason, progress_file
 from lori_pl.sweep.display import shown
-from lori_pl.sweep.fields import SWEEP_COLUMNS
-from lori_pl.sweep.progress import progress_line, read_machine
+from lori_pl.sweep.progress import progress_line
+from lori_pl.sweep.rows import CellRows, signals_wait
 from lori_pl.sweep.specification import SweepSpecification
-from lori_pl.sweep.summary import read_summary
+from lori_pl.sweep.table import SweepTable
 
 Runner = Callable[..., ChildResult]
 """Runs a command with its output in a file, and descriptors that it inherits; `run_child` is the real one."""
@@ -75,14 +62,15 @@ class CellRunner:
     def __init__(
         self,
         specification: SweepSpecification,
-        table: ResultTable,
+        table: SweepTable,
         runner: Runner,
         console: Console,
         title: Callable[[Cell], str],
         say: Callable[[str], None],
     ) -> None:
         self.specification, self.table = specification, table
-        self.output, self.results_folder = specification.output, specification.results
+        self.output = specification.output
+        self.rows = CellRows(specification, table, title, say)
         self._runner, self._console, self._title, self._say = runner, console, title, say
 
     def folder(self, cell: Cell) -> Path:
@@ -105,7 +93,7 @@ class CellRunner:
             LoriError: One is not there.
         """
         for cell in cells:
-            if cell.test is None or self.recorded(cell) is not None:
+            if cell.test is None or self.rows.recorded(cell) is not None:
                 continue
             places = self._students(cell)
             if any(place.is_dir() for place in places):
@@ -120,7 +108,7 @@ class CellRunner:
                     "there, or let the run be made here (without 'reuse', and without its row if it has one), or leave "
                     "the tests out"
                 )
-            if self._recorded_here(cell) is not None:  # a run that is still to be made leaves one, or a reason
+            if self.rows.done(cell.of or "") is not None:  # a run that is still to be made leaves one, or a reason
                 raise LoriError(
                     f"{begins}stands in {self.table.path}, and there is none in {places[0]}; bring it there, or make "
                     "all anew with another 'output' and 'results' (--override output=DIR --override results=DIR)"
@@ -130,19 +118,14 @@ class CellRunner:
         """Where the student may be that a test takes: here, and where a run lies whose row was taken over."""
         assert cell.of is not None
         own = self.output / CELLS / cell.of
-        found = self._recorded_here(cell)
-        if found is None and (known := self.recorded(cell.of)) is not None:
+        found = self.rows.done(cell.of)
+        if found is None and (known := self.rows.recorded(cell.of)) is not None:
             found = known[1]
         root = None if found is None else folder_of(found["command"])
         others = (
             [] if root in (None, own) else [root, *(folder / CELLS / cell.of for folder in self.specification.reuse)]
         )
         return [folder / STUDENT for folder in dict.fromkeys([own, *others])]
-
-    def _recorded_here(self, cell: Cell) -> dict[str, str] | None:
-        """The row of the run whose student a test takes, where this sweep has it."""
-        rows = rows_of(cell.of or "", self.table)
-        return rows[-1] if rows and rows[-1]["status"] == "ok" else None
 
     def is_at_work(self, cell: Cell) -> bool:
         """Whether a worker is at a cell."""
@@ -169,10 +152,10 @@ class CellRunner:
         """
         # a run inherits the lock: an orphan of a killed sweep holds it too
         with self._held(cell, wait) as lock:
-            rows = rows_of(cell.id, self.table)
+            rows = self.table.of(cell.id)
             if len(rows) > seen:
                 return Settled(rows[-1], False)
-            if (found := self._reused(cell)) is not None:
+            if (found := self.rows.reused(cell)) is not None:
                 return Settled(found, False)
             try:
                 made = self._run(cell, functools.partial(self._runner, keep_open=(lock, *locks)))
@@ -201,13 +184,10 @@ class CellRunner:
                 lock = held.enter_context(self._lock(cell))
             yield lock
 
-    def _results_held(self) -> Any:
-        return lock_folder(self.results_folder, "", wait=True)
-
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def _run(self, cell: Cell, runner: Callable[[Sequence[str], Path], ChildResult]) -> dict[str, Any]:
-        with self._results_held():  # where the row cannot be written, nothing is run for it
+        with self.rows.held():  # where the row cannot be written, nothing is run for it
             pass
         folder, commit = self.folder(cell), git_commit()
         code = code_digest()
@@ -237,9 +217,9 @@ class CellRunner:
             "peak_memory_mib": round(result.peak_memory_mib, 1),
             **cell.columns(),
         }
-        with _signals_wait():  # a run that ended gets its row, whatever comes
+        with signals_wait():  # a run that ended gets its row, whatever comes
             reason = failure_reason(result.exit_code, log, said) if result.exit_code != 0 else ""
-            self._note(cell, row, reason)
+            self.rows.note(cell, folder, row, reason)
         return row
 
     def _clear(self, cell: Cell) -> None:
@@ -250,151 +230,17 @@ class CellRunner:
             place = next(path for path in self._places_aside(cell) if not path.exists())
             place.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(place)
-            self._say(
-                f"cell {cell.number} begins anew: what stood there is of other code (commit {commit_of(place)}), or "
-                f"has no sound checkpoint, and is in {place} now; to go on with it, return to that code and move it to "
-                f"{folder}"
-            )
+            if (place / BEGUN).exists():
+                why = (
+                    f"what stood there is of other code (commit {commit_of(place)}), or has no sound checkpoint, and "
+                    f"is in {place} now; to go on with it, return to that code and move it to {folder}"
+                )
+            else:
+                why = f"its run had ended well, but has no row any more; what stood there is in {place} now"
+            self._say(f"cell {cell.number} begins anew: {why}")
         # some file systems keep a file that is open somewhere
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _places_aside(self, cell: Cell) -> Iterator[Path]:
         return (self.output / "set_aside" / f"{cell.id}_{number}" for number in itertools.count(1))
-
-    def _note(self, cell: Cell, row: dict[str, Any], reason: str) -> None:
-        sweep, folder = self.specification, self.folder(cell)
-        # from the look at the table's names on nobody else adds one
-        with self._results_held():
-            try:
-                if reason:
-                    raise LoriError(reason)
-                method, measured = read_summary(folder / SUMMARY, sweep.metrics)
-                label = cell.label(sweep.label, sweep.name, method)
-                if self._is_taken(label, cell):
-                    self._say(
-                        f"cell {cell.number}: another cell's row in {self.table.path} is called '{label}' with this "
-                        f"seed, so this one is called '{label} [{cell.id}]'; give a label that tells them apart"
-                    )
-                    label = f"{label} [{cell.id}]"
-                self._keep_outcomes(folder, label, cell.seed)
-                row |= {"method": label, "status": "ok", **measured}
-                self._link(cell, label)
-            except LoriError as error:
-                row |= {"method": cell.label(sweep.label, sweep.name, "?"), "status": "failed", "reason": str(error)}
-                row["machine"] = read_machine(folder)
-            self.table.append(row)
-        if row["status"] == "ok":
-            (folder / BEGUN).unlink(missing_ok=True)
-
-    def _is_taken(self, label: str, cell: Cell) -> bool:
-        """Whether another cell's result has this label and the cell's seed."""
-        key = label, str(cell.seed), "ok"
-        rows = (row for row in self.table.rows() if row.get("cell") != cell.id)
-        return any((row["method"], row["seed"], row["status"]) == key for row in rows)
-
-    def _keep_outcomes(self, folder: Path, label: str, seed: int) -> None:
-        found = {path: read_outcomes(path) for path in _outcomes_in(folder)}
-        for path, outcomes in found.items():
-            if len(outcomes.bits) != 1:
-                raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
-        for path, outcomes in found.items():
-            (bits,) = outcomes.bits.values()
-            self._add_outcomes(path, outcomes, bits, label, seed)
-
-    def _add_outcomes(self, path: Path, outcomes: Outcomes, bits: np.ndarray, label: str, seed: int) -> None:
-        """Puts a cell's outcomes beside the table, which the caller holds."""
-        place = self.results_folder / path.name
-        try:
-            write_outcomes(place, outcomes.ids, bits, label, seed, outcomes.steps, outcomes.problems)
-        except LoriError as error:
-            # A sweep over data has other problems in each cell; the run is none the worse for it.
-            self._say(f"the outcomes stay in {path}: {error}")
-
-    def _link(self, cell: Cell, label: str) -> None:
-        """Lets a finished run be found by its name and seed, too."""
-        name = re.sub(r"[^\w.,=+\[\]-]+", "_", label)[:100]
-        if name != label:  # another label may come to the same
-            name = f"{name}_{cell.id}"
-        link = self.output / "by_name" / f"{name}_seed{cell.seed}"
-        link.parent.mkdir(exist_ok=True)
-        with suppress(OSError):  # some file systems have no links
-            new = link.with_name(f".{cell.id}")
-            new.unlink(missing_ok=True)
-            new.symlink_to(Path("..") / CELLS / cell.id)
-            os.replace(new, link)
-
-    # ---- rows of other sweeps ---------------------------------------------------------------------------------------
-
-    def recorded(self, cell: Cell | str) -> tuple[Path, dict[str, str]] | None:
-        """The first of the ``reuse`` folders that has the row of the very same run, with all metrics, and that row.
-
-        Args:
-            cell: The cell, or the id of a run.
-        """
-        id, is_test = (cell, False) if isinstance(cell, str) else (cell.id, cell.test is not None)
-        metrics = () if is_test else self.specification.metrics
-        for folder in self.specification.reuse:
-            rows = rows_of(id, ResultTable(folder / RESULTS))
-            if rows and rows[-1]["status"] == "ok" and all(rows[-1].get(metric) for metric in metrics):
-                return folder, rows[-1]
-        return None
-
-    def _reused(self, cell: Cell) -> dict[str, Any] | None:
-        """Takes over the row of the very same run, and its outcomes, from another sweep."""
-        sweep = self.specification
-        if (recorded := self.recorded(cell)) is None:
-            return None
-        folder, found = recorded
-        known = {*RESULT_COLUMNS, *SWEEP_COLUMNS, *sweep.columns, *sweep.metrics}
-        row = {column: value for column, value in (found | cell.columns()).items() if column in known}
-        theirs = row["method"]
-        name = row["method"] = self._name_here(cell, theirs)
-        known_outcomes = {path: read_outcomes(path) for path in _outcomes_in(folder)}
-        with _signals_wait(), self._results_held():
-            if self._is_taken(name, cell):
-                raise LoriError(
-                    f"{sweep.file}, field 'reuse': {folder} has this run as '{theirs}', but another cell's row in "
-                    f"{self.table.path} is called '{name}'; leave {folder} out, or give labels that differ"
-                )
-            for path, outcomes in known_outcomes.items():
-                if (theirs, cell.seed) in outcomes.bits:
-                    self._add_outcomes(path, outcomes, outcomes.bits[theirs, cell.seed], name, cell.seed)
-            self.table.append(row)
-        self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {theirs} in {folder}")
-        return row
-
-    def _name_here(self, cell: Cell, theirs: str) -> str:
-        """What this sweep calls a run that another has as ``theirs``: the same, where its names are the methods'."""
-        any_method = "\0"
-        own = cell.label(self.specification.label, self.specification.name, any_method)
-        return theirs if any_method in own else own
-
-
-def rows_of(id: str, table: ResultTable) -> list[dict[str, str]]:
-    """The rows of a cell's id, oldest first."""
-    return [row for row in table.rows() if row.get("cell") == id]
-
-
-def _outcomes_in(folder: Path) -> list[Path]:
-    """The files of outcomes in a folder, one a test set."""
-    return [*filter(Path.exists, [folder / OUTCOMES]), *further_outcomes(folder).values()]
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Within the block signals that would end the sweep wait."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(n))]
-    # a mask of this thread would leave them to other threads, and so to the handler
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])

@@ -32,7 +32,7 @@ def results_table(title: str, rows: Iterable[Mapping[str, str]], metrics: Sequen
     for row in rows:
         accuracy = Text("failed", style="red")
         if row["status"] == "ok":
-            bounds = f" [{short(row['low'])}, {short(row['high'])}]" if row["low"] else ""
+            bounds = f" [{short(row['low'])}, {short(row['high'])}]" if row.get("low") and row.get("high") else ""
             accuracy = Text(short(row["accuracy"]) + bounds)
         numbers = [row["n"], row["passes"], row["milliseconds"], *(row.get(metric, "") for metric in further)]
         numbers += [row["seconds"], *(row.get(column, "") for column in memory.values())]

@@ -33,7 +33,7 @@ def show_plan(sweep: Sweep, only: int | None = None) -> None:
     results = sweep.results()
     for cell in sweep.selected(only):
         state = sweep.status(cell, results)
-        if state == "to run" and (found := sweep.runner.recorded(cell)) is not None:
+        if state == "to run" and (found := sweep.runner.rows.recorded(cell)) is not None:
             state = f"in {found[0]}"
         sweep.say(f"[{cell.number}/{sweep.total}] {cell.id}  {state}  {cell.description()}")
         sweep.say(f"    {shown(sweep.runner.command(cell))}")

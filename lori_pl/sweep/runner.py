@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,18 +19,18 @@ from typing import Any
 from rich.console import Console
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.claims import in_words
-from lori_pl.evaluation.records import ResultTable, read_outcomes
 from lori_pl.files import FolderBusy
-from lori_pl.run_files import OUTCOMES, RESULTS, further_outcomes
-from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled, rows_of
+from lori_pl.run_files import RESULTS
+from lori_pl.sweep.cell_runner import CellRunner, Runner, Settled
 from lori_pl.sweep.cells import Cell, CellMaker, expand, grid_points, uncalled
 from lori_pl.sweep.child import LOG, progress_file, run_child
+from lori_pl.sweep.compared import comparisons
 from lori_pl.sweep.display import best_of, duration, results_table
 from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.progress import read_progress
 from lori_pl.sweep.search import Proposal, Study
 from lori_pl.sweep.specification import SweepSpecification
+from lori_pl.sweep.table import SweepTable
 from lori_pl.tables import print_whole, say
 
 
@@ -53,7 +52,7 @@ class Sweep:
         console: Where progress is printed.
 
     Raises:
-        LoriError: As `lori_pl.sweep.cells.expand` and `ResultTable.rows`.
+        LoriError: As `lori_pl.sweep.cells.expand` and `SweepTable.rows`.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Sweep:
         expanded = expand(specification)
         self.cells = [] if specification.search is not None else expanded
         columns = [*SWEEP_COLUMNS, *specification.columns, *specification.metrics]
-        self.table = ResultTable(specification.results / RESULTS, columns)
+        self.table = SweepTable(specification.results / RESULTS, columns)
         self._console = console or Console()
         self.runner = CellRunner(specification, self.table, runner or run_child, self._console, self.title, self.say)
         self._maker = CellMaker(specification)
@@ -163,7 +162,7 @@ class Sweep:
 
     def _run_grid(self, skipped: set[str], only: int | None) -> int:
         seen = Counter(row.get("cell", "") for row in self.table.rows())
-        results = self.results()
+        results = self._renew(self.results())
         selected = self.selected(only)
         waiting = [cell for cell in selected if self.status(cell, results) not in skipped]
         self.runner.check_students(waiting)
@@ -192,6 +191,13 @@ class Sweep:
             self.say(f"not tested, since the run of their student has not come to its end: cells {numbers}")
         return failed
 
+    def _renew(self, results: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        """The rows so far, once they have what the file asks for since they were made."""
+        rows = self.runner.rows
+        return {
+            cell.id: rows.renew(cell, results[cell.id], self.folder(cell)) for cell in self.cells if cell.id in results
+        }
+
     def _has_student(self, cell: Cell) -> bool:
         """Whether the run has ended whose student a cell tests; true of a run."""
         # read anew: the run may have ended a moment ago, here or elsewhere
@@ -204,6 +210,7 @@ class Sweep:
             raise LoriError(f"{self.specification.file}: --only takes a cell of a grid, and here a search finds them")
         failed = 0
         studies = self.studies()
+        self._renew(self.results())
         self.say(f"sweep {self.specification.name}: {len(studies)} searches in {self.output}")
         for place, study in enumerate(studies):
             end = time.monotonic() + (search.hours or float("inf")) * 3600
@@ -223,9 +230,9 @@ class Sweep:
         self.cells += [cell for cell in cells if cell.id not in known]
         values: list[float] = []
         for cell in cells:
-            rows = rows_of(cell.id, self.table)
+            rows = self.table.of(cell.id)
             if rows and rows[-1]["status"] in skipped:
-                settled = Settled(rows[-1], False)
+                settled = Settled(self.runner.rows.renew(cell, rows[-1], self.folder(cell)), False)
             else:
                 # another trial of the same point may be at it
                 settled = self.runner.settle(cell, len(rows), wait=True, locks=(proposal.lock,))
@@ -237,8 +244,7 @@ class Sweep:
                 return int(settled.is_new)
             try:
                 values.append(float(row.get(study.search.metric, "")))
-            except (TypeError, ValueError) as error:
-                study.end(proposal.number, None)
+            except (TypeError, ValueError) as error:  # the trial stays open: the next start asks for no other
                 raise LoriError(
                     f"{self.specification.file}, field 'search.metric': the run {self.folder(cell)} has no number "
                     f"'{study.search.metric}' in its summary.json; name another metric"
@@ -272,7 +278,7 @@ class Sweep:
             results = self.results()
             waiting = [cell for cell in self.selected(only) if self.status(cell, results) not in skipped]
             # a row that is taken over is a run of its own day
-            return [cell for cell in waiting if not skipped or self.runner.recorded(cell) is None]
+            return [cell for cell in waiting if not skipped or self.runner.rows.recorded(cell) is None]
         if skipped and self.is_begun and any(study.trials() for study in self.studies(looks=True)):
             return []
         end = {key: space[0] if isinstance(space, list) else space.end for key, space in search.space.items()}
@@ -287,6 +293,24 @@ class Sweep:
         )
         if line := uncalled(self.specification, self.cells):
             self.say(line)
+        self._tell_missing_metrics(selected, waiting, results)
+
+    def _tell_missing_metrics(
+        self, selected: list[Cell], waiting: list[Cell], results: dict[str, dict[str, str]]
+    ) -> None:
+        rows, lacking = self.runner.rows, dict[str, list[str]]()
+        for cell in selected:
+            if cell.test is not None:  # what only a training has is no fault of theirs
+                continue
+            if cell in waiting:
+                if rows.recorded(cell) is None and (found := rows.without_metrics(cell)) is not None:
+                    reason = f"run here, since {found[0] / RESULTS} has their row without {', '.join(found[1])}"
+                    lacking.setdefault(reason, []).append(str(cell.number))
+            elif results[cell.id]["status"] == "ok" and (missing := rows.missing(results[cell.id])):
+                reason = f"their rows have no {', '.join(missing)}, and no summary.json at hand has it"
+                lacking.setdefault(reason, []).append(str(cell.number))
+        for reason, numbers in lacking.items():
+            self.say(f"cell{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {reason}")
 
     def seconds_left(
         self, waiting: Sequence[Cell], results: Mapping[str, Mapping[str, str]], workers: int, further_runs: int = 0
@@ -304,7 +328,7 @@ class Sweep:
             further_runs: Trainings that have no cell yet.
         """
         failed = {id for id, row in results.items() if row["status"] == "failed"}
-        waiting = [cell for cell in waiting if cell.of not in failed and self.runner.recorded(cell) is None]
+        waiting = [cell for cell in waiting if cell.of not in failed and self.runner.rows.recorded(cell) is None]
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for cell in self.cells:
             if (row := results.get(cell.id)) is not None and row["status"] == "ok":
@@ -347,42 +371,10 @@ class Sweep:
             return
         rows = [results[cell.id] for cell in self.cells if cell.id in results]
         print_whole(results_table(str(self.table.path), rows, self.specification.metrics), self._console)
-        for line in self.comparisons():
+        for line in comparisons(self.specification, [row for row in rows if row["status"] == "ok"]):
             self.say(line)
-
-    def comparisons(self) -> list[str]:
-        """A line for each pair of the file's ``compare``: the difference of what was recorded with its intervals.
-
-        Those on further test sets follow, and say which.
-        """
-        if not self.specification.compare:
-            return []
-        rows = [row for row in self.results().values() if row["status"] == "ok"]
-        first = self.specification.results / OUTCOMES
-        lines = self._compared(first, rows) if first.exists() else []
-        for name, path in further_outcomes(self.specification.results).items():
-            # the rows' digests are of the first set's problems
-            lines += [f"on {name}: {line}" for line in self._compared(path, [{**row, "problems": ""} for row in rows])]
-        return lines
-
-    def _compared(self, path: Path, rows: Sequence[Mapping[str, str]]) -> list[str]:
-        outcomes = read_outcomes(path)
-        # the file may hold those of cells that the sweep no longer has, also under a name that it has;
-        # rows and files of earlier versions do not say which problems they are of
-        alike = [row for row in rows if not outcomes.problems or row.get("problems", "") in ("", outcomes.problems)]
-        done = {(row["method"], int(row["seed"])) for row in alike}
-        outcomes = replace(outcomes, bits={key: bits for key, bits in outcomes.bits.items() if key in done})
-        apart = {row["method"] for row in rows} - {method for method, _ in outcomes.bits}
-        lines = []
-        for pair in self.specification.compare:
-            try:
-                if others := apart.intersection(pair):
-                    none = "whose test problems are others, or which left none"
-                    raise LoriError(f"{path} has no outcomes of '{min(others)}', {none}")
-                lines.append(in_words(outcomes, *pair))
-            except LoriError as error:
-                lines.append(f"{pair[0]} - {pair[1]}: {error}")
-        return lines
+        if others := {row.get("cell") or row["method"] for row in self.table.rows()} - {cell.id for cell in self.cells}:
+            self.say(f"{self.table.path} has rows of {len(others)} other cells, which this file does not have")
 
     def say(self, line: str) -> None:
         """Prints a line."""

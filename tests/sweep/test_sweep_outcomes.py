@@ -11,11 +11,17 @@ import pytest
 from sweep_bench import FAKE_RUN, SWEEP
 
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
-from lori_pl.sweep.cell_runner import CellRunner
 from lori_pl.sweep.child import ChildResult
+from lori_pl.sweep.compared import comparisons
 from lori_pl.sweep.looking import show_plan
+from lori_pl.sweep.rows import CellRows
 
 COMPARED = SWEEP.replace("seeds: [0, 1]", "seeds: [0]\nlabel: 'lori_{model.rank}'\ncompare: [[lori_8, lori_4]]")
+
+
+def compared(bench, *overrides):
+    sweep = bench.sweep(COMPARED, *overrides)
+    return comparisons(sweep.specification, list(sweep.results().values()))
 
 
 def test_runs_of_another_world_are_neither_merged_nor_compared(bench):
@@ -46,7 +52,7 @@ def test_outcomes_of_a_cell_that_had_other_problems_are_not_compared(bench):
     table = ResultTable("out/results.csv")
     for row in bench.rows():
         table.append({**row, "problems": "hard" if row["method"] == "lori_8" else "easy"})
-    (line,) = bench.sweep(COMPARED).comparisons()
+    (line,) = compared(bench)
     assert line.startswith("lori_8 - lori_4: out/correct.npz has no outcomes of 'lori_8'")
 
 
@@ -69,14 +75,14 @@ def test_outcomes_of_further_test_sets_are_collected_and_compared_too(bench):
         ("lori_4", 0): [True, False, False],
         ("lori_8", 0): [True, True, True],
     }
-    first, second = bench.sweep(COMPARED).comparisons()
+    first, second = compared(bench)
     assert first.startswith("lori_8 - lori_4: +0.0 points; by seed")
     assert second.startswith("on svamp: lori_8 - lori_4: +66.7 points; by seed, with the interval over problems: ")
     # rows that are taken over bring them along; what was not tested there is said
     bench.run(COMPARED, "output=more", "reuse=[out]")
     assert bench.ran == []
     assert read_outcomes("more/correct_svamp.npz").bits.keys() == further.bits.keys()
-    assert bench.sweep(COMPARED, "output=more").comparisons() == [first, second]
+    assert compared(bench, "output=more") == [first, second]
     bench.before = lambda folder: None
     bench.run(COMPARED, "grid.model.rank=[4, 8, 9]", "compare=[[lori_9, lori_4]]")
     assert "on svamp: lori_9 - lori_4: out/correct_svamp.npz has no outcomes of 'lori_9'" in bench.printed
@@ -123,14 +129,14 @@ def test_two_cells_that_end_together_take_two_names(bench, monkeypatch):
         together.wait()
         return ChildResult(0, 1.0, 1.0)
 
-    taken = CellRunner._is_taken
+    taken = CellRows._is_taken
 
     def slow(self, label, cell):  # so that both would look before either has its row
         found = taken(self, label, cell)
         time.sleep(0.2)
         return found
 
-    monkeypatch.setattr(CellRunner, "_is_taken", slow)
+    monkeypatch.setattr(CellRows, "_is_taken", slow)
     bench.run_fake = run
     workers = [threading.Thread(target=bench.sweep(text).run, kwargs={"only": number}) for number in (1, 2)]
     for worker in workers:

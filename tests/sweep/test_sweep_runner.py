@@ -12,7 +12,7 @@ from sweep_bench import FAKE_RUN, SWEEP
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
-from lori_pl.sweep import cell_runner
+from lori_pl.sweep import cell_runner, rows
 from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.looking import show_status
 from lori_pl.sweep.summary import read_summary
@@ -293,13 +293,13 @@ def test_a_retry_that_another_worker_made_is_not_made_again(bench):
 
 
 def test_a_signal_between_a_runs_end_and_its_row_waits_for_the_row(bench, monkeypatch):
-    real = cell_runner.read_summary
+    real = rows.read_summary
 
     def interrupted(path, metrics):
         os.kill(os.getpid(), signal.SIGINT)
         return real(path, metrics)
 
-    monkeypatch.setattr(cell_runner, "read_summary", interrupted)
+    monkeypatch.setattr(rows, "read_summary", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench.run(SWEEP, "seeds=[0]")
     assert [row["status"] for row in bench.rows()] == ["ok"]

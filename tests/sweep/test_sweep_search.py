@@ -70,6 +70,16 @@ def test_a_trial_is_run_with_every_seed_and_judged_by_the_mean(searching):
     assert searching.ran == []
 
 
+def test_a_search_by_a_metric_that_is_asked_for_later_runs_nothing_again(searching):
+    first = ["search.trials=3", "search.metric=accuracy", "search.on_test=true", "metrics=[]"]
+    searching.run(SEARCH, *first)
+    searching.run(SEARCH, "search.trials=3")
+    assert searching.ran == []
+    (study,) = searching.sweep(SEARCH, "search.trials=3").studies()
+    assert [trial.state for trial in study.trials()] == ["complete"] * 3
+    assert "3 of 3 trials ended; best loss" in searching.printed
+
+
 def test_what_was_chosen_on_the_test_set_is_told(searching):
     text = SEARCH.replace("metric: loss", "metric: accuracy").replace("trials: 6", "trials: 1")
     searching.run(text, "search.on_test=true")
@@ -177,7 +187,7 @@ def test_a_metric_that_no_run_has_ends_the_search_after_its_first_run(searching)
     for _ in range(2):
         with pytest.raises(LoriError, match=r"'search.metric': the run out/cells/\w+ has no number 'other' in its"):
             searching.run(SEARCH, "search.metric=other", "metrics=[loss, other]", "seeds=[0]")
-    assert len(searching.rows()) == 2
+    assert len(searching.rows()) == 1  # the next start asks for no other trial
 
 
 def test_a_search_that_is_looked_at_is_not_made(searching):
