@@ -185,8 +185,8 @@ class ResultTable:
 
     A row is flushed to the disk (fsync) before `append` returns. A row with a new column makes the file be rewritten
     under the union of the columns, in one step. Every row is one line (line breaks inside a value become spaces), so a
-    last line without its line end was cut by a crash: it is ignored by `rows`, which warns of it, and removed by the
-    next `append`.
+    last line without its line end was cut by a crash: it is ignored by `rows`, which warns of it, and moved to
+    ``FILE.cut`` by the next `append`.
 
     Args:
         path: The CSV file; it is made, with its folder, by the first `append`.
@@ -204,7 +204,7 @@ class ResultTable:
             LoriError: The file cannot be read or is no result table, or a row has another number of fields than the
                 header.
         """
-        header, rows, _ = self._read()
+        header, rows, *_ = self._read()
         return [dict(zip(header, row, strict=True)) for row in rows]
 
     def append(self, row: Mapping[str, object]) -> None:
@@ -224,13 +224,16 @@ class ResultTable:
             ) from error
 
     def _append(self, row: Mapping[str, object]) -> None:
-        header, rows, sound = self._read()
+        header, rows, sound, cut = self._read()
+        if cut:
+            with self.path.with_name(f"{self.path.name}.cut").open("ab") as aside:
+                aside.write(cut + b"\n")
         if not header:
             columns = list(dict.fromkeys((*self._initial, *row)))
             first = _as_lines([columns, [_as_text(row.get(column)) for column in columns]])
             if make_file(self.path, lambda file: file.write(first)):
                 return
-            header, rows, sound = self._read()  # another machine made it, which this one had not seen
+            header, rows, sound, _ = self._read()  # another machine made it, which this one had not seen
         union = list(dict.fromkeys((*(header or self._initial), *row)))
         line = [_as_text(row.get(column)) for column in union]
         if union != header:
@@ -244,27 +247,29 @@ class ResultTable:
             file.flush()
             os.fsync(file.fileno())
 
-    def _read(self) -> tuple[list[str], list[list[str]], int]:
-        """Header, rows, and the number of bytes up to the end of the last complete line."""
+    def _read(self) -> tuple[list[str], list[list[str]], int, bytes]:
+        """Header, rows, the number of bytes up to the end of the last complete line, and what stands behind it."""
         if not self.path.exists():
-            return [], [], 0
+            return [], [], 0, b""
         try:
             content = self.path.read_bytes()
         except OSError as error:
             raise LoriError(f"{self.path} cannot be read ({one_line(error)}); check its permissions") from error
         sound = content.rfind(b"\n") + 1
-        if sound < len(content) and (self.path, content[sound:]) not in _TOLD:
-            _TOLD.add((self.path, content[sound:]))
+        cut = content[sound:]
+        if cut and (self.path, cut) not in _TOLD:
+            _TOLD.add((self.path, cut))
             log.warning(
-                "%s: the last line has no line end: it may be cut off, and counts for nothing; if it is whole, end it",
-                self.path,
+                "%s: the last line has no line end: it may be cut off, and counts for nothing; if it is whole, end it "
+                "(the next row moves it to %s.cut)",
+                *(self.path, self.path.name),
             )
         try:
             lines = list(csv.reader(io.StringIO(content[:sound].decode("utf-8"), newline=""), strict=True))
         except (UnicodeDecodeError, csv.Error) as error:
             raise LoriError(f"{self.path}: not a CSV file in UTF-8 ({error}): repair or move it") from error
         if not lines:
-            return [], [], 0
+            return [], [], 0, cut
         header, rows = lines[0], lines[1:]
         if missing := [column for column in RESULT_COLUMNS if column not in header]:
             raise LoriError(
@@ -275,7 +280,7 @@ class ResultTable:
                 raise LoriError(
                     f"{self.path}, line {number}: {len(row)} fields where the header has {len(header)}: repair the line"
                 )
-        return header, rows, sound
+        return header, rows, sound, cut
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:

@@ -289,6 +289,9 @@ def test_a_file_cut_anywhere_loses_only_the_cut_row(tmp_path_factory, cut):
     expected = 2 if keep == len(whole) else 1 if keep >= len(one) else 0
     assert len(table.rows()) == expected
     table.append(_row(seed=2))
+    # what was cut off may have been a whole line, written by hand
+    moved, behind = path.with_name("results.csv.cut"), whole[:keep].rpartition(b"\n")[2]
+    assert (moved.read_bytes() if moved.exists() else b"") == (behind + b"\n" if behind else b"")
     assert [row["seed"] for row in table.rows()] == [*["0", "1"][:expected], "2"]
     assert path.read_bytes().endswith(b"\n")
 
