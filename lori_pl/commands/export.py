@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     model = load_trained(rest, options.ckpt_path)
     if options.apart and not has_lora(model.student.lm):
         raise LoriError("--apart keeps LoRA adapters apart, and this student has none; leave it out")
-    save_reasoner(model.student.eval(), folder, merge=not options.apart, base=model.backbone)
+    save_reasoner(model.student.eval(), folder, merge=not options.apart, base=model.backbone, seed=model.trained_seed)
     print(f"student: {folder}")
     return 0
 

@@ -229,8 +229,9 @@ class LoriCLI(LightningCLI):
         kept = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
         checkpoint = kept[0] if kept else None
         best = getattr(checkpoint, "best_model_path", "") or None
+        seed = int(self.options["seed_everything"])
         progress = {
-            "seed": int(self.options["seed_everything"]),
+            "seed": seed,
             "steps": self.trainer.global_step,
             **self.cost(),
         }
@@ -242,7 +243,7 @@ class LoriCLI(LightningCLI):
             student = method.student.eval()
             (self.root / SUMMARY).unlink(missing_ok=True)  # that of the run that this one goes on with
             # a resumed run replaces its earlier student
-            replace_folder(self.root / STUDENT, lambda part: save_reasoner(student, part))
+            replace_folder(self.root / STUDENT, lambda part: save_reasoner(student, part, seed=seed))
             log.info("student: %s", self.root / STUDENT)
             log.info("TensorBoard: tensorboard --logdir %s", self.root)
         if self.options["test_after_fit"]:
@@ -277,8 +278,10 @@ class LoriCLI(LightningCLI):
         return found
 
     def after_test(self) -> None:
-        """Shows the table and writes the summary."""
-        write_report(self.root, self.model, {"seed": int(self.options["seed_everything"])})
+        """Shows the table and writes the summary, with the seed of the training where that is known."""
+        trained = self.model.trained_seed if self.folder is None else read_settings(Path(self.folder)).get("seed")
+        seed = self.options["seed_everything"] if trained is None else trained
+        write_report(self.root, self.model, {"seed": int(seed)})
 
 
 class ParsedCLI(LoriCLI):

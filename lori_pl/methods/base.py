@@ -94,6 +94,7 @@ class Method(AnsweringModule):
         self.reasoner: LatentReasoner | None = None
         self.folder: str | None = None
         self.loaded_from = "the checkpoint"
+        self.trained_seed: int | None = None
         self.optimizer_settings: list[dict[str, Any]] = []
         self.resumed_settings: list[dict[str, Any]] = []
 
@@ -371,6 +372,7 @@ class Method(AnsweringModule):
             "settings": self.checkpoint_settings,
             "template": asdict(self.template),
             "optimizer": self.optimizer_settings,
+            "seed": self.data.seed,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -380,6 +382,7 @@ class Method(AnsweringModule):
             LoriError: If another method, or none of lori_pl, made it, or with another number of latents or template.
         """
         self.loaded_from = place_of(checkpoint)
+        self.trained_seed = checkpoint.get("lori_pl", {}).get("seed")
         check_made_by(checkpoint, self.name)
         made = checkpoint["lori_pl"]
         check_student(made, self.latents, self.checkpoint_settings, self.template, self.loaded_from)

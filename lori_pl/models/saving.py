@@ -115,7 +115,9 @@ def _base_of(lm: PreTrainedModel, base: Backbone | None) -> dict[str, Any]:
     return written
 
 
-def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, base: Backbone | None = None) -> None:
+def save_reasoner(
+    reasoner: LatentReasoner, folder: Path, merge: bool = True, base: Backbone | None = None, seed: int | None = None
+) -> None:
     """Writes a reasoner to a new folder, which appears under its name only when whole.
 
     Args:
@@ -123,6 +125,7 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, ba
         folder: Where; must not exist.
         merge: Merge LoRA into the weights; otherwise only adapters are saved, beside the base model's name.
         base: The backbone that adapters belong to, for a model that :func:`load_causal_lm` did not load.
+        seed: The training's seed, which a test of the folder reports.
 
     Raises:
         LoriError: If the folder exists, or adapters are to be apart from a base model that has no name.
@@ -137,6 +140,8 @@ def save_reasoner(reasoner: LatentReasoner, folder: Path, merge: bool = True, ba
         **asdict(replace(reasoner.settings, latents=reasoner.thought.latents)),
         "template": asdict(reasoner.template),
     }
+    if seed is not None:
+        settings["seed"] = seed
     if apart:
         settings["base"] = _base_of(lm, base)
 

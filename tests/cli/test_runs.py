@@ -228,10 +228,11 @@ def test_eight_alone_accumulated_equal_a_batch_of_eight(world):
 
 def test_test_takes_a_checkpoint_and_a_folder_and_they_agree(world, lori_args, monkeypatch):
     tested = weights_after("on_test_start", LoRi, monkeypatch)
-    assert world.fit("LoRi", "run", **lori_args) == 0
+    assert world.fit("LoRi", "run", "--seed_everything=3", **lori_args) == 0
     run = world.folder / "run"
     for name, path in (("ckpt", run / "checkpoints" / "best.ckpt"), ("folder", run / "student")):
-        assert world.run("test", "--ckpt_path", str(path), method="LoRi", root=name, **lori_args) == 0
+        flags = ["--ckpt_path", str(path), "--seed_everything=5"]
+        assert world.run("test", *flags, method="LoRi", root=name, **lori_args) == 0
     best = checkpoint(run, "best.ckpt")["state_dict"]
     assert any(not torch.equal(value, best[key]) for key, value in checkpoint(run)["state_dict"].items())
     # the accuracy of so short a run says little: the weights tell what was tested
@@ -242,6 +243,9 @@ def test_test_takes_a_checkpoint_and_a_folder_and_they_agree(world, lori_args, m
     summaries = [json.loads((world.folder / n / "summary.json").read_text()) for n in ("ckpt", "folder", "run")]
     accuracies = {summary["methods"]["lori"]["accuracy"] for summary in summaries}
     assert len(accuracies) == 1
+    # whatever the test's own seed is, the row is that training's
+    assert [summary["seed"] for summary in summaries] == [3, 3, 3]
+    assert list(read_outcomes(world.folder / "folder" / "correct.npz").bits) == [("lori", 3)]
 
 
 def test_the_bar_counts_epochs_and_not_towards_none(world, capsys):
@@ -311,6 +315,7 @@ def test_export_makes_the_folder_that_fit_made(world, lori_args):
     ckpt = run / "checkpoints" / "best.ckpt"
     arguments = ["export", "--config", str(run / "config.yaml"), "--ckpt_path", str(ckpt), "--folder", str(out)]
     assert main(arguments) == 0
+    assert (out / "reasoner.json").read_text() == (run / "student" / "reasoner.json").read_text()
     one, two = (LatentReasoner.from_pretrained(folder) for folder in (run / "student", out))
     assert_same(one.state_dict(), two.state_dict())
     questions = ["Ann has 4 apples . She finds 3 ."]
