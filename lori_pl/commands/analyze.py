@@ -104,6 +104,7 @@ def main(arguments: list[str]) -> int:
             raise LoriError(f"--{name} is {getattr(options, name)}: give {least} or more")
     check_place(folder)
     subject = load(options, rest)
+    check_sizes(subject, options.rank, options.top_k)
     # models run as in the config's evaluations
     with forward_context(subject.cli.options["trainer"].get("precision"), subject.device.type):
         unchanged, interventions = answer_all(subject, options.seed)
@@ -227,6 +228,22 @@ def readers(subject: Subject) -> dict[str, Reader]:
         found["teacher"] = Reader(subject.teacher.lm, split.teacher, theirs, size)
     found["student"] = Reader(subject.method.student.lm, split.student, ours, size)
     return found
+
+
+def check_sizes(subject: Subject, rank: int, top_k: int) -> None:
+    """Refuses a rank at which every subspace is the whole space, and more tokens than there are.
+
+    Raises:
+        LoriError: Naming the option and the model's size.
+    """
+    for name, reader in readers(subject).items():
+        if rank >= (hidden := reader.lm.get_input_embeddings().weight.shape[1]):
+            raise LoriError(
+                f"--rank is {rank}, but the {name}'s hidden states have {hidden} entries, so that every subspace would "
+                f"be the whole space: give less than {hidden}"
+            )
+    if top_k > (words := subject.method.student.lm.get_input_embeddings().weight.shape[0]):
+        raise LoriError(f"--top_k is {top_k}, but the student's vocabulary has {words} tokens: give {words} or less")
 
 
 def questions(subject: Subject) -> list[np.ndarray]:

@@ -263,6 +263,8 @@ def test_bad_input(world, teacher, capsys):
     refuses("--problems is 3: give 4 or more", "--problems", "3")
     refuses("--top_k is 0: give 1 or more", "--top_k", "0")
     refuses("--rank is 0: give 1 or more", "--rank", "0")
+    refuses("--rank is 32, but the student's hidden states have 32 entries", "--rank", "32")
+    refuses("--top_k is 1000, but the student's vocabulary has ", "--top_k", "1000")
     refuses("no such file or folder", place="nowhere.ckpt")
     refuses("--split tests: give one of train, validation, test", "--split", "tests")
     refuses("--device quantum is not to be had here", "--device", "quantum")
