@@ -57,9 +57,9 @@ class LowRankAlignment(Term):
     under `identity`.
 
     Args:
-        rank_layers: Rank r_L of the layer mode: a number of columns (int), or a share of the teacher's energy in (0, 1]
-            (float), capped at what both sides have; None takes the smaller of both numbers of layers.
-        rank_hidden: Rank r_D of the hidden mode: a number of columns (int) or a share of the energy (float). Where
+        rank_layers: Rank r_L of the layer mode: a number of columns, or a share of the teacher's energy in (0, 1),
+            capped at what both sides have; None takes the smaller of both numbers of layers.
+        rank_hidden: Rank r_D of the hidden mode: a number of columns or a share of the energy in (0, 1). Where
             several processes train, trainable factors (`learned`, `free`) take numbers only.
         w_mean: Weight of the mean loss.
         w_covariance: Weight of the covariance loss.

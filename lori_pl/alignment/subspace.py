@@ -14,7 +14,7 @@ from lori_pl.alignment.procrustes import mode_procrustes
 from lori_pl.alignment.projection import FactorKind, Projection, random_factors
 from lori_pl.alignment.stiefel import orthonormality_error
 from lori_pl.alignment.terms import TrajectoryShape
-from lori_pl.alignment.tucker import LayerScale, TrajectoryScale, TuckerFactors, check_rank
+from lori_pl.alignment.tucker import LayerScale, TrajectoryScale, TuckerFactors, checked_rank
 from lori_pl.errors import LoriError
 
 StudentFactors = Literal["shared", "learned", "pca", "random", "free", "identity"]
@@ -52,9 +52,7 @@ def ranks_within(
     if student_factors == "identity":
         return layers, hidden
     rank_layers = layers if rank_layers is None else rank_layers
-    check_rank(rank_layers, layers, "layers")
-    check_rank(rank_hidden, hidden, "hidden")
-    return rank_layers, rank_hidden
+    return checked_rank(rank_layers, layers, "layers"), checked_rank(rank_hidden, hidden, "hidden")
 
 
 class TensorSubspace(nn.Module):

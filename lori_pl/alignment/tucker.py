@@ -24,21 +24,25 @@ _CHUNK_ELEMENTS = 2**22  # 32 MiB of fp64 at a time
 _ZERO_RMS = 1e-6  # relative to the layer's mean: what fp32 rounding leaves of a constant layer
 
 
-def check_rank(rank: int | float, dimension: int, mode: str) -> None:
-    """Refuse a rank that is neither a number of columns 1..dimension nor a share of energy in (0, 1].
+def checked_rank(rank: int | float, dimension: int, mode: str) -> int | float:
+    """A rank as a number of columns (int) or a share of the energy (float).
+
+    A whole number counts columns however it is written: of `int | float`, a reader of configurations may make 1.0 of 1.
 
     Raises:
-        LoriError: Naming `mode`, the rank and the dimension.
+        LoriError: If it is neither a number of columns 1..dimension nor a share in (0, 1), naming `mode`, the rank and
+            the dimension.
     """
-    if isinstance(rank, float) and not 0.0 < rank <= 1.0:
-        raise LoriError(
-            f"rank_{mode}={rank}: a float is a share of the energy in (0, 1]; write an int for a number of columns"
-        )
+    if isinstance(rank, float) and rank.is_integer():
+        rank = int(rank)
+    if isinstance(rank, float) and not 0.0 < rank < 1.0:
+        raise LoriError(f"rank_{mode}={rank}: give a whole number of columns, or a share of the energy between 0 and 1")
     if isinstance(rank, int) and not 1 <= rank <= dimension:
         raise LoriError(
             f"rank_{mode}={rank} does not fit the {mode} mode of dimension {dimension}; "
             f"choose a rank between 1 and {dimension}"
         )
+    return rank
 
 
 def check_observed(count: Tensor, *sums: Tensor) -> None:
@@ -222,14 +226,14 @@ class TuckerFactors:
         """Truncated factors.
 
         Args:
-            layers: r_L, a number of columns (int) or a share of the energy in (0, 1] (float): the fewest that keep it.
+            layers: r_L, a number of columns or a share of the energy in (0, 1): the fewest that keep it.
             hidden: r_D, likewise.
 
         Raises:
-            LoriError: If a rank exceeds its dimension, a share is not in (0, 1], or nothing was observed.
+            LoriError: If a rank exceeds its dimension, a share is not in (0, 1), or nothing was observed.
         """
-        check_rank(layers, self.layer_gram.shape[0], "layers")
-        check_rank(hidden, self.hidden_gram.shape[0], "hidden")
+        layers = checked_rank(layers, self.layer_gram.shape[0], "layers")
+        hidden = checked_rank(hidden, self.hidden_gram.shape[0], "hidden")
         check_observed(self.count, self.energy)
         layer_spectrum, layer = _eigenvectors(self.layer_gram)
         hidden_spectrum, hidden_vectors = _eigenvectors(self.hidden_gram)

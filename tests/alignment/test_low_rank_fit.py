@@ -180,7 +180,7 @@ def test_ranks_by_energy_are_resolved_in_the_fit_and_taken_from_a_checkpoint(stu
 def test_a_share_of_energy_is_capped_at_what_the_student_has():
     teacher = rationales()
     student = rationales(shape=TrajectoryShape(2, 5))
-    term = fitted(teacher, student, rank_layers=1.0, rank_hidden=1.0, student_factors="learned")
+    term = fitted(teacher, student, rank_layers=1 - 1e-9, rank_hidden=1 - 1e-9, student_factors="learned")
     assert term.subspace.ranks == (2, 5)
     assert term.diagnostics()["energy_hidden"] < 1
 
@@ -283,7 +283,7 @@ def test_preparing_twice_keeps_the_fit_and_the_meta_device_builds():
         ({"student_factors": "identity"}, "student_factors=identity needs equal trajectories"),
         ({"student_factors": "learned", "rank_hidden": 7}, "rank_hidden=7 does not fit .* 6; .*between 1 and 6"),
         ({"student_factors": "learned", "rank_layers": 3, "rank_hidden": 2}, "rank_layers=3 .* dimension 2"),
-        ({"student_factors": "learned", "rank_hidden": 1.5}, "rank_hidden=1.5: a float is a share"),
+        ({"student_factors": "learned", "rank_hidden": 1.5}, "rank_hidden=1.5: give a whole number of columns"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(arguments, message):

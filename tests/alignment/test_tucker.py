@@ -122,7 +122,9 @@ def test_a_layer_that_never_varies_gives_zero_not_nan(value, rounding):
     factors = streaming.factors(LAYERS, 2)
     assert factors.layer.isfinite().all()
     assert factors.layer_spectrum[-1] < 1e-12 * factors.layer_spectrum[0]
-    assert streaming.factors(1.0, 1.0).layer.shape[1] == LAYERS - 1  # all energy without the empty direction
+    assert (
+        streaming.factors(1 - 1e-12, 1 - 1e-12).layer.shape[1] == LAYERS - 1
+    )  # all energy without the empty direction
 
 
 def test_a_share_of_the_energy_takes_the_fewest_columns_that_keep_it():
@@ -148,14 +150,23 @@ def test_state_dicts_continue_where_they_stopped():
     assert torch.allclose(restored.hidden_gram, 2 * factors.hidden_gram)
 
 
+def test_a_whole_number_counts_columns_however_it_is_written():
+    """jsonargparse makes 1.0 of 1 where typing remembers the union as `float | int`, as of another import."""
+    _, streaming = fit([trajectories()])
+    assert streaming.factors(1.0, 3.0).layer.shape[1] == 1
+    assert streaming.factors(1.0, 3.0).hidden.shape[1] == 3
+
+
 @pytest.mark.parametrize(
     ("layers", "hidden", "message"),
     [
         (5, 2, "rank_layers=5 does not fit the layers mode of dimension 4"),
         (4, 8, "rank_hidden=8 does not fit the hidden mode of dimension 7"),
         (0, 2, "rank_layers=0 .*between 1 and 4"),
-        (4, 0.0, r"rank_hidden=0.0: a float is a share of the energy in \(0, 1\]"),
-        (4, 32.0, "write an int"),
+        (4, 0.0, r"rank_hidden=0 .*between 1 and 7"),
+        (4, 32.0, "rank_hidden=32 does not fit the hidden mode"),
+        (4, 2.5, r"rank_hidden=2\.5: give a whole number of columns, or a share of the energy between 0 and 1"),
+        (4, -0.5, "a share of the energy between 0 and 1"),
     ],
 )
 def test_impossible_ranks_are_refused(layers, hidden, message):
