@@ -28,7 +28,8 @@ class Schedule:
     """Learning rate by optimiser step: a linear warm-up, times a decay over all steps that ends at zero.
 
     Args:
-        warmup: Steps of warm-up (int), or a share of all steps (float below 1).
+        warmup: Steps of warm-up, a whole number, or a share of all steps, below 1. A whole number counts steps however
+            it is written: of `int | float`, a reader of configurations may make 50.0 of 50.
         decay: ``cosine``, ``linear``, ``late`` (constant, then linear over the last ``decay_share``) or ``none``.
         decay_share: Share of all steps over which ``late`` decays.
     """
@@ -40,17 +41,17 @@ class Schedule:
     def __post_init__(self) -> None:
         """Checks the values."""
         check_choice("schedule.decay", self.decay, Decay)
-        if not self.warmup >= 0 or (isinstance(self.warmup, float) and not self.warmup < 1):
+        if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
             raise LoriError(
-                f"schedule.warmup is {self.warmup}: give a number of steps (int, 0 or more) or a share of all steps "
-                "(float, below 1)"
+                f"schedule.warmup is {self.warmup}: give a whole number of steps, 0 or more, or a share of all steps, "
+                "below 1"
             )
         if not 0 < self.decay_share <= 1:
             raise LoriError(f"schedule.decay_share is {self.decay_share}: give a share of all steps, in (0, 1]")
 
     def factor(self, step: int, total: int) -> float:
         """Gives the learning rate's factor in [0, 1] at ``step`` of ``total``."""
-        warmup = self.warmup * total if isinstance(self.warmup, float) else self.warmup
+        warmup = self.warmup * total if self.warmup < 1 else self.warmup
         rise = min(1.0, (step + 1) / (warmup + 1))
         done = min(1.0, step / max(total, 1))
         match self.decay:
@@ -72,7 +73,7 @@ class Schedule:
             return lambda step: self.factor(step, int(total))
         if self.decay != "none":
             raise LoriError("the schedule decays to zero but training has no end: set trainer.max_steps or max_epochs")
-        if isinstance(self.warmup, float) and self.warmup:
+        if 0 < self.warmup < 1:
             raise LoriError(
                 f"schedule.warmup is {self.warmup}, a share of all steps, but training has no end: give a number of "
                 "steps, or set trainer.max_steps or max_epochs"

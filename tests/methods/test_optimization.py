@@ -42,7 +42,7 @@ def test_decays_have_their_closed_form(decay, values):
     assert schedule.factor(101, 100) == schedule.factor(100, 100)
 
 
-@pytest.mark.parametrize("warmup", [4, 0.1])
+@pytest.mark.parametrize("warmup", [4, 4.0, 0.1])
 @pytest.mark.parametrize("decay", ["cosine", "linear", "late", "none"])
 def test_warmup_rises_in_equal_steps_to_the_decay(warmup, decay):
     schedule, plain = Schedule(warmup, decay), Schedule(0, decay)
@@ -66,7 +66,7 @@ def test_the_factor_stays_between_nothing_and_all(decay):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        *(({"warmup": value}, "schedule.warmup is .*number of steps") for value in (-1, -0.1, 1.0, 50.0, math.nan)),
+        *(({"warmup": value}, "schedule.warmup is .*number of steps") for value in (-1, -0.1, 1.5, math.inf, math.nan)),
         *(({"decay_share": value}, r"schedule.decay_share is .*\(0, 1\]") for value in (0.0, 1.1, math.nan)),
     ],
 )
