@@ -265,7 +265,7 @@ class ResultTable:
                 *(self.path, self.path.name),
             )
         try:
-            lines = list(csv.reader(io.StringIO(content[:sound].decode("utf-8"), newline=""), strict=True))
+            lines = list(csv.reader(io.StringIO(content[:sound].decode("utf-8-sig"), newline=""), strict=True))
         except (UnicodeDecodeError, csv.Error) as error:
             raise LoriError(f"{self.path}: not a CSV file in UTF-8 ({error}): repair or move it") from error
         if not lines:

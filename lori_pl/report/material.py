@@ -203,7 +203,13 @@ def _claims_on(group: Group, on: str | None, wanted: Sequence[tuple[str, str]]) 
             continue
         try:
             outcomes = group.outcomes if on is None else group.other_outcomes.get(on)
-            made.append(claim(first, second, measured, outcomes))
+            made.append(found := claim(first, second, measured, outcomes))
+            if len(found.differences) == 1 and found.one_pair is None:
+                where = "" if on is None else f" on {on}"
+                group.notes.append(
+                    f"{first} and {second}{where}: a single seed, and no outcomes problem by problem of both, so that "
+                    "their difference has no interval."
+                )
         except LoriError as error:
             group.notes.append(f"{first} and {second}{'' if on is None else f' on {on}'}: {error}.")
     return made

@@ -180,6 +180,7 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
         },
         command=command,
         commit=clean(row["commit"], 60),
+        machine=clean(row.get("machine", ""), 60),
         cell=clean(row.get("cell", ""), 60),
     )
     if run.status != "ok":
@@ -245,6 +246,7 @@ def _fill(run: Run, entry: dict[str, Any], summary: dict[str, Any]) -> None:
     run.validation = fraction(summary.get("validation")) if run.validation is None else run.validation
     run.by_steps = run.by_steps or step_accuracies(entry)
     run.commit = run.commit or clean(summary.get("commit", ""), 60)
+    run.machine = run.machine or clean(summary.get("machine", ""), 60)
     sets = summary.get("test_sets")
     others = list(sets.items())[1:] if isinstance(sets, dict) else []
     measured = {clean(name, 60): values for name, values in others if isinstance(values, dict)}
@@ -295,6 +297,12 @@ def _check(group: Group) -> None:
         group.notes.append(f"Runs have different numbers of test problems ({shown}): only those alike are compared.")
     elif len({run.problems for run in group.measured if run.problems}) > 1:
         group.notes.append("Runs have different test problems, though as many: only those alike are compared.")
+    machines = {run.machine for run in group.measured if run.milliseconds is not None and run.machine}
+    if len(machines) > 1:
+        group.notes.append(
+            f"Milliseconds were measured on {len(machines)} machines ({'; '.join(sorted(machines))}): a mean over "
+            "seeds may mix them, and only those of one machine compare."
+        )
     for method, runs in group.methods.items():
         if len({run.n for run in runs}) > 1 or len({run.problems for run in runs if run.problems}) > 1:
             group.notes.append(f"The seeds of {method} answered different test problems: its mean is over all of them.")

@@ -44,6 +44,7 @@ class Run:
         axes: What a sweep varied, as text by key.
         command: The command that repeats it.
         commit: The code's.
+        machine: What it ran on.
         cell: Its id in a sweep.
         folder: The run's folder, where it is at hand.
         config: The text of its ``config.yaml``, where it is at hand.
@@ -67,6 +68,7 @@ class Run:
     axes: dict[str, str] = field(default_factory=dict)
     command: str = ""
     commit: str = ""
+    machine: str = ""
     cell: str = ""
     folder: Path | None = None
     config: str | None = None

@@ -40,7 +40,8 @@ def methods(section: Section) -> Table:
         row = [name, percent(overall.mean), interval(overall), overall.unit, str(len(runs))]
         if several:
             row.append(" ".join(percent(run.accuracy) for run in sorted(runs, key=lambda run: run.seed)))
-        row += [with_interval(at_steps(runs, k)) if any(k in run.by_steps for run in runs) else "" for k in steps]
+        known = {k for run in runs for k in run.by_steps}
+        row += [with_interval(at_steps(runs, k), overall.unit) if k in known else "" for k in steps]
         row += [_on_set(runs, other) for other in sets]
         row += [_validation(runs)] if validated else []
         row += [plain(_mean(runs, lambda run: run.passes), 1), plain(_mean(runs, lambda run: run.milliseconds), 2)]
@@ -137,10 +138,11 @@ def interval(found: Estimate) -> str:
     return "none" if found.bounds is None else f"{percent(found.bounds[0])} to {percent(found.bounds[1])}"
 
 
-def with_interval(found: Estimate) -> str:
-    """A mean in percent, with its interval where there is one."""
+def with_interval(found: Estimate, unit: str = "") -> str:
+    """A mean in percent, with its interval where there is one, and what that is over where it is not ``unit``."""
     text = percent(found.mean)
-    return text if found.bounds is None else f"{text} ({percent(found.bounds[0])} to {percent(found.bounds[1])})"
+    over = "" if found.unit in ("", unit) or not unit else f", over {found.unit}"
+    return text if found.bounds is None else f"{text} ({percent(found.bounds[0])} to {percent(found.bounds[1])}{over})"
 
 
 def _effect(each: Claim, steps: int) -> str:

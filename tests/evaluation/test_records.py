@@ -242,6 +242,17 @@ def test_the_first_outcomes_of_another_machine_are_kept_though_this_one_does_not
     assert found == {("lori", 0): [True, False], ("lori", 1): [False, True]}
 
 
+def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
+    """With a byte order mark, and lines that end as on Windows."""
+    path = tmp_path / "results.csv"
+    ResultTable(path).append(_row())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    before = ResultTable(path).rows()
+    ResultTable(path).append(_row(seed=1))
+    assert [row["seed"] for row in ResultTable(path).rows()] == ["0", "1"]
+    assert ResultTable(path).rows()[0] == before[0]
+
+
 def test_a_known_header_is_appended_to_without_a_rewrite(tmp_path):
     path = tmp_path / "results.csv"
     table = ResultTable(path, ["status"])

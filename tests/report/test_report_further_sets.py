@@ -74,7 +74,12 @@ def test_outcomes_of_a_further_set_that_contradict_its_accuracy_are_left_out(tmp
         table.append(row(method, 0, answers(SHARES[method], 0)) | {"test_sets.svamp.accuracy": share})
         write_outcomes(tmp_path / "correct_svamp.npz", ITEMS, on_svamp(method, 0), method, 0)
     (section,) = gather([tmp_path]).sections
-    assert section.group.notes == ["lori, seed 0: outcomes and accuracy differ on svamp; the accuracy counts."]
+    without = "a single seed, and no outcomes problem by problem of both, so that their difference has no interval."
+    assert section.group.notes == [
+        "lori, seed 0: outcomes and accuracy differ on svamp; the accuracy counts.",
+        f"lori and no_cot: {without}",
+        f"lori and no_cot on svamp: {without}",
+    ]
     (made,) = section.other_claims["svamp"]
     assert made.one_pair is None
     assert made.effect.mean == pytest.approx(0.125 - on_svamp("no_cot", 0).mean())

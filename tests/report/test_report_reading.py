@@ -17,8 +17,8 @@ from lori_pl.evaluation.intervals import seed_interval, wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
 from lori_pl.report import tables
 from lori_pl.report.apart import options
-from lori_pl.report.material import gather
-from lori_pl.report.records import clean, estimate, number, step_accuracies
+from lori_pl.report.material import Section, gather
+from lori_pl.report.records import Group, Run, clean, estimate, number, step_accuracies
 from lori_pl.sweep.cells import expand
 from lori_pl.sweep.specification import SweepSpecification, load_specification
 
@@ -159,6 +159,7 @@ def test_outcomes_that_contradict_the_table_are_left_out(tmp_path):
     assert "lori, seed 0: outcomes and accuracy differ" in notes(material)
     (found,) = only(material).claims
     assert (found.one_pair, found.verdict) == (None, "a lead, no claim: one seed")
+    assert "lori and no_cot: a single seed, and no outcomes problem by problem of both" in notes(material)
 
 
 def test_runs_of_one_name_and_seed_stand_for_themselves(tmp_path):
@@ -296,6 +297,20 @@ def test_other_numbers_of_problems_are_not_compared(tmp_path):
     assert "different numbers of test problems (59, 60)" in notes(material)
     assert "The seeds of no_cot answered different test problems" in notes(material)
     assert "The seeds of lori answered" not in notes(material)
+
+
+def test_milliseconds_of_several_machines_are_told(tmp_path):
+    table = ResultTable(tmp_path / "results.csv")
+    for seed, machine in enumerate(["one", "", "one"]):
+        table.append(row("lori", seed, answers(0.5, seed)) | {"machine": machine})
+    assert "machines" not in notes(gather([tmp_path]))
+    table.append(row("lori", 3, answers(0.5, 3)) | {"machine": "two"})
+    assert "Milliseconds were measured on 2 machines (one; two)" in notes(gather([tmp_path]))
+    folder = run(tmp_path / "single", "lori", 4, answers(0.5, 4))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"machine": "three"}))
+    (group,) = [section.group for section in gather([folder]).sections]
+    assert [each.machine for each in group.runs] == ["three"]
 
 
 def test_runs_that_have_not_ended_are_shown_as_such(tmp_path):
@@ -443,6 +458,19 @@ def test_flags_of_a_recorded_command():
     assert options("fit --a 1 --b --c=2") == {"a": "1", "b": "", "c": "2", "config": ()}
     assert options("fit 'open") is None
     assert options("") is None
+
+
+def test_what_an_interval_is_over_is_said_where_it_is_not_the_rows():
+    """Seeds that do not differ on the problems of a number of steps leave Wilson's interval there."""
+    runs = [Run("lori", s, accuracy=0.5 + s / 10, n=60, by_steps={2: 1.0, 3: 0.4 + s / 10}) for s in range(3)]
+    for each in runs:
+        each.step_counts = {2: 20, 3: 40}
+    table = tables.methods(Section(Group("", runs)))
+    row = dict(zip(table.heads, table.rows[0], strict=True))
+    assert row["over"] == "seeds"
+    low, high = wilson(20, 20)
+    assert row["2 steps"] == f"100.0 ({100 * low:.1f} to {100 * high:.1f}, over problems)"
+    assert "over" not in row["3 steps"]
 
 
 def test_estimates_say_what_they_speak_of():
