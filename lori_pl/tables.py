@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +32,26 @@ def percent_above_interval(share: float, bounds: tuple[float, float] | None) -> 
     """
     interval = "" if bounds is None else f"\n{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"
     return Text(f"{100 * share:.1f}").append(interval, style="dim")
+
+
+def as_text(table: Table) -> dict[str, Any]:
+    """A table as plain text: ``title``, ``caption``, ``heads`` and ``rows``; a cell's second line stands in brackets.
+
+    Args:
+        table: The table.
+    """
+    columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
+    return {
+        "title": _plain(table.title or ""),
+        "caption": _plain(table.caption or ""),
+        "heads": [_plain(column.header) for column in table.columns],
+        "rows": [list(row) for row in zip(*columns, strict=True)],
+    }
+
+
+def _plain(content: object) -> str:
+    first, _, second = str(content.plain if isinstance(content, Text) else content).partition("\n")
+    return f"{first} ({second})" if second else first
 
 
 def print_whole(table: Table, console: Console | None = None) -> None:

@@ -7,10 +7,11 @@ import io
 import pytest
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.report import print_table
-from lori_pl.tables import print_whole, say
+from lori_pl.tables import as_text, percent_above_interval, print_whole, say
 
 
 @pytest.mark.parametrize("columns", [2, 14])
@@ -25,6 +26,19 @@ def test_a_table_wider_than_the_terminal_loses_nothing(columns):
     assert len(lines) == 5
     assert all(name in lines[1] for name in names)
     assert console.width == 60
+
+
+def test_a_table_as_text_has_what_is_printed():
+    table = Table("step", "share", title="a title", caption=Text("a caption"))
+    table.add_row(Text("z1"), percent_above_interval(0.5, (0.25, 0.75)))
+    table.add_row("[b]2", "")
+    assert as_text(table) == {
+        "title": "a title",
+        "caption": "a caption",
+        "heads": ["step", "share"],
+        "rows": [["z1", "50.0 (25.0-75.0)"], ["[b]2", ""]],
+    }
+    assert as_text(Table("a"))["rows"] == []
 
 
 def test_brackets_of_a_name_or_path_are_printed(capsys):

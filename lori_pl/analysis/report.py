@@ -87,15 +87,42 @@ def _rounded(value: Any) -> Any:
     return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def show(console: Console, title: str, rank: RankPart, latents: LatentPart | None) -> None:
-    """Prints the tables.
+def tables(title: str, rank: RankPart, latents: LatentPart | None) -> list[Table]:
+    """The figures in short: of the rank, and of the latents where there are any.
+
+    Args:
+        title: What was analysed.
+        rank: Its rank.
+        latents: What its latents hold.
+    """
+    found = [rank_table(title, rank)]
+    if latents is not None:
+        found += [agreement_table(latents)] if latents.agreement is not None else []
+        found.append(interventions_table(latents))
+    return found
+
+
+def show(console: Console, made: list[Table], rank: RankPart, latents: LatentPart | None) -> None:
+    """Prints the tables, and what was left out.
 
     Args:
         console: Where.
-        title: What was analysed.
-        rank: Its rank.
-        latents: What its latents hold, where it has any.
+        made: The `tables`.
+        rank: What the first is of.
+        latents: What the others are of.
     """
+    first, *others = made
+    print_whole(first, console)
+    for name, difference in rank.right_wrong.items():
+        console.print(Text(f"{label(name)}: {difference}"))
+    for note in [*rank.notes, *(latents.notes if latents is not None else [])]:
+        console.print(Text(f"left out: {note}"))
+    for each in others:
+        print_whole(each, console)
+
+
+def rank_table(title: str, rank: RankPart) -> Table:
+    """Effective rank of each kind of states by mode."""
     caption = "effective rank by mode, of at most; directions that hold 90 % of the energy"
     table = Table(title=Text(title), caption=caption)
     for column in ("states", "tokens", "layer", "hidden", "position", "hidden 90 %"):
@@ -104,16 +131,7 @@ def show(console: Console, title: str, rank: RankPart, latents: LatentPart | Non
         modes = (each.modes[mode] for mode in ("layer", "hidden", "position"))
         ranks = [f"{mode.effective_rank:.1f} of {len(mode.values)}" for mode in modes]
         table.add_row(Text(label(name)), str(each.tokens), *ranks, str(each.modes["hidden"].rank_for(0.9)))
-    print_whole(table, console)
-    for name, difference in rank.right_wrong.items():
-        console.print(Text(f"{label(name)}: {difference}"))
-    for note in [*rank.notes, *(latents.notes if latents is not None else [])]:
-        console.print(Text(f"left out: {note}"))
-    if latents is None:
-        return
-    if latents.agreement is not None:
-        print_whole(agreement_table(latents), console)
-    print_whole(interventions_table(latents), console)
+    return table
 
 
 def agreement_table(latents: LatentPart) -> Table:

@@ -18,7 +18,7 @@ from lori_pl.alignment import LowRankAlignment
 from lori_pl.analysis.interventions import Interventions, Outcome, Plan
 from lori_pl.analysis.latents import LatentPart, inspect_latents
 from lori_pl.analysis.rank import RankPart, measure_rank
-from lori_pl.analysis.report import JSON, draw, show, write
+from lori_pl.analysis.report import JSON, draw, show, tables, write
 from lori_pl.analysis.streams import Reader, batches_of, latent_states
 from lori_pl.checkpoint_files import read_checkpoint
 from lori_pl.commands.device import find_device
@@ -39,6 +39,7 @@ from lori_pl.methods.teachers import load_teacher
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection
 from lori_pl.models.teacher import FrozenTeacher
+from lori_pl.tables import as_text
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +114,15 @@ def main(arguments: list[str]) -> int:
     result = described(subject, options, unchanged)
     result["rank"] = rank.summary()
     result["latents"] = latents.summary() if latents is not None else {"left_out": [no_latents(subject)]}
-    figures = draw(rank, list(learned_factors(subject.method)), latents, subject.data.rationale_tokens)
-    replace_folder(folder, lambda part: write(part, result, figures))
-    console = Console()
     low, high = unchanged.bounds
     accuracy = f"accuracy {100 * unchanged.correct.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})"
     name = f"{subject.method.label} on {subject.split.name}: {len(unchanged.correct)} problems, {accuracy}"
-    show(console, name, rank, latents)
+    made = tables(name, rank, latents)
+    result["tables"] = [as_text(each) for each in made]
+    figures = draw(rank, list(learned_factors(subject.method)), latents, subject.data.rationale_tokens)
+    replace_folder(folder, lambda part: write(part, result, figures))
+    console = Console()
+    show(console, made, rank, latents)
     if latents is None:
         console.print(Text(no_latents(subject)))
     console.print(Text(f"{folder / JSON}; {', '.join(f'{name}.png' for name in figures)}"))

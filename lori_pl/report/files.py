@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from lori_pl.errors import one_line
-from lori_pl.report.records import Run, clean, fraction, number
+from lori_pl.report.records import Run, Table, clean, fraction, number
 
 ANALYSIS, BENCHMARK, SPECTRUM = "analysis.json", "benchmark.json", "spectrum.png"
 # what `analyze` calls its pictures, in the order in which they are shown
@@ -68,8 +68,8 @@ class Timed:
     passes: float | None
 
 
-def read_analysis(folder: Path, notes: list[str]) -> list[Found]:
-    """The pictures of an analysis' folder, with what its ``analysis.json`` says about each.
+def read_analysis(folder: Path, notes: list[str]) -> tuple[list[Found], list[Table]]:
+    """The pictures of an analysis' folder, and the tables that its ``analysis.json`` has.
 
     Args:
         folder: The folder.
@@ -87,6 +87,21 @@ def read_analysis(folder: Path, notes: list[str]) -> list[Found]:
             found.append(Found(f"{title} ({name})", "" if found else said, content, _width(content)))
     if not found:
         notes.append(f"{folder}: {ANALYSIS} has no picture beside it.")
+    return found, _tables(about.get("tables"), name)
+
+
+def _tables(content: Any, name: str) -> list[Table]:
+    """Tables as `lori_pl.tables.as_text` gives them; what is none is left out."""
+    found = []
+    for each in content if isinstance(content, list) else []:
+        try:
+            heads = [clean(head, 120) for head in each["heads"]]
+            rows = [[clean(cell, 400) for cell in row] for row in each["rows"]]
+            title, caption = clean(f"{each['title']} ({name})", 400), clean(each["caption"], 1000)
+        except (KeyError, TypeError):
+            continue
+        if heads and all(len(row) == len(heads) for row in rows):
+            found.append(Table(heads, rows, title, caption))
     return found
 
 

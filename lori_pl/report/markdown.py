@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lori_pl.report.tables import Table
+from lori_pl.report.records import Table
 
 if TYPE_CHECKING:
     from lori_pl.report.page import Chapter
@@ -33,12 +33,13 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
-def tables_page(title: str, chapters: Sequence[Chapter]) -> str:
+def tables_page(title: str, chapters: Sequence[Chapter], analyses: Sequence[Table] = ()) -> str:
     """All tables of a report, under the heads that its page has.
 
     Args:
         title: The report's title.
         chapters: Its groups of runs.
+        analyses: The tables of analyses.
     """
     parts = [f"# {escaped(title)}"]
     for chapter in chapters:
@@ -52,4 +53,6 @@ def tables_page(title: str, chapters: Sequence[Chapter]) -> str:
             "Runs without a result": chapter.failures,
         }
         parts += [f"### {head}\n\n{as_markdown(table)}" for head, table in made.items() if table and table.rows]
-    return "\n\n".join(parts) + "\n"
+    parts += ["## Analyses"] * bool(analyses)
+    parts += [f"### {escaped(each.title)}\n\n{as_markdown(each)}\n\n{escaped(each.caption)}" for each in analyses]
+    return "\n\n".join(part.strip() for part in parts) + "\n"

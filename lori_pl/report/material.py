@@ -14,7 +14,7 @@ from lori_pl.report.ablations import Ablation, ablations
 from lori_pl.report.curves import read_curves
 from lori_pl.report.files import ANALYSIS, BENCHMARK, Found, Timed, read_analysis, read_benchmark, spectra
 from lori_pl.report.reading import is_run, read_results, read_runs
-from lori_pl.report.records import Group, Run
+from lori_pl.report.records import Group, Run, Table
 from lori_pl.run_files import CELLS, LOGS, RESULTS
 from lori_pl.sweep.cells import expand
 from lori_pl.sweep.specification import SweepSpecification
@@ -54,6 +54,7 @@ class Material:
         timings: Benchmarks: a title, and each student's time.
         spectra: The spectra that runs drew.
         analyses: The pictures of analyses.
+        analysis_tables: Their tables.
         notes: What a reader must know of the whole.
     """
 
@@ -62,6 +63,7 @@ class Material:
     timings: dict[str, list[Timed]] = field(default_factory=dict)
     spectra: list[Found] = field(default_factory=list)
     analyses: list[Found] = field(default_factory=list)
+    analysis_tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -153,7 +155,9 @@ def _sort(
         known = True
     for place in (folder, folder / "analysis"):
         if (place / ANALYSIS).is_file():
-            material.analyses += read_analysis(place, material.notes)
+            pictures, told = read_analysis(place, material.notes)
+            material.analyses += pictures
+            material.analysis_tables += told
             known = True
     if (folder / BENCHMARK).is_file():
         for name, timed in read_benchmark(folder, material.notes).items():

@@ -94,7 +94,8 @@ def compose(material: Material, title: str) -> Report:
     chapters = [_chapter(section, place) for place, section in enumerate(material.sections, start=1)]
     timings = album.of_timings(material)
     spectra = album.of_files(material.spectra, "spectrum")
-    analyses = album.of_files(material.analyses, "analysis")
+    below = "Its figures stand in the tables below the pictures." if material.analysis_tables else ""
+    analyses = album.of_files(material.analyses, "analysis", below)
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -112,7 +113,8 @@ def compose(material: Material, title: str) -> Report:
         claim_seeds={5: "five"}.get(CLAIM_SEEDS, CLAIM_SEEDS),
     )
     drawn = [each for chapter in chapters for part in chapter.pictures.values() for each in part]
-    markdown = tables_page(clean(title, 200), chapters) if chapters else ""
+    told = chapters or material.analysis_tables
+    markdown = tables_page(clean(title, 200), chapters, material.analysis_tables) if told else ""
     return Report(html.strip() + "\n", markdown, [*drawn, *timings, *spectra, *analyses])
 
 

@@ -21,6 +21,16 @@ STEP = "accuracy_steps_"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]+")
 
 
+@dataclass(frozen=True)
+class Table:
+    """Heads, rows of as many cells, the first of which names the row, and perhaps a title and a caption."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    title: str = ""
+    caption: str = ""
+
+
 @dataclass
 class Run:
     """One trained model and what is known of it; accuracies are fractions.

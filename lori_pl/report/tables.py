@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from lori_pl.evaluation.claims import Claim, Effect, span
 from lori_pl.report.drawings import accuracy, at_steps
 from lori_pl.report.material import Section
-from lori_pl.report.records import Estimate, Run, estimate
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: its heads, and rows of as many cells, the first of which names the row."""
-
-    heads: list[str]
-    rows: list[list[str]]
+from lori_pl.report.records import Estimate, Run, Table, estimate
 
 
 def methods(section: Section) -> Table:

@@ -77,6 +77,9 @@ def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
     assert (found["method"], found["seed"], found["teacher"]) == ("lori", 4, teacher)
     assert found["config"]["model"]["class_path"] == "lori_pl.methods.LoRi"
     assert found["commit"]
+    kept = {each["title"]: each for each in found["tables"]}
+    assert all(title in " ".join(shown.split()) for title in kept)
+    assert [row[0] for row in list(kept.values())[-1]["rows"]] == ["z1", "z2", "z3", "all"]
     states = found["rank"]["states"]
     assert {name for name in states if name.count("/") == 1} == {
         *("teacher/rationale", "teacher/question", "student/latents", "student/rationale", "student/question")

@@ -99,7 +99,11 @@ def analysis(folder: Path) -> Path:
     """An analysis' folder."""
     for name in ("spectra", "lens", "something_else"):
         png(folder / f"{name}.png")
-    (folder / "analysis.json").write_text(json.dumps({"method": f"lori {EVIL}", "problems": 16, "split": "test"}))
+    ranks = {"title": f"lori {EVIL}", "caption": "of at most 3", "heads": ["states", "layer"]}
+    ranks["rows"] = [[f"teacher {EVIL}", "1.5 of 3"], ["student", "2.0 of 3 (1.9-2.1)"]]
+    damaged = [None, {"title": "t"}, {**ranks, "rows": [["too", "many", "cells"]]}, {**ranks, "heads": 3}]
+    content = {"method": f"lori {EVIL}", "problems": 16, "split": "test", "tables": [ranks, *damaged]}
+    (folder / "analysis.json").write_text(json.dumps(content))
     (folder / "tensorboard").mkdir()
     return folder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from folders import sweep
+from folders import analysis, sweep
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -63,5 +63,8 @@ def test_a_report_has_the_tables_of_its_page(tmp_path):
     for table in (chapter.methods, chapter.claims, chapter.effects):
         assert all(line in found for line in (table.heads, *table.rows))
     assert "Claims on further test sets" not in report.markdown
+    of_analysis = page.compose(gather([analysis(tmp_path / "tiny")]), "Mine")
+    assert cells(of_analysis.markdown)[-1] == ["student", "2.0 of 3 (1.9-2.1)"]
+    assert of_analysis.html.count("Its figures stand in the tables below") == 3
     page.write(report, tmp_path / "report")
     assert (tmp_path / "report" / "tables.md").read_text(encoding="utf-8") == report.markdown

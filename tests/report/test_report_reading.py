@@ -15,7 +15,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import claim, span
 from lori_pl.evaluation.intervals import seed_interval, wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
-from lori_pl.report import tables
+from lori_pl.report import page, tables
 from lori_pl.report.apart import options
 from lori_pl.report.material import Section, gather
 from lori_pl.report.records import Group, Run, clean, estimate, number, step_accuracies
@@ -438,6 +438,18 @@ def test_pictures_of_an_analysis_in_its_order(tmp_path):
     ]
     assert material.analyses[0].note == f"method lori {EVIL}; split test; problems 16"
     assert "broken.png is no picture" in notes(material)
+    (table,) = material.analysis_tables
+    assert (table.title, table.caption) == (f"lori {EVIL} (tiny)", "of at most 3")
+    assert (table.heads, table.rows[1]) == (["states", "layer"], ["student", "2.0 of 3 (1.9-2.1)"])
+
+
+@pytest.mark.parametrize("content", ["[]", '{"tables": 3}', '{"tables": {"a": 1}}', "{}"])
+def test_an_analysis_of_an_earlier_version_has_no_tables(tmp_path, content):
+    folder = analysis(tmp_path / "tiny")
+    (folder / "analysis.json").write_text(content)
+    material = gather([folder])
+    assert (len(material.analyses), material.analysis_tables) == (3, [])
+    assert "below the pictures" not in page.compose(material, "Mine").html
 
 
 def test_the_same_spectrum_is_shown_once(tmp_path):
