@@ -11,8 +11,8 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.report import print_table, write_json
 from lori_pl.files import replace_folder
 from lori_pl.run_files import STUDENT, SUMMARY
-from lori_pl.sweep.command import INTERRUPTED, signals_interrupt
-from lori_pl.sweep.runner import Sweep
+from lori_pl.sweep.command import INTERRUPTED, look_at, signals_interrupt
+from lori_pl.sweep.runner import Sweep, settled_states
 from lori_pl.sweep.specification import load_specification
 from lori_pl.tables import say
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         arguments: A sweep file of the same kind; by default ``experiments/quickstart.yaml``.
 
     Raises:
-        LoriError: If the file is missing, or a run failed.
+        LoriError: If the file is missing, a cell's options are not taken, or a run failed.
     """
     if arguments and arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> int:
         )
     try:
         with signals_interrupt():
+            look_at(sweep, sweep.examples(skipped=settled_states(retry_failed=True)))
             failed = sweep.run(retry_failed=True)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -75,6 +75,15 @@ def test_two_runs_of_a_method_are_refused(recipe, capsys, monkeypatch, more, sai
     assert not Path("out/student").exists()
 
 
+def test_options_that_no_run_takes_are_told_before_anything_runs(recipe, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "run_child", lambda *_, **__: pytest.fail("nothing is run"))
+    content = yaml.safe_load(recipe.read_text()) | {"fixed": {"model.latentz": 3}}
+    recipe.write_text(yaml.safe_dump(content))
+    assert main(["quickstart", str(recipe)]) == 2
+    assert "recipe.yaml, cell 1 (config=cot seed=0): " in (told := capsys.readouterr().err)
+    assert "latentz" in told
+
+
 def test_a_run_that_fails_or_is_stopped_ends_it(recipe, capsys, monkeypatch):
     monkeypatch.setattr(runner, "run_child", lambda *_, **__: ChildResult(2, 1.0, 1.0))
     assert main(["quickstart", str(recipe)]) == 2
