@@ -240,7 +240,7 @@ def check_sizes(subject: Subject, rank: int, top_k: int) -> None:
         LoriError: Naming the option and the model's size.
     """
     for name, reader in readers(subject).items():
-        if rank >= (hidden := reader.lm.get_input_embeddings().weight.shape[1]):
+        if rank >= (hidden := reader.lm.config.get_text_config().hidden_size):
             raise LoriError(
                 f"--rank is {rank}, but the {name}'s hidden states have {hidden} entries, so that every subspace would "
                 f"be the whole space: give less than {hidden}"

@@ -79,11 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--sweep",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
         metavar="FILE",
-        help="sweep files: of their tables their own cells' rows are taken, and their `compare` names the claims",
+        help="a sweep file: of its table its own cells' rows are taken, and its `compare` names the claims; may be "
+        "given several times",
     )
     parser.add_argument(
         "--selection",

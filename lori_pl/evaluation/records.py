@@ -342,6 +342,15 @@ def _git(folder: Path, *arguments: str) -> str:
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
+def as_field(text: str) -> str:
+    """Text as a table holds it: one line, without NUL, which Python 3.10's csv does not read.
+
+    Args:
+        text: The text.
+    """
+    return " ".join(text.replace("\0", " ").splitlines())
+
+
 def _as_text(value: object) -> str:
     if value is None:
         return ""
@@ -349,7 +358,7 @@ def _as_text(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return repr(float(value))  # NumPy's own would print as np.float64(0.5)
-    return " ".join(str(value).replace("\0", " ").splitlines())  # Python 3.10's csv reads no NUL
+    return as_field(str(value))
 
 
 def _as_lines(rows: Sequence[Sequence[object]]) -> bytes:

@@ -115,19 +115,13 @@ def of_timings(material: Material) -> list[Picture]:
     return made
 
 
-def of_files(found: Sequence[Found], kind: str, figures: str = "") -> list[Picture]:
-    """The pictures that were found in files, as they are.
-
-    Args:
-        found: The pictures.
-        kind: What they are of.
-        figures: Where a reader who does not see them finds their figures.
-    """
+def of_files(found: Sequence[Found], kind: str) -> list[Picture]:
+    """The pictures that were found in files, as they are."""
     return [
         Picture(
             f"{kind}_{place}_{_slug(each.title)}",
             each.title,
-            f"{each.title}. {figures}" if figures else each.title,
+            f"{each.title}. Its figures stand in the tables below the pictures." if each.is_told else each.title,
             *(each.note, each.content),
             width=each.width,
         )

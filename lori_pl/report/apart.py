@@ -49,14 +49,19 @@ def options(command: str) -> dict[str, str | tuple[str, ...]] | None:
     return {**found, "config": tuple(configs)} if found or configs else None
 
 
-def tell_apart(group: Group) -> None:
+def tell_apart(group: Group, named: bool = False) -> None:
     """Gives runs that share a name and are not seeds of one setting names of their own; outcomes follow them.
+
+    Args:
+        group: The group.
+        named: Whether the names are those of a sweep file's cells, which it gives to seeds of one setting alone.
 
     Settings are the options of the recorded command, or where there is none what ``config.yaml`` says of model, data
     and training; runs of which neither is known count as alike.
     """
     before = {id(run): run.method for run in group.runs}
-    _by_settings(group)
+    if not named:
+        _by_settings(group)
     _by_folder(group)
     renamed = {(before[id(run)], run.seed): run.method for run in group.measured if run.method != before[id(run)]}
     if renamed:
@@ -89,9 +94,10 @@ def _by_settings(group: Group) -> None:
 def _by_folder(group: Group) -> None:
     counts = Counter((run.method, run.seed) for run in group.measured)
     twice = {method for (method, _), count in counts.items() if count > 1}
-    for run in group.runs:
-        if run.method in twice:
-            run.method = f"{run.method} ({run.folder.name if run.folder else run.cell or 'no cell'})"
+    for method in twice:
+        those = [run for run in group.runs if run.method == method]
+        for run, name in zip(those, _folder_names(those), strict=True):
+            run.method = f"{method} ({name})"
     if twice:
         group.notes.append(
             f"Several runs share name and seed ({', '.join(sorted(twice))}): each stands for itself, under the name of "
@@ -99,15 +105,28 @@ def _by_folder(group: Group) -> None:
         )
 
 
+def _folder_names(runs: Sequence[Run]) -> list[str]:
+    """The ends of the runs' folders, as long as it takes to tell those apart."""
+    parts = [run.folder.absolute().parts if run.folder else (run.cell or "no cell",) for run in runs]
+    longest = max(map(len, parts))
+    for length in range(1, longest + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
 def _settings(run: Run) -> Settings | None:
     found = options(run.command)
-    if found is not None or run.config is None:
-        return found
+    if found is not None:  # a checkout is nothing that was set
+        return {**found, "config": tuple(Path(file).name for file in found["config"])}
+    if run.config is None:
+        return None
     try:
         values = yaml.safe_load(run.config)
-    except (yaml.YAMLError, RecursionError):
+        flat = _flat(values) if isinstance(values, dict) else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    flat = _flat(values) if isinstance(values, dict) else {}
     chosen = {key: value for key, value in flat.items() if key not in _OF_A_MACHINE and _begins(key, _OF_TRAINING)}
     return chosen or None
 

@@ -30,6 +30,7 @@ _TITLES = {
     "agreement_by_layer": "Results of steps in the latents, by layer",
     "interventions": "Accuracy under interventions",
 }
+_TOLD = ("effective_rank", "agreement", "interventions")
 _SAID = ("method", "split", "problems", "ckpt_path", "commit")
 _LARGEST = 8 * 2**20
 
@@ -43,12 +44,14 @@ class Found:
         note: What stands below it.
         content: The file.
         width: Pixels of the page that it is meant for.
+        is_told: Whether a table has its figures, too.
     """
 
     title: str
     note: str
     content: bytes
     width: int
+    is_told: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,17 @@ def read_analysis(folder: Path, notes: list[str]) -> tuple[list[Found], list[Tab
     about = content if isinstance(content, dict) else {}
     name = clean(folder.name if folder.name != "analysis" else folder.resolve().parent.name, 120)
     said = "; ".join(f"{key} {clean(about[key], 200)}" for key in _SAID if isinstance(about.get(key), str | int))
+    tables = _tables(about.get("tables"), name)
     order = {stem: place for place, stem in enumerate(_TITLES)}
     found: list[Found] = []
     for path in sorted(folder.glob("*.png"), key=lambda path: (order.get(path.stem, len(order)), path.name)):
         if (content := read_png(path, notes)) is not None:
             title = _TITLES.get(path.stem, clean(path.stem, 120).replace("_", " "))
-            found.append(Found(f"{title} ({name})", "" if found else said, content, _width(content)))
+            is_told = bool(tables) and path.stem in _TOLD
+            found.append(Found(f"{title} ({name})", "" if found else said, content, _width(content), is_told))
     if not found:
         notes.append(f"{folder}: {ANALYSIS} has no picture beside it.")
-    return found, _tables(about.get("tables"), name)
+    return found, tables
 
 
 def _tables(content: Any, name: str) -> list[Table]:

@@ -113,7 +113,7 @@ def gather(
     if empty := [str(path) for path in loose if not any(run.folder == path for group in groups for run in group.runs)]:
         material.notes.append(f"Left out, since there is nothing of a run to read: {', '.join(empty)}.")
     material.sections = [Section(group) for group in groups if group.runs or group.notes]
-    if not (material.sections or material.analyses or material.timings):
+    if not (material.sections or material.analyses or material.analysis_tables or material.timings):
         reason = f" ({one_line(material.notes[0])})" if material.notes else ""
         raise LoriError(f"nothing in {', '.join(material.folders)} can be shown{reason}")
     for section in material.sections:
@@ -189,7 +189,7 @@ def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequen
             )
     for first, second in planned:
         if frozenset((first, second)) not in made:
-            material.notes.append(f"The sweep compares {first} and {second}, which are not both there yet.")
+            material.notes.append(f"The sweep compares {first} and {second}, which are not both there.")
     # what a first test set says stays the same whatever else is tested: the further ones are a family of their own
     corrected = iter(adjust([claim for section in sections for claim in section.claims]))
     others = iter(adjust([each for section in sections for made in section.other_claims.values() for each in made]))

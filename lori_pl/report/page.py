@@ -94,8 +94,7 @@ def compose(material: Material, title: str) -> Report:
     chapters = [_chapter(section, place) for place, section in enumerate(material.sections, start=1)]
     timings = album.of_timings(material)
     spectra = album.of_files(material.spectra, "spectrum")
-    below = "Its figures stand in the tables below the pictures." if material.analysis_tables else ""
-    analyses = album.of_files(material.analyses, "analysis", below)
+    analyses = album.of_files(material.analyses, "analysis")
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

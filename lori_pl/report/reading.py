@@ -63,7 +63,7 @@ def read_results(
     files = {name: read_outcomes(path) for name, path in outcomes_in(folder).items()}
     group.outcomes = files.pop(None, None)
     group.other_outcomes = {name: found for name, found in files.items() if name is not None}
-    tell_apart(group)
+    tell_apart(group, named=cells is not None)
     _check(group)
     return group
 

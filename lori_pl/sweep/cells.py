@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from lori_pl.errors import LoriError
+from lori_pl.evaluation.records import as_field
 from lori_pl.run_files import STUDENT
 from lori_pl.sweep.fields import CONFIG_AXIS, VARIANT_AXIS, Interval
 from lori_pl.sweep.reading import reading
@@ -95,7 +96,7 @@ class Cell:
         return " ".join([*(f"{key}={value}" for key, value in self._short().items()), f"seed={self.seed}"])
 
     def label(self, template: str | None, sweep: str, method: str) -> str:
-        """The name under which the cell's row stands, the same for all its seeds.
+        """The name under which the cell's row stands, the same for all its seeds: one line.
 
         That of a test is its run's, with the values that are tested in brackets.
 
@@ -104,9 +105,12 @@ class Cell:
             sweep: The sweep's name.
             method: The method's name in the run's summary.
         """
+        return as_field(self._label(template, sweep, method))
+
+    def _label(self, template: str | None, sweep: str, method: str) -> str:
         if self.test is not None:
             tested = ",".join(f"{key}={_point_text(key, value)}" for key, value in self.test.items())
-            return f"{replace(self, test=None).label(template, sweep, method)}[{tested}]"
+            return f"{replace(self, test=None)._label(template, sweep, method)}[{tested}]"
         if template is None:
             varied = ",".join(f"{key}={value}" for key, value in self._short().items())
             return f"{method}[{varied}]" if varied else method
@@ -289,7 +293,7 @@ def uncalled(sweep: SweepSpecification, cells: list[Cell]) -> str:
     if sweep.search is not None:
         return ""
     # which method a cell is, its run says
-    any_method = "\0"
+    any_method = "\1"
     names = {cell.label(sweep.label, sweep.name, any_method) for cell in cells}
     patterns = [re.escape(name).replace(re.escape(any_method), ".+") for name in names]
     compared = dict.fromkeys(name for pair in sweep.compare for name in pair)

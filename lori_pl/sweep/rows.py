@@ -18,14 +18,14 @@ from lori_pl.evaluation.records import RESULT_COLUMNS, Outcomes, read_outcomes, 
 from lori_pl.files import lock_folder
 from lori_pl.run_files import CELLS, OUTCOMES, RESULTS, SUMMARY, further_outcomes
 from lori_pl.sweep.begun import BEGUN
-from lori_pl.sweep.cells import Cell
+from lori_pl.sweep.cells import Cell, folder_of
 from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.progress import read_machine
 from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.sweep.summary import read_summary
 from lori_pl.sweep.table import SweepTable
 
-_ANY_METHOD = "\0"
+_ANY_METHOD = "\1"
 
 
 class CellRows:
@@ -128,7 +128,10 @@ class CellRows:
         method, changed = "", {}
         if missing or _ANY_METHOD in own:
             with suppress(LoriError):
-                method, found = read_summary(folder / SUMMARY, missing)
+                # a run whose row was taken over lies where that says
+                places = [folder, *filter(None, [folder_of(row["command"])])]
+                place = next((each for each in places if (each / SUMMARY).is_file()), folder)
+                method, found = read_summary(place / SUMMARY, missing)
                 if found["accuracy"] == float(row["accuracy"]):  # it is that run's
                     changed = {key: found[key] for key in missing if key in found}
                 else:
@@ -157,7 +160,8 @@ class CellRows:
             return label
         self._say(
             f"cell {cell.number}: another cell's row in {self.table.path} is called '{label}' with this "
-            f"seed, so this one is called '{label} [{cell.id}]'; give a label that tells them apart"
+            f"seed, so this one is called '{label} [{cell.id}]'; give a label that tells them apart, or take the "
+            "other's row out, if the file has its cell no more, and start again"
         )
         return f"{label} [{cell.id}]"
 

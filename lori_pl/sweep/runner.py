@@ -193,10 +193,10 @@ class Sweep:
 
     def _renew(self, results: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
         """The rows so far, once they have what the file asks for since they were made."""
-        rows = self.runner.rows
-        return {
-            cell.id: rows.renew(cell, results[cell.id], self.folder(cell)) for cell in self.cells if cell.id in results
-        }
+        rows, known = self.runner.rows, [cell for cell in self.cells if cell.id in results]
+        for _ in range(2):  # two may change names: the one waits for the other's
+            results = {cell.id: rows.renew(cell, results[cell.id], self.folder(cell)) for cell in known}
+        return results
 
     def _has_student(self, cell: Cell) -> bool:
         """Whether the run has ended whose student a cell tests; true of a run."""

@@ -48,7 +48,7 @@ def test_claims_by_flag_and_by_sweep_file(tmp_path, capsys):
     assert "a − b" in html
     assert "a − c" in html
     assert "b − c" not in html
-    assert "note: The sweep compares a and z, which are not both there yet." in capsys.readouterr().out
+    assert "note: The sweep compares a and z, which are not both there." in capsys.readouterr().out
 
 
 def test_bad_input(tmp_path, capsys, monkeypatch):

@@ -170,6 +170,9 @@ def test_runs_of_one_name_and_seed_stand_for_themselves(tmp_path):
     assert "share name and seed (lori)" in notes(material)
     found = section.claims[0]
     assert found.one_pair is not None
+    # a cell that two sweeps made has one id
+    cells = [run(tmp_path / name / "cells" / "1f", "lori", 0, answers(0.5, place)) for place, name in enumerate("xy")]
+    assert list(only(gather(cells)).group.methods) == ["lori (x/cells/1f)", "lori (y/cells/1f)"]
     table = tables.claims(section)
     assert table.rows[0][table.heads.index("bootstrap")] == span(found.one_pair.bootstrap)
 
@@ -204,14 +207,15 @@ def test_rows_of_one_name_and_other_settings_are_no_seeds_of_one_method(tmp_path
     assert list(only(gather([tmp_path])).group.methods)[4:] == ["no_cot (settings 3)", "no_cot"]
 
 
-def test_single_runs_of_one_name_and_other_settings_are_no_seeds_of_one_method(tmp_path):
+@pytest.mark.parametrize("damaged", ["[no: yaml", "a: 2001-02-30", "a: 0b_", "model: &a {b: *a}"])
+def test_single_runs_of_one_name_and_other_settings_are_no_seeds_of_one_method(tmp_path, damaged):
     folders = []
     for seed in range(4):
         folder = run(tmp_path / f"run{seed}", "lori", seed, answers(0.5, seed))
         model = {"init_args": {"weights": {"mean": 5 if seed else 15}, "cache": f"cache{seed}"}}
         training = {"max_steps": 600, "default_root_dir": str(folder), "devices": seed + 1}
         config = {"seed_everything": seed, "model": model, "trainer": training, "data": {"num_workers": seed}}
-        (folder / "config.yaml").write_text(json.dumps(config) if seed < 3 else "[no: yaml")
+        (folder / "config.yaml").write_text(json.dumps(config) if seed < 3 else damaged)
         folders.append(folder)
     group = only(material := gather(folders)).group
     seeds = {method: [run.seed for run in runs] for method, runs in group.methods.items()}
@@ -390,6 +394,17 @@ def test_of_a_sweeps_table_its_own_cells_are_shown(tmp_path):
     )
     assert "1 of the sweep's 3 cells have no row yet" in notes(material)
     assert "sweep" not in notes(gather(everything, sweeps=[sweep_of([4, 8, 16])]))
+    # what a file calls by one name is one method, also where a config was renamed meanwhile
+    (first,) = expand(sweep_of([4]))
+    renamed = {"command": "python -m lori_pl fit --config=renamed.yaml --seed_everything=1 --model.rank=4"}
+    other = replace(sweep_of([4]), seeds=(0, 1))
+    second = expand(other)[1]
+    table.append(row("r4", 1, answers(0.4, 1), second.id, **first.point) | renamed)
+    assert [run.seed for run in only(gather(everything, sweeps=[other])).group.methods["r4"]] == [0, 1]
+    assert "different settings (config)" in notes(gather([folder]))
+    moved = {"command": command("x", 1, **first.point).replace("configs/method", "/elsewhere/configs/method")}
+    table.append(row("r4", 1, answers(0.4, 1), second.id, **first.point) | moved)
+    assert "different settings" not in notes(gather([folder]))
     # several files may share a table, and what a table holds that is none of theirs stays
     both = [sweep_of([4]), sweep_of([8, 16])]
     assert list(only(gather(everything, sweeps=both)).group.methods) == ["r4", "r8", "r16"]
@@ -450,6 +465,15 @@ def test_an_analysis_of_an_earlier_version_has_no_tables(tmp_path, content):
     material = gather([folder])
     assert (len(material.analyses), material.analysis_tables) == (3, [])
     assert "below the pictures" not in page.compose(material, "Mine").html
+
+
+def test_an_analysis_whose_pictures_are_gone_has_its_tables(tmp_path):
+    folder = analysis(tmp_path / "tiny")
+    for path in folder.glob("*.png"):
+        path.unlink()
+    made = page.compose(gather([folder]), "Mine")
+    assert '<a href="#analyses">' in made.html
+    assert "2.0 of 3" in made.html
 
 
 def test_the_same_spectrum_is_shown_once(tmp_path):

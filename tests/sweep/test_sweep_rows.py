@@ -7,7 +7,7 @@ import pytest
 from sweep_bench import SWEEP
 
 from lori_pl.errors import LoriError
-from lori_pl.evaluation.records import read_outcomes, write_outcomes
+from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
 from lori_pl.sweep.looking import show_plan, show_status
 
 ONE_SEED = SWEEP.replace("seeds: [0, 1]", "seeds: [0]")
@@ -67,10 +67,28 @@ def test_another_label_names_finished_runs_anew(bench):
     # names may change places: one waits for the other
     swapped = ["variants={lori_4: {model.rank: 8}, lori_8: {model.rank: 4}}", "grid={}", "label='{variant}'"]
     bench.run(ONE_SEED, *swapped)
-    bench.run(ONE_SEED, *swapped)
     last = {row["cell"]: row for row in bench.rows()}
     assert {row["accuracy"]: row["method"] for row in last.values()} == {"0.08": "lori_4", "0.04": "lori_8"}
     assert bench.ran == []
+
+
+def test_a_name_is_one_line(bench):
+    """As YAML's `label: >` ends, and as a table holds it."""
+    folded = SWEEP.replace("seeds: [0, 1]", 'seeds: [0]\nlabel: "{method}_{model.rank}\\n"')
+    for _ in range(2):
+        bench.run(folded)
+        assert [row["method"] for row in bench.rows()] == ["lori_4", "lori_8"]
+    with pytest.raises(LoriError, match="gives cells 1 and 2 the same name"):
+        bench.run(SWEEP, "grid={model.sep: [' ', \"\\n\"]}", "label='a{model.sep}b'", "fixed={model.rank: 4}")
+
+
+def test_a_row_that_was_taken_over_is_renewed_from_where_its_run_lies(bench):
+    bench.run(ONE_SEED, "metrics=[]")
+    more = ["output=more", "reuse=[out]"]
+    bench.run(ONE_SEED, *more, "metrics=[]")
+    bench.run(ONE_SEED, *more, "metrics=[loss]")
+    assert bench.ran == []
+    assert [row["loss"] for row in ResultTable("more/results.csv").rows()] == ["", "", "0.75", "0.75"]
 
 
 def test_a_name_that_another_cell_has_is_given_once(bench):
