@@ -371,7 +371,7 @@ def test_the_teachers_weights_need_the_teachers_tokenizer(world, capsys, lori_ar
     ("flag", "value"),
     [
         ("schedule.warmup", "-1"),
-        ("schedule.warmup", "50.0"),
+        ("schedule.warmup", "50.5"),
         ("schedule.decay_share", "0"),
         ("max_new_tokens", "0"),
         ("statistics_problems", "0"),
