@@ -108,7 +108,7 @@ class CellRunner:
                     "there, or let the run be made here (without 'reuse', and without its row if it has one), or leave "
                     "the tests out"
                 )
-            if self.rows.done(cell.of or "") is not None:  # a run that is still to be made leaves one, or a reason
+            if self.table.done(cell.of or "") is not None:  # a run that is still to be made leaves one, or a reason
                 raise LoriError(
                     f"{begins}stands in {self.table.path}, and there is none in {places[0]}; bring it there, or make "
                     "all anew with another 'output' and 'results' (--override output=DIR --override results=DIR)"
@@ -118,7 +118,7 @@ class CellRunner:
         """Where the student may be that a test takes: here, and where a run lies whose row was taken over."""
         assert cell.of is not None
         own = self.output / CELLS / cell.of
-        found = self.rows.done(cell.of)
+        found = self.table.done(cell.of)
         if found is None and (known := self.rows.recorded(cell.of)) is not None:
             found = known[1]
         root = None if found is None else folder_of(found["command"])

@@ -25,6 +25,8 @@ from lori_pl.sweep.fields import CONFIG_AXIS, VARIANT_AXIS, Interval
 from lori_pl.sweep.reading import reading
 from lori_pl.sweep.specification import RandomSearch, SweepSpecification
 
+ANY_METHOD = "\1"
+"""Stands in a label for the method's name, which the run alone says."""
 _AXES = (CONFIG_AXIS, VARIANT_AXIS)
 """Axes that are no flags themselves."""
 _ROOT, _NODES = "trainer.default_root_dir", "trainer.num_nodes"
@@ -293,14 +295,13 @@ def uncalled(sweep: SweepSpecification, cells: list[Cell]) -> str:
     if sweep.search is not None:
         return ""
     # which method a cell is, its run says
-    any_method = "\1"
-    names = {cell.label(sweep.label, sweep.name, any_method) for cell in cells}
-    patterns = [re.escape(name).replace(re.escape(any_method), ".+") for name in names]
+    names = {cell.label(sweep.label, sweep.name, ANY_METHOD) for cell in cells}
+    patterns = [re.escape(name).replace(re.escape(ANY_METHOD), ".+") for name in names]
     compared = dict.fromkeys(name for pair in sweep.compare for name in pair)
     missing = [name for name in compared if not any(re.fullmatch(pattern, name) for pattern in patterns)]
     if not missing:
         return ""
-    known = sorted(name.replace(any_method, "METHOD") for name in names)
+    known = sorted(name.replace(ANY_METHOD, "METHOD") for name in names)
     more = ", ..." if len(known) > 8 else ""
     return (
         f"note: {sweep.file}, field 'compare': no cell is called {', '.join(missing)}; they are called "

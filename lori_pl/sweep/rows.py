@@ -18,14 +18,12 @@ from lori_pl.evaluation.records import RESULT_COLUMNS, Outcomes, read_outcomes, 
 from lori_pl.files import lock_folder
 from lori_pl.run_files import CELLS, OUTCOMES, RESULTS, SUMMARY, further_outcomes
 from lori_pl.sweep.begun import BEGUN
-from lori_pl.sweep.cells import Cell, folder_of
+from lori_pl.sweep.cells import ANY_METHOD, Cell, folder_of
 from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.progress import read_machine
 from lori_pl.sweep.specification import SweepSpecification
 from lori_pl.sweep.summary import read_summary
 from lori_pl.sweep.table import SweepTable
-
-_ANY_METHOD = "\1"
 
 
 class CellRows:
@@ -51,15 +49,6 @@ class CellRows:
     def held(self) -> Any:
         """A context in which nobody else writes to the folder of results."""
         return lock_folder(self.specification.results, "", wait=True)
-
-    def done(self, id: str) -> dict[str, str] | None:
-        """The row of a cell that has ended well.
-
-        Args:
-            id: The cell's id.
-        """
-        rows = self.table.of(id)
-        return rows[-1] if rows and rows[-1]["status"] == "ok" else None
 
     def note(self, cell: Cell, folder: Path, row: dict[str, Any], reason: str) -> None:
         """Completes a row by what the run left, or by why it failed, and puts it into the table.
@@ -126,7 +115,7 @@ class CellRows:
         """What a finished cell's row is to have that it has not."""
         own, missing = self._label(cell), self.missing(row)
         method, changed = "", {}
-        if missing or _ANY_METHOD in own:
+        if missing or ANY_METHOD in own:
             with suppress(LoriError):
                 # a run whose row was taken over lies where that says
                 places = [folder, *filter(None, [folder_of(row["command"])])]
@@ -136,8 +125,8 @@ class CellRows:
                     changed = {key: found[key] for key in missing if key in found}
                 else:
                     method = ""
-        if method or _ANY_METHOD not in own:
-            name = own.replace(_ANY_METHOD, method)
+        if method or ANY_METHOD not in own:
+            name = own.replace(ANY_METHOD, method)
             if row["method"] != name and not (row["method"] == f"{name} [{cell.id}]" and self._is_taken(name, cell)):
                 changed["method"] = name
         return changed
@@ -152,7 +141,7 @@ class CellRows:
 
     def _label(self, cell: Cell) -> str:
         """What the file calls a cell, with a mark for the method's name."""
-        return cell.label(self.specification.label, self.specification.name, _ANY_METHOD)
+        return cell.label(self.specification.label, self.specification.name, ANY_METHOD)
 
     def _free(self, label: str, cell: Cell) -> str:
         """A label that no other cell's result of the seed has."""
@@ -212,11 +201,8 @@ class CellRows:
         Args:
             cell: A run's cell.
         """
-        for folder in self.specification.reuse:
-            rows = SweepTable(folder / RESULTS).of(cell.id)
-            if rows and rows[-1]["status"] == "ok" and (missing := self.missing(rows[-1])):
-                return folder, missing
-        return None
+        found = ((folder, self.missing(row)) for folder, row in self._in_reuse(cell.id))
+        return next(((folder, missing) for folder, missing in found if missing), None)
 
     def recorded(self, cell: Cell | str) -> tuple[Path, dict[str, str]] | None:
         """The first of the ``reuse`` folders that has the row of the very same run, with all metrics, and that row.
@@ -225,12 +211,14 @@ class CellRows:
             cell: The cell, or the id of a run.
         """
         id, is_test = (cell, False) if isinstance(cell, str) else (cell.id, cell.test is not None)
-        metrics = () if is_test else self.specification.metrics
+        found = self._in_reuse(id)
+        return next(((folder, row) for folder, row in found if is_test or not self.missing(row)), None)
+
+    def _in_reuse(self, id: str) -> Iterator[tuple[Path, dict[str, str]]]:
+        """The ``reuse`` folders in which a run has ended well, each with its row there."""
         for folder in self.specification.reuse:
-            rows = SweepTable(folder / RESULTS).of(id)
-            if rows and rows[-1]["status"] == "ok" and all(rows[-1].get(metric) for metric in metrics):
-                return folder, rows[-1]
-        return None
+            if (row := SweepTable(folder / RESULTS).done(id)) is not None:
+                yield folder, row
 
     def reused(self, cell: Cell) -> dict[str, Any] | None:
         """Takes over the row of the very same run, and its outcomes, from another sweep."""
@@ -242,7 +230,7 @@ class CellRows:
         row = {column: value for column, value in (found | cell.columns()).items() if column in known}
         theirs = row["method"]
         own = self._label(cell)  # the same as theirs, where this file's names are the methods'
-        name = row["method"] = theirs if _ANY_METHOD in own else own
+        name = row["method"] = theirs if ANY_METHOD in own else own
         known_outcomes = {path: read_outcomes(path) for path in outcomes_in(folder)}
         with signals_wait(), self.held():
             if self._is_taken(name, cell):

@@ -31,6 +31,15 @@ class SweepTable(ResultTable):
         """
         return [row for row in self.rows() if row.get("cell") == id]
 
+    def done(self, id: str) -> dict[str, str] | None:
+        """The last row of a cell's id, if the cell has ended well.
+
+        Args:
+            id: The id.
+        """
+        rows = self.of(id)
+        return rows[-1] if rows and rows[-1]["status"] == "ok" else None
+
     def _check(self, line: int, row: dict[str, str]) -> None:
         status = row.get("status", "")
         if status not in ("ok", "failed"):
