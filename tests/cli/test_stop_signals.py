@@ -126,7 +126,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(world, monkeypatch,
 def test_a_signal_in_the_export_leaves_the_training(world, monkeypatch, caplog):
     flags = [*FLAGS, "--trainer.max_steps", "2", "--test_after_fit", "true"]
 
-    def told(student, part):
+    def told(student, part, seed):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("it went on")
 
