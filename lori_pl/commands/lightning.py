@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -82,6 +83,15 @@ class LoriCLI(LightningCLI):
             if action.dest == "ckpt_path":
                 action.help = _CKPT_PATH.get(subcommand, _CKPT_PATH["validate"])
         return parser
+
+    def _dump_config(self) -> None:
+        """As in LightningCLI, whose modules have it as hyper-parameters, without checking anew what was parsed."""
+        if not hasattr(self, "config_dump"):
+            options = self.parser.dump(
+                self.config, skip_link_targets=False, skip_none=False, skip_validation=True, format="yaml"
+            )
+            dumped = yaml.safe_load(options)
+            self.config_dump = dumped[self.subcommand] if self.subcommand else dumped
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config alone: LightningCLI would put the checkpoint's hyper-parameters over the flags."""
