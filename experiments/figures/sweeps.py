@@ -1,9 +1,9 @@
 """Puts a sweep's tables into its page and draws its picture, as `lori_pl report` makes them of the recorded rows.
 
 Run in the root of the repository: ``python experiments/figures/sweeps.py experiments/sweeps/NAME...``. The page,
-``README.md`` in that folder, has ``<!-- report:methods -->`` where the accuracies go, and ``<!-- report:claims -->``
-where the differences go that its sweep files compare, those in or beside the folder whose results are there; the
-picture is ``accuracy.png`` beside the page.
+``README.md`` in that folder, has ``<!-- report:methods -->`` where the accuracies go, ``<!-- report:claims -->`` where
+the differences go that its sweep files compare, those in or beside the folder whose results are there, and
+``<!-- report:effects -->`` for the same by number of steps; the picture is ``accuracy.png`` beside the page.
 """
 
 from __future__ import annotations
@@ -15,27 +15,19 @@ from pathlib import Path
 
 from lori_pl.files import replace_file
 from lori_pl.report import album, tables
-from lori_pl.report.ablations import ablations
 from lori_pl.report.markdown import as_markdown
 from lori_pl.report.material import Section, gather
-from lori_pl.sweep.runner import Sweep
-from lori_pl.sweep.specification import load_specification
+from lori_pl.report.sweep_files import sweeps_beside
 
 PAGE, PICTURE = "README.md", "accuracy.png"
 EACH = "each seed"
 METHODS = ("method", "accuracy", "95 % interval", "over", EACH)
-CLAIMS = ("claim", "difference", "95 % interval", "over", EACH, "p", "p, Holm", "what it says")
+CLAIMS = ("pair", "difference", "95 % interval", "over", EACH, "p", "p, Holm", "McNemar's p", "what it says")
 
 
 def section_of(folder: Path) -> Section:
     """What a report makes of a sweep's rows, with the claims that its file names, in the order of its cells."""
-    files = [load_specification(path) for place in (folder, folder.parent) for path in sorted(place.glob("*.yaml"))]
-    files = [each for each in files if each.results.resolve() == folder.resolve()]
-    section = gather([folder], sweeps=files).sections[0]
-    places = {cell.id: place for place, cell in enumerate(cell for each in files for cell in Sweep(each).cells)}
-    section.group.runs.sort(key=lambda run: places.get(run.cell, len(places)))  # rows stand as the runs ended
-    section.ablations = ablations(section.group)
-    return section
+    return gather([folder], sweeps=sweeps_beside(folder)).sections[0]
 
 
 def blocks(section: Section) -> dict[str, str]:
@@ -43,7 +35,9 @@ def blocks(section: Section) -> dict[str, str]:
     methods, claims = tables.methods(section), tables.claims(section)
     by_steps = [head for head in methods.heads if head.endswith(" steps")]
     wanted = [head for head in CLAIMS if head != EACH or EACH in methods.heads]
-    return {"methods": as_markdown(methods, [*METHODS, *by_steps, "passes"]), "claims": as_markdown(claims, wanted)}
+    made = {"methods": as_markdown(methods, [*METHODS, *by_steps, "passes"]), "claims": as_markdown(claims, wanted)}
+    effects = tables.effects(section)
+    return made if effects is None else made | {"effects": as_markdown(effects)}
 
 
 def put(page: str, made: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lori_pl.analysis.streams import question_batch
 from lori_pl.data.answers import same_answer
 from lori_pl.data.problem import Problem
-from lori_pl.evaluation.intervals import paired_difference, wilson
+from lori_pl.evaluation.intervals import bootstrap_difference, wilson
 from lori_pl.models.hidden import base_model
 from lori_pl.models.reasoner import LatentReasoner
 from lori_pl.models.state import DecodingState
@@ -287,7 +287,10 @@ class Outcome:
         return wilson(int(self.correct.sum()), len(self.correct))
 
     def summary(self, base: np.ndarray) -> dict[str, Any]:
-        """Accuracy with its 95 % interval, and what it differs from that of no intervention, with its interval."""
+        """Accuracy with its 95 % interval, and what it differs from that of no intervention, with its interval.
+
+        The difference's bounds are ``None`` where no problem's outcome changes, or all do alike.
+        """
         low, high = self.bounds
         values: dict[str, Any] = {
             "intervention": self.name,
@@ -295,7 +298,10 @@ class Outcome:
             "accuracy": float(self.correct.mean()),
             "low": low,
             "high": high,
-            "difference": list(paired_difference(self.correct, base)),
+            "difference": [
+                float(self.correct.mean() - base.mean()),
+                *(bootstrap_difference(self.correct, base) or [None] * 2),
+            ],
         }
         if self.donated is not None:
             values["answers_of_the_other_problem"] = float(self.donated.mean())

@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from lori_pl.errors import LoriError
 from lori_pl.report.material import gather
 from lori_pl.report.page import LOG, PAGE, PICTURES, check_folder, compose, write
+from lori_pl.report.sweep_files import sweeps_beside
 from lori_pl.sweep.specification import load_specification
 from lori_pl.tables import say
 
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> int:
     folder = Path(options.folder)
     check_folder(folder)
     sweeps = [load_specification(file) for file in options.sweep]
+    if not (options.sweep or options.compare):
+        sweeps = [sweep for source in options.source for sweep in sweeps_beside(source)]
     console = Console()
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -41,6 +44,9 @@ def main(arguments: list[str]) -> int:
         report = compose(material, options.title)
         progress.update(task, description="writing")
         write(report, folder)
+    if sweeps and not options.sweep:
+        files = ", ".join(dict.fromkeys(str(sweep.file) for sweep in sweeps))
+        say(f"note: rows and comparisons are those of {files}; --sweep or --compare takes others", console)
     notes = [*material.notes, *(note for section in material.sections for note in section.group.notes)]
     for note in notes:
         say(f"note: {note}", console)
@@ -75,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("FIRST", "SECOND"),
-        help="a claim: two methods, as results name them; may be given several times (default: lori with every other)",
+        help="a claim: two methods, as results name them; may be given several times (default: those of "
+        "the sweep file beside the results, or lori with every other)",
     )
     parser.add_argument(
         "--sweep",
@@ -83,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
         help="a sweep file: of its table its own cells' rows are taken, and its `compare` names the claims; may be "
-        "given several times",
+        "given several times (default, where no --compare is given: those in or beside a folder of results whose table "
+        "that is)",
     )
     parser.add_argument(
         "--selection",

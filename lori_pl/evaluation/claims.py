@@ -16,7 +16,6 @@ from lori_pl.evaluation.intervals import (
     NO_SPREAD,
     as_bits,
     bootstrap_difference,
-    paired_difference,
     seed_interval,
 )
 from lori_pl.evaluation.records import Outcomes
@@ -48,8 +47,8 @@ class Effect:
     Args:
         mean: The mean of the seeds' differences.
         bounds: Its t interval with the seed as the unit, within -1 and 1; ``None`` for a single seed and where the
-            seeds do not differ at all. By number of steps a single seed has Newcombe's over the problems, where their
-            outcomes are known.
+            seeds do not differ at all. By number of steps a single seed has the bootstrap's over the problems, where
+            their outcomes are known.
         seeds: Number of seeds that have it.
         unit: What the interval speaks of: ``seeds``, ``problems``, or nothing.
     """
@@ -65,15 +64,14 @@ class OnePair:
     """What the problems say of two models, one of each method: nothing about another training.
 
     Args:
-        bounds: Newcombe's interval of the difference of accuracies.
-        bootstrap: The bootstrap's; ``None`` where the problems' differences are all the same.
+        bounds: The bootstrap's interval of the difference of accuracies; ``None`` where the problems' differences are
+            all the same.
         p: The exact McNemar test's two-sided p-value.
         only_first: Problems that the first model alone answers correctly.
         only_second: Those of the second alone.
     """
 
-    bounds: tuple[float, float]
-    bootstrap: tuple[float, float] | None
+    bounds: tuple[float, float] | None
     p: float
     only_first: int
     only_second: int
@@ -178,30 +176,20 @@ def claim(
     return Claim(first, second, differences, effect, p, p, one_pair, by_steps, level)
 
 
-def in_words(outcomes: Outcomes, first: str, second: str, level: float = 0.95) -> str:
-    """The difference of two methods in one line: over the seeds that both have, and seed by seed over the problems.
-
-    Args:
-        outcomes: Whether each answer was right, by method and seed.
-        first: The method whose accuracy counts positive.
-        second: The other.
-        level: Coverage of the intervals.
-
-    Raises:
-        LoriError: As `claim`.
-    """
-    measured = {key: Measured(float(bits.mean()), {}) for key, bits in outcomes.bits.items()}
-    found = claim(first, second, measured, outcomes, level)
-    text = f"{first} - {second}: {100 * found.effect.mean:+.1f} points"
-    if found.effect.bounds is not None:
-        text += f" ({100 * level:g} % interval {span(found.effect.bounds)}, t over {found.effect.seeds} seeds)"
-    seeds = []
-    for seed in found.differences:
-        difference, *bounds = paired_difference(outcomes.bits[first, seed], outcomes.bits[second, seed], level)
-        seeds.append(f"{seed}: {100 * difference:+.1f} ({span(bounds)})")
-    text += f"; by seed, with the interval over problems: {', '.join(seeds)}"
-    bootstrap = None if found.one_pair is None else found.one_pair.bootstrap
-    return text if bootstrap is None else f"{text}; by bootstrap: {span(bootstrap)}"
+def in_words(found: Claim) -> str:
+    """A claim in one line: the difference, its interval and test, and each seed's difference."""
+    text = f"{found.first} - {found.second}: {100 * found.effect.mean:+.1f} points"
+    level, pair = f"{100 * found.level:g} %", found.one_pair
+    if pair is not None:
+        interval = "" if pair.bounds is None else f"{level} interval {span(pair.bounds)}, bootstrap over problems; "
+        text += f" ({interval}McNemar's p {p_text(pair.p)})"
+    elif found.effect.bounds is not None:
+        text += f" ({level} interval {span(found.effect.bounds)}, t over {found.effect.seeds} seeds"
+        text += f"; p {p_text(found.p)}, Holm {p_text(found.adjusted)})" if found.p is not None else ")"
+    if len(found.differences) > 1:
+        seeds = (f"{seed}: {100 * difference:+.1f}" for seed, difference in found.differences.items())
+        text += f"; by seed {', '.join(seeds)}"
+    return f"{text}; {found.verdict}"
 
 
 def adjust(claims: Sequence[Claim]) -> list[Claim]:
@@ -244,7 +232,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float | None:
 def compare_models(
     first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray, level: float = 0.95
 ) -> OnePair:
-    """Compares two models on the same problems: Newcombe's interval, the bootstrap's, and the exact McNemar test.
+    """Compares two models on the same problems: the bootstrap's interval, and the exact McNemar test.
 
     Args:
         first: One bit a problem, shape (n,): whether the first model is right.
@@ -252,13 +240,13 @@ def compare_models(
         level: Coverage of the intervals.
 
     Raises:
-        LoriError: As `paired_difference`.
+        LoriError: As `bootstrap_difference`.
     """
-    _, low, high = paired_difference(first, second, level)
+    bounds = bootstrap_difference(first, second, level)
     a, b = as_bits(first, "first"), as_bits(second, "second")
     table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
     p = float(mcnemar(table, exact=True).pvalue) if table[0][1] + table[1][0] else 1.0
-    return OnePair((low, high), bootstrap_difference(a, b, level), min(p, 1.0), table[0][1], table[1][0])
+    return OnePair(bounds, min(p, 1.0), table[0][1], table[1][0])
 
 
 def _effect(values: Sequence[float], level: float) -> Effect:
@@ -266,6 +254,11 @@ def _effect(values: Sequence[float], level: float) -> Effect:
     if bounds is not None:  # as far as there are such differences
         bounds = max(bounds[0], -1.0), min(bounds[1], 1.0)
     return Effect(float(np.mean(values)), bounds, len(values), "" if bounds is None else "seeds")
+
+
+def p_text(value: float | None) -> str:
+    """A p-value, or nothing."""
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def span(bounds: Sequence[float]) -> str:
@@ -279,6 +272,7 @@ def _over_problems(a: np.ndarray, b: np.ndarray, steps: np.ndarray | None, level
         return {}
     found = {}
     for k in np.unique(steps).tolist():
-        mean, low, high = paired_difference(a[steps == k], b[steps == k], level)
-        found[int(k)] = Effect(mean, (low, high), 1, "problems")
+        first, second = a[steps == k], b[steps == k]
+        bounds = bootstrap_difference(first, second, level)
+        found[int(k)] = Effect(float(first.mean() - second.mean()), bounds, 1, "" if bounds is None else "problems")
     return found

@@ -1,12 +1,11 @@
 """Confidence intervals of an accuracy and of the difference of two accuracies on the same problems.
 
-Wilson's and Newcombe's need counts alone; the bootstrap draws problems. All describe the draw of *problems* for one
-trained model. The spread over training seeds is another question and needs several seeds.
+Wilson's and the bootstrap's describe the draw of *problems* for one trained model. The spread over training seeds is
+another question and needs several seeds.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,56 +53,6 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return (0.0 if correct == 0 else float(low)), (1.0 if correct == n else float(high))
 
 
-def paired_difference(
-    a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray, level: float = 0.95
-) -> tuple[float, float, float]:
-    r"""Difference of two accuracies on the same problems, with Newcombe's interval for paired proportions (method 10).
-
-    Written out here, for neither scipy nor statsmodels has it. Let :math:`l_i, u_i` be the Wilson bounds of the
-    accuracies :math:`p_1, p_2`, and :math:`\phi` the correlation of the two outcomes from the table of (both right,
-    only ``a``, only ``b``, none) :math:`= (e, f, g, h)`, continuity corrected: :math:`\phi = q / \sqrt{(e + f)(g +
-    h)(e + g)(f + h)}` with :math:`q = \max(eh - fg - n/2, 0)` where :math:`eh > fg`, else :math:`q = eh - fg`; 0
-    where a margin is empty. Then
-
-    .. math::
-        low &= p_1 - p_2 - \sqrt{(p_1 - l_1)^2 - 2 \phi (p_1 - l_1)(u_2 - p_2) + (u_2 - p_2)^2} \\
-        high &= p_1 - p_2 + \sqrt{(u_1 - p_1)^2 - 2 \phi (u_1 - p_1)(p_2 - l_2) + (p_2 - l_2)^2}.
-
-    Two models that fail on the same problems differ more clearly than their own intervals say; pairing uses that.
-
-    Args:
-        a: One bit a problem, shape (n,): whether the first model is right.
-        b: The second model's bits on the same problems in the same order, shape (n,).
-        level: Coverage, between 0 and 1.
-
-    Returns:
-        Accuracy of ``a`` minus accuracy of ``b``, lower bound, upper bound, as fractions.
-
-    Raises:
-        LoriError: The vectors are empty, differ in length, are not one-dimensional or hold anything but 0 and 1.
-
-    Source:
-        R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
-        data", Statistics in Medicine 17 (1998), method 10.
-    """
-    first, second = _paired(a, b)
-    n = len(first)
-    both, neither = int((first & second).sum()), int((~first & ~second).sum())
-    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
-    (low_first, high_first) = wilson(both + only_first, n, level)
-    (low_second, high_second) = wilson(both + only_second, n, level)
-    p_first, p_second = (both + only_first) / n, (both + only_second) / n
-    covariance: float = both * neither - only_first * only_second
-    if covariance > 0:
-        covariance = max(covariance - n / 2, 0.0)
-    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    phi = covariance / math.sqrt(margins) if margins else 0.0
-    difference = (only_first - only_second) / n
-    low = difference - _combine(p_first - low_first, high_second - p_second, phi)
-    high = difference + _combine(high_first - p_first, p_second - low_second, phi)
-    return difference, max(low, -1.0), min(high, 1.0)
-
-
 def bootstrap_difference(
     a: Sequence[bool] | np.ndarray,
     b: Sequence[bool] | np.ndarray,
@@ -115,7 +64,8 @@ def bootstrap_difference(
 
     Problems are drawn with replacement, as many as there are and each with the outcomes of both models, which are so
     kept in pairs: the mean of :math:`a_i - b_i` over the drawn. The interval lies between the quantiles
-    :math:`(1 \mp level) / 2` of these means.
+    :math:`(1 \mp level) / 2` of these means. Two models that fail on the same problems differ more clearly than their
+    own intervals say; pairing uses that.
 
     Args:
         a: One bit a problem, shape (n,): whether the first model is right.
@@ -129,7 +79,8 @@ def bootstrap_difference(
         have the same difference, or there is one alone: no draw would be another.
 
     Raises:
-        LoriError: As `paired_difference`, or ``level`` or ``resamples`` is out of range.
+        LoriError: The vectors are empty, differ in length, are not one-dimensional or hold anything but 0 and 1; or
+            ``level`` or ``resamples`` is out of range.
 
     Source:
         B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979).
@@ -190,11 +141,6 @@ def as_bits(outcomes: Sequence[bool] | np.ndarray, name: str) -> np.ndarray:
     return values.astype(bool)
 
 
-def _combine(first: float, second: float, phi: float) -> float:
-    # Rounding may leave -1e-18 under the root where phi is 1 and both parts are equal.
-    return math.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0.0))
-
-
 def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     r"""The t interval of a mean over seeds, with the seed as the unit: mean +- t_(n-1) sd / sqrt(n).
 
@@ -208,7 +154,7 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     """
     if len(values) < 2 or np.ptp(values) <= NO_SPREAD:
         return None
-    from scipy import stats  # a second that a command without intervals need not wait
+    from scipy.stats import ttest_1samp  # a second that a command without intervals need not wait
 
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
+    low, high = ttest_1samp(values, 0.0).confidence_interval(level)
+    return float(low), float(high)

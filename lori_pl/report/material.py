@@ -13,10 +13,10 @@ from lori_pl.evaluation.claims import Claim, adjust, claim
 from lori_pl.report.ablations import Ablation, ablations
 from lori_pl.report.curves import read_curves
 from lori_pl.report.files import ANALYSIS, BENCHMARK, Found, Timed, read_analysis, read_benchmark, spectra
-from lori_pl.report.reading import is_run, read_results, read_runs
+from lori_pl.report.reading import in_order, is_run, read_results, read_runs
 from lori_pl.report.records import Group, Run, Table
+from lori_pl.report.sweep_files import cells_of
 from lori_pl.run_files import CELLS, LOGS, RESULTS
-from lori_pl.sweep.cells import expand
 from lori_pl.sweep.specification import SweepSpecification
 
 MAIN = "lori"
@@ -84,8 +84,8 @@ def gather(
         folders: Folders of results, runs, analyses and benchmarks.
         selection: Folders of results on which settings were chosen: no claim is made of them.
         pairs: The pairs of methods to compare; by default `MAIN` with every other, or all where there are few.
-        sweeps: Sweep files. Of their tables their own cells' rows are taken, and the others named in a note. Their
-            pairs are compared, too; those whose methods are missing are told in a note.
+        sweeps: Sweep files. Of their tables their own cells' rows are taken, in the files' order, the others named in a
+            note. Their pairs are compared, too; those whose methods are missing are told in a note.
 
     Raises:
         LoriError: If a folder does not exist or holds nothing to report, a table or outcomes cannot be read, there is
@@ -105,8 +105,10 @@ def gather(
     for path in runs.values():
         at_hand.setdefault(path.name, path)
     named = set(at_hand.values())
-    wanted = _cells_of([sweep for sweep in sweeps if sweep.results.resolve() in tables])
+    wanted = cells_of([sweep for sweep in sweeps if sweep.results.resolve() in tables])
     groups = [read_results(folder, at_hand, chosen, wanted.get(place)) for place, (folder, chosen) in tables.items()]
+    for group, place in zip(groups, tables, strict=True):
+        in_order(group, wanted.get(place, ()))
     taken = named - set(at_hand.values())
     loose = [path for path in runs.values() if path not in taken]
     groups += read_runs(loose, material.notes)
@@ -123,17 +125,6 @@ def gather(
     _check_seeds(material)
     material.spectra = spectra(material.runs, material.notes)
     return material
-
-
-def _cells_of(sweeps: Sequence[SweepSpecification]) -> dict[Path, set[str]]:
-    """The ids of the sweeps' cells by their tables' folders; none of those where a search finds its cells."""
-    found: dict[Path, set[str]] = {}
-    for sweep in sweeps:
-        found.setdefault(sweep.results.resolve(), set()).update(cell.id for cell in expand(sweep))
-    for sweep in sweeps:
-        if sweep.search is not None:
-            found.pop(sweep.results.resolve(), None)
-    return found
 
 
 def _sort(

@@ -68,6 +68,17 @@ def read_results(
     return group
 
 
+def in_order(group: Group, cells: Sequence[str]) -> None:
+    """Puts a group's runs in the order of a sweep's cells; rows stand as the runs ended.
+
+    Args:
+        group: The group.
+        cells: Ids of cells; runs of others keep their order, behind.
+    """
+    places = {cell: place for place, cell in reversed(list(enumerate(cells)))}
+    group.runs.sort(key=lambda run: places.get(run.cell, len(places)))
+
+
 def _keep(group: Group, cells: Collection[str], table: Path, at_hand: dict[str, Path]) -> None:
     """Leaves out rows of other cells, and their runs' folders."""
     others = [run for run in group.runs if run.cell not in cells]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lori_pl.evaluation.claims import Claim, Effect, span
+from lori_pl.evaluation.claims import Claim, Effect, p_text, span
 from lori_pl.report.drawings import accuracy, at_steps
 from lori_pl.report.material import Section
 from lori_pl.report.records import Estimate, Run, Table, estimate
@@ -67,18 +67,17 @@ def _claims(claims: Sequence[Claim]) -> Table:
                 points(each.effect.mean),
                 "none" if bounds is None else span(bounds),
                 "" if bounds is None else unit,
-                "" if pair is None or pair.bootstrap is None else span(pair.bootstrap),
                 str(len(each.differences)),
                 " ".join(f"{points(value)}" for value in each.differences.values()),
-                p_value(each.p),
-                p_value(each.adjusted),
-                "" if pair is None else f"{p_value(pair.p)} ({pair.only_first} : {pair.only_second})",
+                p_text(each.p),
+                p_text(each.adjusted),
+                "" if pair is None else f"{p_text(pair.p)} ({pair.only_first} : {pair.only_second})",
                 each.verdict,
             ]
         )
-    heads = ["claim", "difference", "95 % interval", "over", "bootstrap", "seeds", "each seed"]
+    heads = ["pair", "difference", "95 % interval", "over", "seeds", "each seed"]
     table = Table([*heads, "p", "p, Holm", "McNemar's p", "what it says"], rows)
-    return _without_empty(table, ("bootstrap", "p", "p, Holm", "McNemar's p"))
+    return _without_empty(table, ("p", "p, Holm", "McNemar's p"))
 
 
 def effects(section: Section) -> Table | None:
@@ -91,7 +90,7 @@ def effects(section: Section) -> Table | None:
         for each in section.claims
         if each.by_steps
     ]
-    return Table(["claim", *[f"{k} steps" for k in steps]], rows)
+    return Table(["pair", *[f"{k} steps" for k in steps]], rows)
 
 
 def failures(section: Section) -> Table | None:
@@ -117,11 +116,6 @@ def points(value: float) -> str:
 def plain(value: float | None, digits: int) -> str:
     """A number, or nothing."""
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def p_value(value: float | None) -> str:
-    """A p-value, or nothing."""
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def interval(found: Estimate) -> str:

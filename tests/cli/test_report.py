@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lori_pl.cli import main
 from lori_pl.evaluation.records import ResultTable
+from lori_pl.sweep.cells import expand
+from lori_pl.sweep.specification import load_specification
 
 
 def message(capsys) -> str:
@@ -49,6 +51,29 @@ def test_claims_by_flag_and_by_sweep_file(tmp_path, capsys):
     assert "a − c" in html
     assert "b − c" not in html
     assert "note: The sweep compares a and z, which are not both there." in capsys.readouterr().out
+
+
+def test_the_sweep_file_beside_the_results_names_the_claims(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("trainer: {}\n")  # no sweep, but YAML beside the results
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "configs: [x.yaml]\nresults: a\ngrid: {model.k: [1, 2, 3]}\nlabel: k{model.k}\ncompare: [[k3, k1]]\n"
+    )
+    first, second, third = expand(load_specification(file))
+    table = ResultTable(tmp_path / "a" / "results.csv", ["cell", "status"])
+    for cell, name in (("gone", "k1"), (third.id, "k3"), (first.id, "k1"), (second.id, "k2")):
+        table.append({"method": name, "seed": 0, "accuracy": 0.5, "n": 100, "status": "ok", "cell": cell})
+    assert main(["report", "a", "--folder", "out"]) == 0
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "k3 − k1" in html
+    assert "k3 − k2" not in html
+    assert html.index(">k1<") < html.index(">k2<") < html.index(">k3<")
+    printed = capsys.readouterr().out
+    assert "note: rows and comparisons are those of s.yaml; --sweep or --compare takes others" in printed
+    assert main(["report", "a", "--folder", "other", "--compare", "k3", "k2"]) == 0
+    assert "s.yaml" not in capsys.readouterr().out
+    assert "k3 − k1" not in (tmp_path / "other" / "report.html").read_text(encoding="utf-8")
 
 
 def test_bad_input(tmp_path, capsys, monkeypatch):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import Measured, adjust, claim, compare_models, in_words, paired_t
-from lori_pl.evaluation.intervals import bootstrap_difference, paired_difference
+from lori_pl.evaluation.intervals import bootstrap_difference
 from lori_pl.evaluation.records import Outcomes
 
 A = [0.50, 0.62, 0.70, 0.55, 0.61]
@@ -92,14 +91,13 @@ def test_one_pair_of_models_by_their_problems():
     found = claim("a", "b", measured(a=[a.mean()], b=[b.mean()]), outcomes).one_pair
     assert (found.only_first, found.only_second) == (12, 3)
     assert found.p == pytest.approx(stats.binomtest(3, 15).pvalue)
-    assert found.bounds == paired_difference(a, b)[1:]
-    assert found.bootstrap == bootstrap_difference(a, b)
+    assert found.bounds == bootstrap_difference(a, b)
     assert claim("a", "b", measured(a=A, b=B), outcomes).one_pair is None  # five seeds are no pair of models
 
 
 def test_models_that_agree_on_every_problem():
     found = compare_models([True, False], [True, False])
-    assert (found.p, found.bootstrap) == (1.0, None)
+    assert (found.p, found.bounds) == (1.0, None)
 
 
 def test_the_effect_by_number_of_steps():
@@ -127,8 +125,8 @@ def test_one_pair_by_number_of_steps():
     assert (found[5].mean, found[5].bounds) == (0.4, None)
     for k in (3, 4):
         effect = found[k]
-        mean, low, high = paired_difference(a[steps == k], b[steps == k])
-        assert (effect.mean, effect.bounds, effect.unit) == (mean, (low, high), "problems")
+        assert effect.mean == pytest.approx(a[steps == k].mean() - b[steps == k].mean())
+        assert (effect.bounds, effect.unit) == (bootstrap_difference(a[steps == k], b[steps == k]), "problems")
 
 
 def test_an_effect_is_no_larger_than_there_are_differences():
@@ -136,35 +134,32 @@ def test_an_effect_is_no_larger_than_there_are_differences():
     assert (low, high) == (-1.0, 1.0)
 
 
-def right(**counts):
+def words(**counts):
     bits = {(name, s): np.arange(100) < n for name, by_seed in counts.items() for s, n in enumerate(by_seed)}
-    return Outcomes([str(i) for i in range(100)], bits)
+    outcomes = Outcomes([str(i) for i in range(100)], bits)
+    return in_words(claim("a", "b", {key: Measured(each.mean(), {}) for key, each in bits.items()}, outcomes))
 
 
-def test_in_words_both_intervals():
-    line = in_words(right(a=[50, 52], b=[40, 44]), "a", "b")
-    assert line.startswith("a - b: +9.0 points (95 % interval -3.7 to +21.7, t over 2 seeds); by seed")
-    assert "0: +10.0 (" in line
-    assert "1: +8.0 (" in line
-    assert "bootstrap" not in line
+def test_in_words_the_seeds_have_a_t_interval():
+    line = words(a=[50, 52], b=[40, 44])
+    assert line == (
+        "a - b: +9.0 points (95 % interval -3.7 to +21.7, t over 2 seeds); by seed 0: +10.0, 1: +8.0; "
+        "no claim: two seeds"
+    )
+    line = words(a=[50, 52, 54, 58, 60], b=[40, 44, 43, 47, 51])
+    assert "; p < 0.001, Holm < 0.001); by seed 0: +10.0, 1: +8.0" in line
+    assert line.endswith("4: +9.0; a is better")
 
 
 def test_in_words_seeds_without_spread_have_no_interval():
-    assert in_words(right(a=[50, 50, 50], b=[40, 40, 40]), "a", "b").startswith("a - b: +10.0 points; by seed")
+    assert words(a=[50, 50, 50], b=[40, 40, 40]).startswith("a - b: +10.0 points; by seed 0: +10.0")
 
 
-def test_in_words_one_pair_of_models_has_the_bootstrap_s_interval_too():
-    line = in_words(right(a=[50, 60], b=[40]), "a", "b")
-    assert line.startswith("a - b: +10.0 points; by seed, with the interval over problems: 0: +10.0 (")
+def test_in_words_one_pair_of_models_has_the_bootstrap_s_interval_and_mcnemar_s_p():
     # ten problems of a hundred decide: 10 points, with a binomial's spread of 3
-    assert line.endswith("; by bootstrap: +5.0 to +16.0")
-    assert "bootstrap" not in in_words(right(a=[50], b=[50]), "a", "b")
-    with pytest.raises(LoriError, match="no result of a method 'b'"):
-        in_words(right(a=[50]), "a", "b")
-
-
-def test_what_cannot_be_compared():
-    with pytest.raises(LoriError, match="no result of a method 'c' to compare; there are a, b"):
-        claim("a", "c", measured(a=A, b=B))
-    with pytest.raises(LoriError, match="no seed in common"):
-        claim("a", "b", {("a", 0): Measured(0.1, {}), ("b", 1): Measured(0.1, {})})
+    p = stats.binomtest(0, 10).pvalue
+    assert words(a=[50, 60], b=[40]) == (
+        f"a - b: +10.0 points (95 % interval +5.0 to +16.0, bootstrap over problems; McNemar's p {p:.3f}); "
+        "a lead, no claim: one seed"
+    )
+    assert "bootstrap" not in words(a=[50], b=[50])

@@ -50,7 +50,7 @@ def test_claims_are_those_of_the_recorded_outcomes(tmp_path):
         assert each.effect.mean == pytest.approx(np.mean(of_seeds))
         assert each.effect.bounds == pytest.approx(seed_interval(of_seeds))
         assert each.adjusted >= each.p
-    assert "bootstrap" not in tables.claims(section).heads  # five seeds are no pair of models
+    assert "McNemar's p" not in tables.claims(section).heads  # five seeds are no pair of models
 
 
 def test_claims_of_all_groups_are_corrected_together(tmp_path):
@@ -174,7 +174,7 @@ def test_runs_of_one_name_and_seed_stand_for_themselves(tmp_path):
     cells = [run(tmp_path / name / "cells" / "1f", "lori", 0, answers(0.5, place)) for place, name in enumerate("xy")]
     assert list(only(gather(cells)).group.methods) == ["lori (x/cells/1f)", "lori (y/cells/1f)"]
     table = tables.claims(section)
-    assert table.rows[0][table.heads.index("bootstrap")] == span(found.one_pair.bootstrap)
+    assert table.rows[0][table.heads.index("95 % interval")] == span(found.one_pair.bounds)
 
 
 def test_rows_of_one_name_and_other_settings_are_no_seeds_of_one_method(tmp_path):

@@ -241,7 +241,7 @@ def test_differences_that_are_asked_for_are_printed(bench):
     bench.before = leave
     bench.run(SWEEP, "label='r{model.rank}'", "compare=[[r8, r4], [r8, r16]]")
     assert "r8 - r4: +25.0 points (95 % interval" in bench.printed
-    assert "t over 2 seeds); by seed, with the interval over problems: 0: +50.0 (" in bench.printed
+    assert "t over 2 seeds); by seed 0: +50.0, 1: +0.0; no claim: two seeds" in bench.printed
     assert "r8 - r16: no result of a method 'r16' to compare; there are r4, r8" in bench.printed
     # outcomes of cells that the sweep no longer has do not count
     bench.run(SWEEP, "label='r{model.rank}'", "compare=[[r8, r4]]", "grid.model.rank=[8]")

@@ -58,7 +58,9 @@ def test_what_is_compared_is_what_cells_are_called(name):
     assert len(labels) == len(Sweep(sweep).cells) / len(sweep.seeds)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if "/" in name or name in ("terms_full.yaml", "keep.yaml", "keep_choices.yaml")])
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if "/" in name or name in ("terms_full.yaml", "keep.yaml", "keep_choices.yaml")]
+)
 def test_the_hours_of_a_file_are_those_of_recorded_seconds(name):
     """Its comment names the row of experiments/embedded whose seconds it multiplies."""
     comment = " ".join(line.strip("# ") for line in (FOLDER / name).read_text().splitlines() if line.startswith("#"))
