@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from lori_pl.evaluation.intervals import wilson
 from lori_pl.evaluation.metrics import TestSetMetrics
 from lori_pl.evaluation.records import git_commit, write_outcomes
 from lori_pl.files import replace_file
+from lori_pl.machine import processor
 from lori_pl.run_files import OUTCOMES, SUMMARY, outcomes_file
 from lori_pl.tables import percent_above_interval, print_whole, say
 
@@ -49,10 +49,10 @@ def measured(metrics: TestSetMetrics) -> dict[str, Any]:
 
 
 def machine_name(device: torch.device) -> str:
-    """What a run runs on: the GPU's name, or the processor and its threads."""
+    """What a run runs on: the GPU's name, or the processor and the threads that the run has on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{device.type} {processor()}, {torch.get_num_threads()} threads"
 
 
 def machine(device: torch.device) -> dict[str, Any]:

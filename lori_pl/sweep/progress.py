@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from lori_pl.machine import processor
 from lori_pl.run_files import MACHINE
 
 
@@ -34,7 +34,7 @@ def read_machine(folder: Path) -> str:
     """What the run in a cell's folder ran on, as `ProgressFile` noted it, else the processor that it began on."""
     with suppress(OSError, UnicodeDecodeError):
         return (folder / MACHINE).read_text(encoding="utf-8").strip()
-    return f"{platform.machine()}, no device taken yet"
+    return f"{processor()}, no device taken yet"
 
 
 def progress_line(console: Console, text: str, path: Path) -> Live:

@@ -1,6 +1,5 @@
 import math
 import os
-import platform
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from lori_pl.callbacks.progress import ProgressFile
 from lori_pl.evaluation.report import machine
+from lori_pl.machine import processor
 from lori_pl.sweep.progress import read_machine, read_progress
 
 
@@ -45,7 +45,7 @@ def test_a_run_speaks_now_and_then_and_once_for_all_processes(tmp_path):
 
 
 def test_a_run_says_what_it_runs_on_before_anything_else(tmp_path):
-    assert read_machine(tmp_path) == f"{platform.machine()}, no device taken yet"
+    assert read_machine(tmp_path) == f"{processor()}, no device taken yet"
     callback = ProgressFile(tmp_path / "progress.txt")
     callback.setup(trainer(0, first=False), None, "fit")
     assert os.listdir(tmp_path) == []

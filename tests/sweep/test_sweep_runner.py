@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from sweep_bench import FAKE_RUN, SWEEP
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS, ResultTable, git_commit, read_outcomes, write_outcomes
+from lori_pl.machine import processor
 from lori_pl.sweep import cell_runner, rows
 from lori_pl.sweep.fields import SWEEP_COLUMNS
 from lori_pl.sweep.looking import show_status
@@ -354,7 +354,7 @@ def test_a_failed_run_has_its_machine_in_its_row(bench):
     assert (Path("out/cells") / bench.ran[0] / "checkpoints").exists()  # it went on in the same folder
     assert [(row["status"], row["machine"]) for row in bench.rows()] == [
         ("failed", "NVIDIA H100"),
-        ("failed", f"{platform.machine()}, no device taken yet"),
+        ("failed", f"{processor()}, no device taken yet"),
     ]
 
 
