@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from lori_pl.evaluation.claims import Claim, Measured, adjust, claim
+from lori_pl.evaluation.claims import Claim, Measured, adjust, claim, span
 from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.files import replace_file
 from lori_pl.report.markdown import as_markdown
@@ -102,22 +102,42 @@ def as_table(lines: Sequence[Sequence[str]]) -> str:
     return as_markdown(Table(head, rest))
 
 
-def table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str:
+def with_interval(values: Sequence[float]) -> str:
+    """A mean over seeds with its interval, in percent."""
+    bounds = interval(values)
+    alone = "one seed" if len(values) == 1 else "all alike"
+    said = alone if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+    return f"{100 * np.mean(values):.1f} ({said})"
+
+
+def table(results: dict[str, list[dict[str, str]]]) -> str:
     """Each method's accuracy, with its interval over seeds, and passes an answer."""
-    heads = ["method", "accuracy (95 % interval over seeds)", "each seed"]
-    heads += [f"{step.removeprefix(STEP)} steps" for step in steps]
-    heads.append("passes")
-    lines = [heads]
+    lines = [["method", "accuracy (95 % interval over seeds)", "each seed", "passes"]]
     for name, rows in results.items():
         accuracies = [float(row["accuracy"]) for row in rows]
-        bounds = interval(accuracies)
-        alone = "one seed" if len(accuracies) == 1 else "all alike"
-        said = alone if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
-        cells = [title(name), f"{100 * np.mean(accuracies):.1f} ({said})"]
-        cells.append(" ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies))
-        cells += [shown(mean(rows, step, 100), 1) for step in steps]
-        cells.append(shown(mean(rows, "passes"), 1))
-        lines.append(cells)
+        each = " ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+        lines.append([title(name), with_interval(accuracies), each, shown(mean(rows, "passes"), 1)])
+    return as_table(lines)
+
+
+def steps_table(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> str:
+    """Each method's accuracy by the number of steps of the chain."""
+    lines = [["method", *(f"{step.removeprefix(STEP)} steps" for step in steps)]]
+    lines += [
+        [title(name), *(with_interval([float(row[step]) for row in rows]) for step in steps)]
+        for name, rows in results.items()
+    ]
+    return as_table(lines)
+
+
+def effects_table(made: Sequence[Claim]) -> str:
+    """The differences of the claims by the number of steps of the chain."""
+    steps = sorted({step for each in made for step in each.by_steps})
+    lines = [["LoRi less", *(f"{step} steps" for step in steps)]]
+    for each in made:
+        effects = [each.by_steps[step] for step in steps]
+        cells = [f"{100 * e.mean:+.1f}" + ("" if e.bounds is None else f" ({span(e.bounds)})") for e in effects]
+        lines.append([title(each.second), *cells])
     return as_table(lines)
 
 
@@ -132,10 +152,14 @@ def cost_table(costs: dict[str, list[dict[str, str]]]) -> str:
     return as_table(lines)
 
 
-def claims(results: dict[str, list[dict[str, str]]]) -> list[Claim]:
+def claims(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> list[Claim]:
     """LoRi against every other method of the table, corrected together."""
     measured = {
-        (name, int(row["seed"])): Measured(float(row["accuracy"]), {}) for name, rows in results.items() for row in rows
+        (name, int(row["seed"])): Measured(
+            float(row["accuracy"]), {int(step.removeprefix(STEP)): float(row[step]) for step in steps}
+        )
+        for name, rows in results.items()
+        for row in rows
     }
     seeds = {seed for name, seed in measured if name == "lori"}
     others = [name for name in results if name in NAMES and name != "lori"]
@@ -146,7 +170,7 @@ def claims(results: dict[str, list[dict[str, str]]]) -> list[Claim]:
 def told(each: Claim) -> str:
     """A claim in a line."""
     bounds, values = each.effect.bounds, " ".join(f"{100 * value:+.1f}" for value in each.differences.values())
-    said = "" if bounds is None else f" ({100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f})"
+    said = "" if bounds is None else f" ({span(bounds)})"
     p = "" if each.p is None or each.adjusted is None else f", p {each.p:.2g}, Holm {each.adjusted:.2g}"
     return f"LoRi less {title(each.second)}: {100 * each.effect.mean:+.1f}{said}; {values}{p}: {each.verdict}"
 
@@ -196,9 +220,19 @@ def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figu
             by_passes.annotate(name, (place, height), fontsize=7, color=colour, ha=side, va="center")
     ranked.set_yticks(range(len(order)), [title(name) for name in order], fontsize=8)
     ranked.set(xlabel="accuracy (%): seeds, and the interval of their mean", xlim=(0, 103))
-    by_length.set(xlabel="steps of the chain", ylabel="accuracy (%), mean over seeds", ylim=(0, 106), xticks=lengths)
+    by_length.set(
+        xlabel="steps of the chain",
+        ylabel="accuracy (%), mean over seeds (intervals: table)",
+        ylim=(0, 106),
+        xticks=lengths,
+    )
     by_length.set_xlim(lengths[0] - 0.1, lengths[-1] + 1.3)
-    by_passes.set(xlabel="sequential model passes an answer", ylabel="accuracy (%)", xscale="log", ylim=(0, 106))
+    by_passes.set(
+        xlabel="sequential model passes an answer",
+        ylabel="accuracy (%): mean and range of seeds",
+        xscale="log",
+        ylim=(0, 106),
+    )
     by_passes.set_xlim(1.7, 75)
     by_passes.set_xticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
     by_passes.minorticks_off()
@@ -232,10 +266,12 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(f"{folder / 'results.csv'} has no finished run: run `lori_pl sweep {folder}/full.yaml` first")
     columns = next(iter(results.values()))[0]
     steps = sorted((key for key in columns if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
-    blocks = {"results": table(results, steps)}
+    blocks = {"results": table(results), "steps": steps_table(results, steps)}
     if costs := rows_of(folder / "costs" / "results.csv"):
         blocks["costs"] = cost_table(costs)
-    blocks["claims"] = "\n".join(f"- {told(each)}" for each in claims(results))
+    made = claims(results, steps)
+    blocks["claims"] = "\n".join(f"- {told(each)}" for each in made)
+    blocks["effects"] = effects_table(made)
     print(BLANK.join(blocks.values()))
     print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}")
     if len(arguments) > 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from lori_pl.data.problem import Problem
 from lori_pl.data.template import Encoder
 
 NONE = -1
-NORMAL_95 = 1.959964
+NORMAL_95 = NormalDist().inv_cdf(0.975)
 """Standard errors on either side of a mean that make its 95 % interval."""
 
 

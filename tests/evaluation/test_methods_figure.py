@@ -37,6 +37,9 @@ def folder(tmp_path) -> Path:
     """Three seeds of four methods; one row of an attempt before, and one that failed."""
     rows = [row("lori", 0, 1), row("lori", 5, 1, status="failed")]
     rows += [row(method, seed, value) for method, values in RIGHT.items() for seed, value in enumerate(values)]
+    for found in rows:
+        if found["method"] == "lori" and found["status"] == "ok":
+            found["accuracy_steps_4"] = 0.6 + 0.1 * found["seed"]
     write(tmp_path / "results.csv", rows)
     cost = {"milliseconds": 1.5, "problems_seen": 12800, "training_tflop": 30.04, "teacher_tflop": 7.0}
     cost |= {"measuring_tflop": 5.1, "measuring_seconds": 20.4}
@@ -48,8 +51,11 @@ def test_the_tables_have_accuracy_and_costs_of_whole_trainings(folder, tmp_path,
     run(monkeypatch, folder, tmp_path / "picture.png")
     shown = capsys.readouterr().out.splitlines()
     # mean 86, sd 5.29, t of two degrees of freedom 4.303
-    assert "| LoRi | 86.0 (72.9 to 99.1) | 80.0 90.0 88.0 | 90.0 | 70.0 | 9.0 |" in shown
-    assert "| PCCoT, 7 passes | 61.0 (58.5 to 63.5) | 60.0 61.0 62.0 | 90.0 | 70.0 | 9.0 |" in shown
+    assert "| LoRi | 86.0 (72.9 to 99.1) | 80.0 90.0 88.0 | 9.0 |" in shown
+    assert "| PCCoT, 7 passes | 61.0 (58.5 to 63.5) | 60.0 61.0 62.0 | 9.0 |" in shown
+    # of four steps 60, 70 and 80; the others 70 each
+    assert "| LoRi | 90.0 (all alike) | 70.0 (45.2 to 94.8) |" in shown
+    assert "| No-CoT | +0.0 | +0.0 (-24.8 to +24.8) |" in shown
     # ten times the tenth, and once what is measured before it
     assert "| LoRi | 128,000 | 306 | 75 | 632 | 900 | 1.50 |" in shown
 
@@ -73,12 +79,12 @@ def test_claims_are_corrected_together(folder, tmp_path, monkeypatch, capsys):
 
 def test_the_tables_are_written_into_a_page(folder, tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
-    markers = [f"<!-- {name}:methods -->" for name in ("results", "costs", "claims")]
+    markers = [f"<!-- {name}:methods -->" for name in ("results", "steps", "costs", "claims", "effects")]
     page.write_text("Before.\n\n" + "".join(f"{marker}\n\nold\nlines\n\nAfter.\n\n" for marker in markers))
     run(monkeypatch, folder, tmp_path / "picture.png", page)
     shown, written = capsys.readouterr().out, page.read_text()
     assert "old" not in written
-    assert written.count("After.") == 3
+    assert written.count("After.") == 5
     assert [line for line in written.splitlines() if line.startswith(("|", "- "))] == [
         line for line in shown.splitlines() if line.startswith(("|", "- "))
     ]
@@ -89,7 +95,7 @@ def test_the_tables_are_written_into_a_page(folder, tmp_path, monkeypatch, capsy
 def test_a_page_without_a_marker_stays_as_it_was(folder, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("<!-- results:methods -->\n\nold\n\nAfter.\n")
-    with pytest.raises(SystemExit, match="`<!-- costs:methods -->` and an empty line must stand there once"):
+    with pytest.raises(SystemExit, match="`<!-- steps:methods -->` and an empty line must stand there once"):
         run(monkeypatch, folder, tmp_path / "picture.png", page)
     assert "old" in page.read_text()
 

@@ -61,7 +61,7 @@ def test_the_readme_has_the_rows_and_differences_that_the_results_give(tmp_path,
     made = capsys.readouterr().out.splitlines()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     written = []
-    for marker in ("results", "costs", "claims"):
+    for marker in ("results", "steps", "costs", "claims", "effects"):
         written += readme.split(f"<!-- {marker}:methods -->")[1].split("\n\n", 2)[1].splitlines()
     assert len(written) > 30
     assert written == [line for line in made if line.startswith(("|", "- "))]
