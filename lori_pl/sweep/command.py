@@ -96,7 +96,7 @@ def _parser() -> ArgumentParser:
         allow_abbrev=False,
         description="Run every cell of a sweep file that is not done yet, one at a time; results land in the "
         "results.csv of the file's `results` (by default its `output`) as each run ends. Started again, it goes on "
-        "where it stopped. Started several times at once, on machines that share the files, the workers share the cells.",
+        "where it stopped. Started several times at once, on machines that share the files, workers share the cells.",
     )
     parser.add_argument("file", type=str, help="the sweep file (YAML); lori_pl.sweep.specification describes it")
     parser.add_argument(
