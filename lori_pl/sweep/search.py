@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lori_pl.errors import LoriError, one_line
-from lori_pl.files import FolderBusy, lock_folder
+from lori_pl.files import FolderBusy, lock_folder, replace_file
 from lori_pl.sweep.cells import CellMaker, flag_text, rounded
 from lori_pl.sweep.fields import Interval
 from lori_pl.sweep.specification import Search, SweepSpecification
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "search.journal"
+MARK = "search.folder"
+
+_FOLDER = "folder"
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Study:
     """The trials at one point of a sweep's grid.
 
     A trial belongs to who holds its lock: one that is at work by Optuna's storage and whose lock is free was left by
-    a worker that ended, and the next to ask takes it over.
+    a worker that ended, and the next to ask takes it over. A database may be shared by sweeps whose folders are not:
+    there a trial has the mark of its folder, and is left to the workers of that.
 
     Args:
         sweep: The sweep, with a search.
@@ -129,18 +134,32 @@ class Study:
         with ExitStack() as held:
             yield self._claim(held)
 
+    def _mark(self) -> str:
+        """What tells the sweep's folder from others that share its database, wherever it is mounted."""
+        place = self.output / MARK
+        if not place.exists():
+            replace_file(place, lambda file: file.write(uuid.uuid4().hex.encode()))
+        return place.read_text(encoding="utf-8")
+
     def _claim(self, held: ExitStack) -> Proposal | None:
+        import optuna
+
         # one worker at a time: a trial that has no lock yet is nobody else's to take over
         with lock_folder(self.output / "locks" / self.name, "", wait=True), self._storage_errors():
-            for number in self._at_work():
+            here = self._mark()
+            for number in self._at_work(here):
                 with suppress(FolderBusy):
                     lock = held.enter_context(self._lock(number))
-                    if number in self._at_work():  # nobody ended it meanwhile
+                    if number in self._at_work(here):  # nobody ended it meanwhile
                         return Proposal(number, self._point(self._take_over(number)), lock)
             if len(self.made.get_trials(deepcopy=False)) >= self.search.trials:
                 return None
             self.made.sampler = self._sampler(len(self.made.get_trials(deepcopy=False)))
             trial = self.made.ask()
+            if trial.number >= self.search.trials:  # another folder's worker was faster
+                self.made.tell(trial, state=optuna.trial.TrialState.FAIL)
+                return None
+            trial.set_user_attr(_FOLDER, here)
             lock = held.enter_context(self._lock(trial.number))
             return Proposal(trial.number, self._point(trial), lock)
 
@@ -174,11 +193,12 @@ class Study:
         sign = 1 if self.search.direction == "maximize" else -1
         return max(known, key=lambda trial: sign * (trial.value or 0.0), default=None)
 
-    def _at_work(self) -> list[int]:
+    def _at_work(self, folder: str) -> list[int]:
         import optuna
 
         states = (optuna.trial.TrialState.RUNNING,)
-        return [trial.number for trial in self.made.get_trials(deepcopy=False, states=states)]
+        trials = self.made.get_trials(deepcopy=False, states=states)
+        return [trial.number for trial in trials if trial.user_attrs.get(_FOLDER) == folder]
 
     def _take_over(self, number: int) -> optuna.Trial:
         import optuna

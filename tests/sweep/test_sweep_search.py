@@ -155,6 +155,46 @@ def test_a_trial_that_another_worker_holds_is_left_to_it(searching):
         assert again.point == second.point
 
 
+def test_sweeps_of_separate_folders_may_share_a_database(searching):
+    """As on machines that share no files: no trial is anybody else's, and the budget is that of all."""
+    Path("sweep.yaml").write_text(SEARCH)
+    further = ["search.storage=sqlite:///trials.db", "search.trials=2"]
+    here, there = (load_specification("sweep.yaml", [f"output={name}", *further]) for name in ("here", "there"))
+    (point,) = grid_points(here)
+    with Study(here, point).proposal() as first:
+        with Study(there, point).proposal() as second:
+            assert (first.number, second.number) == (0, 1)
+            assert first.point != second.point
+            with Study(there, point).proposal() as third:
+                assert third is None
+        # trial 0 is at work, and no lock of this folder says so
+        with Study(there, point).proposal() as again:
+            assert again.number == 1
+            Study(there, point).end(1, 0.5)
+        with Study(there, point).proposal() as none:
+            assert none is None
+    with Study(here, point).proposal() as again:
+        assert again.number == 0
+
+
+def test_of_two_folders_that_ask_at_once_none_goes_beyond_the_trials(searching, monkeypatch):
+    Path("sweep.yaml").write_text(SEARCH)
+    sweep = load_specification("sweep.yaml", ["search.storage=sqlite:///trials.db", "search.trials=1"])
+    (point,) = grid_points(sweep)
+    study = Study(sweep, point)
+    ask = study.made.ask
+
+    def beaten():
+        Study(sweep, point).made.ask()
+        return ask()
+
+    monkeypatch.setattr(study.made, "ask", beaten)
+    with study.proposal() as proposal:
+        assert proposal is None
+    assert [trial.number for trial in study.trials()] == []  # the other has drawn nothing yet
+    assert len(study.made.get_trials()) == 2
+
+
 def test_no_trial_starts_after_the_hours_are_over(searching, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
