@@ -77,3 +77,17 @@ def test_the_readme_has_the_rationale_alone_as_recorded(rows):
         f"without the anchor it has {100 * np.mean(found):.1f} ({100 * low:.1f} to {min(100, 100 * high):.1f}; {each}"
         in readme
     )
+
+
+def test_the_page_has_how_quick_ranks_methods_against_full(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "figures")
+    import quick_ranks
+
+    quick, full = quick_ranks.accuracies(quick_ranks.QUICK), quick_ranks.accuracies(quick_ranks.FULL)
+    page = (ROOT / "experiments/sweeps/quick_ranks/README.md").read_text(encoding="utf-8")
+    tau, p = quick_ranks.agreement(quick, full)
+    assert f"of six methods Kendall's tau is {tau:.2f} (p {p:.2f})" in page
+    monkeypatch.delitem(quick_ranks.NAMES, "sim_cot_codi")
+    tau, p = quick_ranks.agreement(quick, full)
+    assert f"without SIM-CoT on CODI {tau:.2f} (p {p:.2f})" in page
