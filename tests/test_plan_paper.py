@@ -36,6 +36,13 @@ def test_the_page_has_what_was_recorded(script):
     assert sorted(script.MODELS) == sorted(file.stem for file in script.SWEEPS.glob("*.yaml"))
 
 
+def test_the_sweep_files_say_what_each_cell_needs(script):
+    for model in script.MODELS:
+        text = (script.SWEEPS / f"{model}.yaml").read_text(encoding="utf-8")
+        assert text == script.annotated(model)
+        assert text.count(" hours a seed\n") == len(script.cells(model))
+
+
 def test_every_cell_is_planned_as_its_configs_set_it(script):
     with script.TABLE.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -1,8 +1,8 @@
 """What `plan` says of every cell in experiments/paper/: each method on each model, as the cell's own configs set them.
 
 Run in the root of the repository: ``python experiments/bench/plan_paper.py``; nothing is downloaded and no weight is
-made. Leaves ``plan_paper.csv`` beside this file. ``--docs`` writes the tables of docs/paper.md from it, and plans
-nothing. Sizes and lengths are those of ``plan_models.py``.
+made. Leaves ``plan_paper.csv`` beside this file. ``--docs`` writes the tables of docs/paper.md and the needs of
+the sweep files' cells from it, and plans nothing. Sizes and lengths are those of ``plan_models.py``.
 
 A model's layers are alike, so each model is gone through with two of them and with four, and what is found is carried
 on in a straight line to all that it has; ``--whole`` goes through all of them, which takes many times as long.
@@ -11,6 +11,7 @@ on in a straight line to all that it has; ``--whole`` goes through all of them, 
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import tempfile
@@ -199,15 +200,34 @@ def tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def annotated(model: str) -> str:
+    """A model's sweep file with what its cells need: the A100, the memory and the hours of one seed, behind each."""
+    text = (SWEEPS / f"{model}.yaml").read_text(encoding="utf-8")
+    needs = iter(row for row in read_rows(TABLE) if row["model"] == model)
+
+    def said(found: re.Match[str]) -> str:
+        row = next(needs)
+        device = f"A100 {row['device_gb']} GB" if row["device_gb"] else "more than one A100"
+        return f"{found[1]}  # {device} ({row['one_all_gb']} GB), {row['hours']} hours a seed"
+
+    return re.sub(r"(?m)^(    - \[.*\])(?:  #.*)?$", said, text)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("models", nargs="*", choices=[*MODELS, []], help="of these models alone (default: all)")
     options.add_argument("--method", help="of this method's cell alone (name of its config); other rows stay")
     options.add_argument("--whole", action="store_true", help="go through all layers of a model")
-    options.add_argument("--docs", action="store_true", help=f"write the tables of {PAGE} from {TABLE} alone")
+    options.add_argument(
+        "--docs",
+        action="store_true",
+        help=f"write what {TABLE} says into {PAGE} and the sweep files",
+    )
     arguments = options.parse_args()
     if arguments.docs:
         write_between(PAGE, BEGIN, tables(), END)
+        for model in MODELS:
+            (SWEEPS / f"{model}.yaml").write_text(annotated(model), encoding="utf-8")
         return
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     command = shlex.join(["python", "experiments/bench/plan_paper.py", *sys.argv[1:]])
