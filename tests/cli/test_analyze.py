@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASE, LORI_TERMS, World
+from conftest import BACKBONE, BASE, LORI_TERMS, World
 from failing import message
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -255,6 +255,27 @@ def test_problems_without_rationales_leave_out_what_needs_them(world, teacher, l
     assert (found["split"], found["problems"], found["latents_taken"]) == ("own", 6, 2)
     assert "teacher/question" in found["rank"]["states"]
     assert "agreement" not in found["latents"]
+
+
+@pytest.mark.slow
+def test_products_in_digits_whose_answers_are_text(world, capsys):
+    sizes = {"digits": 2, "train_size": 32, "validation_size": 8, "test_size": 16}
+    source = {"class_path": "lori_pl.data.sources.Multiplication", "init_args": sizes}
+    data = {"data": {**BASE["data"], "source": source}}
+    base = {**BASE, **data}
+    backbone = {**BACKBONE, "tokenizer": "digits"}
+    files = [world.config("base", base), world.method("ExplicitCoT", backbone=backbone)]
+    folder = str(world.folder / "words")
+    assert main(["fit", *(f"--config={file}" for file in files), "--trainer.default_root_dir", folder]) == 0
+    arguments = lori_of(f"{folder}/student")
+    files = [world.config("base", base), world.method("LoRi", **arguments)]
+    run = world.folder / "run"
+    assert main(["fit", *(f"--config={file}" for file in files), "--trainer.default_root_dir", str(run)]) == 0
+    assert analyze(world, "LoRi", run / "student", data=data, **arguments) == 0
+    found = read(world)
+    assert found["problems"] == 16
+    assert {"teacher/rationale", "student/latents"} <= set(found["rank"]["states"])
+    assert found["latents"]["agreement"]["problems"][0] == 16
 
 
 def test_bad_input(world, teacher, capsys):
