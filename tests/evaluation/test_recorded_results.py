@@ -91,3 +91,13 @@ def test_the_page_has_how_quick_ranks_methods_against_full(monkeypatch):
     monkeypatch.delitem(quick_ranks.NAMES, "sim_cot_codi")
     tau, p = quick_ranks.agreement(quick, full)
     assert f"without SIM-CoT on CODI {tau:.2f} (p {p:.2f})" in page
+
+
+def test_the_page_of_analyses_has_their_tables(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "figures")
+    import analyses
+
+    folder = ROOT / "experiments" / "analysis"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert page.count("<!-- analysis:") == 3
+    assert page == analyses.put(page, folder)
