@@ -82,10 +82,10 @@ def second_step(built, live, batch, context=None):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("explicit", "lori_lora", "sim_cot"),
+        "explicit",
         *(
             pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("no_cot", "lori", "learned", "pccot", "codi", "icot_si")
+            for kind in ("lori_lora", "sim_cot", "no_cot", "lori", "learned", "pccot", "codi", "icot_si")
         ),
     ],
 )
@@ -141,7 +141,7 @@ class Watching(Callback):
 
 @pytest.mark.parametrize(
     ("kind", "accumulated"),
-    [("explicit", 1), ("explicit", 2), pytest.param("lori_lora", 2, marks=pytest.mark.slow)],
+    [("explicit", 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("explicit", 1), ("lori_lora", 2)))],
 )
 def test_a_trainers_loop_has_the_planned_peak(kind, accumulated):
     """Batches that are accumulated run beside the gradients of those before; those of the step before are gone."""
@@ -195,7 +195,8 @@ def test_an_optimisers_step_on_a_gpu_holds_a_copy_of_what_trains():
     assert on_gpu.moving == here.moving
 
 
-@pytest.mark.parametrize("kind", [pytest.param("explicit", marks=pytest.mark.slow), "lori"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["explicit", "lori"])
 def test_half_precision_is_cast_as_the_trainer_casts(kind):
     """Each weight once a step; where weights are sharded, once a pass, and kept for the backward pass."""
     trainer = Trainer(precision="bf16-mixed", accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -287,7 +288,7 @@ def test_the_older_sharding_has_gradients_of_frozen_weights():
     assert frozen.parts(4, "fsdp1").total == (180 + 44 + 100) // 4 + common + 20
 
 
-@pytest.mark.parametrize("kind", ["explicit", "lori_lora"])
+@pytest.mark.parametrize("kind", ["explicit", pytest.param("lori_lora", marks=pytest.mark.slow)])
 def test_strategies_of_a_real_step_stand_in_order(kind):
     planned = method(kind)
     mode = hollow(planned)
@@ -311,6 +312,7 @@ def test_strategies_of_a_real_step_stand_in_order(kind):
         assert more > (step.flat_gradients - step.gradients) // 4 > step.gradients
 
 
+@pytest.mark.slow
 def test_weights_of_two_types_in_a_layer_are_seen():
     backbone = Backbone(tokenizer="synthetic", config=CONFIG, lora=LoRA(rank=4), dtype="bfloat16")
     for dtype, same in (("bfloat16", False), ("float32", True)):

@@ -7,6 +7,7 @@ another question and needs several seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def bootstrap_difference(
     resamples: int = 9999,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    r"""Bootstrap interval over problems of the difference of two accuracies (percentile; `scipy.stats.bootstrap`).
+    r"""Bootstrap interval over problems of the difference of two accuracies (percentile).
 
     Problems are drawn with replacement, as many as there are and each with the outcomes of both models, which are so
     kept in pairs: the mean of :math:`a_i - b_i` over the drawn. The interval lies between the quantiles
@@ -93,20 +94,14 @@ def bootstrap_difference(
     difference = first.astype(np.int8) - second.astype(np.int8)
     if np.ptp(difference) == 0:
         return None
-    from scipy.stats import bootstrap  # a second that a command without intervals need not wait
-
-    # a hundred draws at a time are in the processor's cache, all at once in none
-    found = bootstrap(
-        (difference,),
-        np.mean,
-        n_resamples=resamples,
-        batch=100,
-        vectorized=True,
-        confidence_level=level,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    if difference.sum(dtype=int) < 0:  # turned round, the same draws
+        low, high = cast("tuple[float, float]", bootstrap_difference(b, a, level, resamples, seed))
+        return -high, -low
+    # how many of the drawn problems have each difference is multinomial: the draws of the bootstrap, as counts
+    values, counts = np.unique(difference, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(difference), counts / len(difference), size=resamples)
+    low, high = np.quantile(draws @ values / len(difference), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _paired(a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

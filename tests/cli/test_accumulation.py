@@ -10,7 +10,6 @@ from test_peers import PEERS, arguments
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1"]
 FLAGS = [*SGD, "--test_after_fit", "false", "--trainer.max_steps", "3"]
 HALVES = ["--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6"]
-FAST_AND_SLOW = [name if name == "KaVa" else pytest.param(name, marks=pytest.mark.slow) for name in PEERS]
 OVER_BATCH = {
     "CODI": "L_KD",
     "KaVa": "L_KD",
@@ -49,7 +48,8 @@ def test_lori(world, lori_args, caplog, scope):
         assert "alignment.scope is batch: each batch of 4 has its own" in caplog.text
 
 
-@pytest.mark.parametrize("name", FAST_AND_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEERS)
 def test_a_peer(world, teacher, caplog, name):
     """Equal, or a warning says what of the loss is the batch's."""
     found = difference(world, name, **arguments(name, teacher))

@@ -72,6 +72,7 @@ def test_in_half_precision_the_adapters_are_as_exact_as_the_students_own(world, 
     assert all(torch.equal(one, other) for one, other in zip(shared, apart, strict=True))
 
 
+@pytest.mark.slow
 def test_a_teacher_with_tokens_of_its_own_gets_a_copy(world, started, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(world.folder / "teacher", teacher)
@@ -129,6 +130,7 @@ def test_a_run_goes_on(world, started):
     assert notes[0]["layers"] == notes[1]["layers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "change"), [("backbone", {"lora": None}), ("teacher", {"dtype": "bfloat16"})])
 def test_another_student_gets_a_copy(world, started, side, change):
     found = arguments(world)
@@ -137,6 +139,7 @@ def test_another_student_gets_a_copy(world, started, side, change):
     assert not isinstance(started[0].teacher, SharedTeacher)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["base", "teacher"])
 def test_a_teacher_that_does_not_say_its_type_and_attention_has_the_students(world, started, init):
     """As in every config of a real model: else a second copy of the base model would be loaded."""
@@ -149,6 +152,7 @@ def test_a_teacher_that_does_not_say_its_type_and_attention_has_the_students(wor
     assert started[0].teacher.lm.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_cache_is_made_of_it(world):
     folder, found = world.folder / "cache", arguments(world)
     assert world.run("cache", f"--folder={folder}", method="LoRi", **found) == 0

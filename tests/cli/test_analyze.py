@@ -120,6 +120,7 @@ def test_a_checkpoint_of_lori(world, teacher, lori, capsys):
     assert "analysis.json/x cannot be made" in message(capsys)
 
 
+@pytest.mark.slow
 def test_models_run_at_the_precision_of_the_config_and_measures_in_full(world, lori, monkeypatch):
     seen, run = set(), LatentReasoner.run
     monkeypatch.setattr(

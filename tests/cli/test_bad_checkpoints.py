@@ -61,6 +61,7 @@ def test_an_output_folder_that_cannot_be_made(world, capsys):
     fails(world, capsys, "file/run cannot be written", "give another folder", root="file/run", backbone=BACKBONE)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_run_does_not_open_the_folder_of_another(world, capsys):
     for root in ("one", "other"):
         assert world.fit("ExplicitCoT", root, "--test_after_fit=false", backbone=BACKBONE) == 0
@@ -145,6 +146,7 @@ def test_a_student_brings_its_own_text(world, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_teacher_without_rationales_or_of_another_template(world, capsys, lori_args, teacher):
     assert world.fit("NoCoT", "direct", backbone={"name": teacher}) == 0
     arguments = lori_args | {"teacher": {"name": str(world.folder / "direct" / "student")}}
@@ -229,8 +231,8 @@ def test_a_damaged_checkpoint(world, capsys):
     ("flag", "value", "name"),
     [
         ("data.rationale_tokens", "step_results", "data.rationale_tokens all"),
-        ("model.alignment.layer_scale", "none", "LowRankAlignment.layer_scale rms"),
-        ("model.layers.final_norm", "false", "model.layers.final_norm True"),
+        pytest.param("model.alignment.layer_scale", "none", "LowRankAlignment.layer_scale rms", marks=pytest.mark.slow),
+        pytest.param("model.layers.final_norm", "false", "model.layers.final_norm True", marks=pytest.mark.slow),
     ],
 )
 def test_training_on_with_an_alignment_that_was_measured_otherwise(world, capsys, lori_args, flag, value, name):
@@ -246,6 +248,7 @@ def test_a_file_that_is_no_checkpoint(world, capsys):
     fails(world, capsys, "is no checkpoint, it holds a list", command="test", flags=flags, backbone=BACKBONE)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_student(world, capsys, lori_args):
     assert world.fit("LoRi", "run", **lori_args) == 0
     made = ["--ckpt_path", str(world.folder / "run" / "checkpoints" / "last.ckpt")]

@@ -93,6 +93,7 @@ def test_too_long_problems(world, capsys):
     fails(world, capsys, "more than data.max_length", "on_too_long to drop", flags=flags, backbone=BACKBONE)
 
 
+@pytest.mark.slow
 def test_more_positions_than_the_model_has(world, capsys, lori_args):
     """Only what a method reads has to fit: Pause reads no rationale."""
     data = PairedDataModule(Synthetic(**SOURCE["init_args"]))
@@ -360,6 +361,7 @@ def larger_tokenizer(world) -> str:
     return str(world.folder / "tokenizer")
 
 
+@pytest.mark.slow
 def test_the_teachers_weights_need_the_teachers_tokenizer(world, capsys, lori_args):
     made = {"backbone": {"tokenizer": larger_tokenizer(world)}, "teacher": {**BACKBONE}}
     assert world.fit("LoRi", "more", **(lori_args | made)) == 0  # more words than the teacher's, the same ids
@@ -415,6 +417,7 @@ def test_row_of_a_preview(world, capsys):
     fails(world, capsys, "has rows 0 to 63", command="preview", flags=["--row=64"], backbone=BACKBONE)
 
 
+@pytest.mark.slow
 def test_no_rationale_is_measured_without_an_alignment(world, lori_args):
     """So other rationale tokens are no reason to refuse."""
     arguments = lori_args | {"alignment": None}

@@ -67,6 +67,7 @@ def record_losses(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_the_covariance_floor_is_logged_from_the_cache(world, lori_args):
     assert build(world, lori_args) == 0
     flags = ["--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir"]
@@ -75,6 +76,7 @@ def test_the_covariance_floor_is_logged_from_the_cache(world, lori_args):
     assert "alignment/covariance_floor" in metrics.read_text().splitlines()[0].split(",")
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_done_again_logs_what_the_first_would_have(world, lori_args, monkeypatch):
     """A cache has nothing of validation problems: the diagnostics are of the training batch before the signal."""
     assert build(world, lori_args) == 0
@@ -208,7 +210,13 @@ def test_an_interrupted_build_goes_on_where_it_was(world, lori_args, monkeypatch
 SHARE = {"class_path": "lori_pl.alignment.LowRankAlignment", "init_args": {"rank_hidden": 0.9}}
 
 
-@pytest.mark.parametrize("changes", [{}, {"anchor": LEARNED["anchor"], "alignment": SHARE}], ids=["default", "share"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="default"),
+        pytest.param({"anchor": LEARNED["anchor"], "alignment": SHARE}, id="share", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_measuring_goes_on_where_it_was(world, lori_args, monkeypatch, capsys, changes):
     arguments, batches = lori_args | changes | {"statistics_problems": 64}, "--data.eval_batch_size=8"
     assert build(world, arguments, batches, folder="whole") == 0
@@ -319,7 +327,7 @@ def test_a_flipped_byte_and_a_cut_are_found_and_mended(world, lori_args, capsys)
     assert "no manifest.json" in message(capsys)
 
 
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("finished", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_factors_that_were_altered_are_measured_anew(world, lori_args, caplog, finished):
     """And the shards, which were packed with what had been measured, are kept where it comes out the same."""
     assert build(world, lori_args) == 0
@@ -346,11 +354,16 @@ def test_factors_that_were_altered_are_measured_anew(world, lori_args, caplog, f
     [
         ({"alignment": {"class_path": "lori_pl.alignment.LowRankAlignment", "init_args": {"rank_hidden": 3}}}, [],
          r"terms.LowRankAlignment.rank_hidden 4, and this run has 3"),
-        ({"layers": {"layers": [1, 2], "final_norm": False}}, [], "teacher.selection.layers all"),
-        ({"statistics_problems": 8}, [], "statistics.problems 16, and this run has 8"),
-        ({}, ["--data.rationale_tokens", "step_results"], "data.rationale_tokens all, and this run has step_results"),
         ({}, ["--data.template.answer_prompt", "="], "data.template.answer_prompt ####, and this run has ="),
-        ({}, ["--trainer.precision", "bf16-mixed"], "teacher.precision 32-true, and this run has bf16-mixed"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ({"layers": {"layers": [1, 2], "final_norm": False}}, [], "teacher.selection.layers all"),
+                ({"statistics_problems": 8}, [], "statistics.problems 16, and this run has 8"),
+                ({}, ["--data.rationale_tokens", "step_results"], "rationale_tokens all, and this run has step_"),
+                ({}, ["--trainer.precision", "bf16-mixed"], "teacher.precision 32-true, and this run has bf16-mixed"),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_a_cache_of_something_else_is_refused_with_both_values(world, lori_args, capsys, changes, flags, field):
@@ -371,6 +384,7 @@ def test_a_cache_of_another_teacher_is_refused(world, lori_args, capsys):
     assert "teacher.weights" in message(capsys)
 
 
+@pytest.mark.slow
 def test_another_order_or_a_subset_works_and_what_is_not_cached_is_named(world, lori_args, capsys):
     flags = ["--data.train_problems", "40"]
     assert build(world, lori_args, *flags) == 0
@@ -381,6 +395,7 @@ def test_another_order_or_a_subset_works_and_what_is_not_cached_is_named(world, 
     assert "holds a cache with rows" in message(capsys)
 
 
+@pytest.mark.slow
 def test_what_has_nothing_to_cache_says_so(world, lori_args, capsys):
     assert world.run("cache", "--folder", str(world.folder / "c"), method="NoCoT", backbone=BACKBONE) == 2
     assert "NoCoT has no term that needs a teacher" in message(capsys)

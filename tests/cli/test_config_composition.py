@@ -29,10 +29,20 @@ from lori_pl.models.backbone import Backbone, LoRA
 from lori_pl.sweep.cells import Cell, expand
 from lori_pl.sweep.specification import load_specification
 
+SLOW = pytest.mark.slow
 ALL = names("**/*.yaml")
 COMPOSED = [name for name in names("experiment/**/*.yaml") if "# Composed of:" in (CONFIGS / name).read_text()]
 LINKED = ("config", "model.template", "data.reader")
 SWEEPS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").glob("**/*.yaml"))
+ONE_OF_A_KIND = [
+    "methods/full",
+    "multiplication/students",
+    "paper/gpt2",
+    "sweeps/keep",
+    "sweeps/latents",
+    "sweeps/weights",
+]
+"""For the fast suite; the slow one parses every cell of every sweep."""
 
 
 def with_bases(name: str) -> list[str]:
@@ -96,9 +106,15 @@ def check_stages(config: Namespace) -> None:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_sweep_reads_and_its_cells_parse(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_sweep_reads(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(ROOT)
-    parse_cell(parse, expand(load_specification(name))[-1])
+    assert expand(load_specification(name))
+
+
+@pytest.mark.parametrize("name", ONE_OF_A_KIND)
+def test_a_cell_of_a_sweep_parses(parse: Parse, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(ROOT)
+    parse_cell(parse, expand(load_specification(f"experiments/{name}.yaml"))[-1])
 
 
 def test_the_sweep_on_its_page_could_run(parse: Parse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -229,9 +245,11 @@ def test_a_method_that_needs_rationales_is_refused_data_without_them(parse: Pars
     ("content", "key", "value"),
     [
         ("model: {init_args: {optimizer: {init_args: {lr: 1.0e-5}}}}", "model.optimizer.lr", 1e-5),
-        ("model: {init_args: {backbone: {lora: {rank: 16}}}}", "model.backbone.lora.rank", 16),
-        ("model: {init_args: {alignment: {init_args: {w_mean: 0.5}}}}", "model.alignment.w_mean", 0.5),
         ("data: {source: {init_args: {path: other}}}", "data.source.path", "other"),
+        pytest.param("model: {init_args: {backbone: {lora: {rank: 16}}}}", "model.backbone.lora.rank", 16, marks=SLOW),
+        pytest.param(
+            "model: {init_args: {alignment: {init_args: {w_mean: 0.5}}}}", "model.alignment.w_mean", 0.5, marks=SLOW
+        ),
         ("data: {template: {answer_prompt: '####'}}", "data.template.answer_prompt", "####"),
     ],
 )

@@ -171,17 +171,24 @@ def test_unpinned_hub_data_is_refused_before_anything_is_loaded(parse: Parse):
 def test_the_page_on_evaluation_names_every_data_config_with_its_limit():
     """And the embedded world's number of test problems; those of published files are held by tests of their data."""
     page = (CONFIGS.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    limits, problems = {}, {}
+    limits, problems, validations, batches = {}, {}, {}, {}
     for row in re.findall(r"^\| (`\w+\.yaml`.*) \|$", page, re.MULTILINE):
-        first, _, _, count, _, limit = row.split(" | ")
+        first, _, _, count, validation, _, limit, batch = row.split(" | ")
         named = re.findall(r"`(\w+\.yaml)`", first)
         # one limit for all configs of a row, or one each
         found = [int(number) for number in re.findall(r"\d+", limit.split(" (")[0])]
         limits |= dict(zip(named, found * len(named) if len(found) == 1 else found or [None], strict=False))
         problems |= dict.fromkeys(named, count)
+        validations |= dict.fromkeys(named, validation)
+        batches |= dict.fromkeys(named, batch)
     configs = {Path(name).name: yaml.safe_load((CONFIGS / name).read_text()) for name in names("data/*.yaml")}
     expected = {
         name: config.get("model", {}).get("init_args", {}).get("max_new_tokens") for name, config in configs.items()
     }
     assert limits == expected
-    assert problems["synthetic.yaml"] == f"{configs['synthetic.yaml']['data']['source']['init_args']['test']:,}"
+    world = configs["synthetic.yaml"]["data"]
+    assert problems["synthetic.yaml"] == f"{world['source']['init_args']['test']:,}"
+    assert validations["synthetic.yaml"].startswith(f"{world['source']['init_args']['validation']:,} ")
+    assert batches["synthetic.yaml"] == str(world["eval_batch_size"])
+    sizes = {"eval_batch_size": 256, **configs["gsm8k.yaml"]["data"]}
+    assert batches["gsm8k.yaml"] == str(sizes["eval_batch_size"])

@@ -85,7 +85,7 @@ def test_another_number_of_processes_than_of_devices_is_refused(world, capsys, m
         pytest.param(AnchorAlignment, "forward", 2, "alignment", "model.layers", marks=pytest.mark.slow),
         pytest.param(RecurrentThought, "extend", 1, "latents", "data.batch_size", marks=pytest.mark.slow),
         (LatentReasoner, "generate", 1, "evaluation", "data.eval_batch_size"),
-        (torch.optim.AdamW, "_init_group", 5, "optimiser", "model.backbone.lora"),
+        pytest.param(torch.optim.AdamW, "_init_group", 5, "optimiser", "model.backbone.lora", marks=pytest.mark.slow),
         pytest.param(torch.Tensor, "backward", 2, "backward", "gradient_checkpointing", marks=pytest.mark.slow),
         pytest.param(LoRi, "load_teacher", 1, "loading the models", "model.backbone.lora", marks=pytest.mark.slow),
     ],

@@ -85,6 +85,7 @@ def test_an_exported_checkpoint_answers_as_the_student(trained, tmp_path, flags)
     assert exported.answer(questions, max_new_tokens=4) == answers
 
 
+@pytest.mark.slow
 def test_the_shared_base_is_the_teacher_that_a_second_copy_is(trained, monkeypatch):
     """Also with dropout on, which the teacher must not see."""
     counts = []

@@ -82,7 +82,7 @@ def test_resumed_in_mid_stage_equals_uninterrupted(world, teacher, name):
     assert_same(dict(other.state_dict()), dict(student.state_dict()))
 
 
-@pytest.mark.parametrize("name", LATENT)
+@pytest.mark.parametrize("name", [staged_or_slow(name) for name in LATENT])
 def test_lori_s_terms_join_every_latent_method(world, teacher, name):
     terms = [LORI_TERMS["alignment"], LORI_TERMS["anchor"]]
     settings = arguments(name, teacher) | {"terms": terms, "statistics_problems": 16}
@@ -93,7 +93,8 @@ def test_lori_s_terms_join_every_latent_method(world, teacher, name):
     assert any(key.startswith("terms.0.") for key in saved)
 
 
-@pytest.mark.parametrize("name", [staged_or_slow(name) for name in LATENT])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LATENT)
 def test_lori_s_terms_are_the_same_from_a_cache(world, teacher, name, monkeypatch):
     terms = [LORI_TERMS["alignment"], LORI_TERMS["anchor"]]
     settings = arguments(name, teacher) | {"terms": terms, "statistics_problems": 16}
@@ -118,7 +119,8 @@ def test_lori_s_terms_are_the_same_from_a_cache(world, teacher, name, monkeypatc
             assert_close(other[part], value, rtol=1e-4, atol=1e-6, msg=part)
 
 
-@pytest.mark.parametrize("name", [staged_or_slow(name) for name in PEERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEERS)
 def test_under_lora_a_peer_is_trained_saved_and_loaded(world, name):
     """With LoRi's terms where it has latents. Of the shipped teacher: a student of another answers all alike."""
     shipped = str(Path(lori_pl.__file__).parent / "assets" / "teacher")
@@ -157,6 +159,7 @@ def test_the_best_checkpoint_of_a_staged_method_is_one_of_its_last_stage(world, 
     assert best["global_step"] > 4
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_one_of_the_last_stage_when_epochs_are_validated(world, teacher):
     settings = arguments("Coconut", teacher) | {"stages": {"epochs": 1}}
     flags = [
@@ -183,10 +186,14 @@ def test_a_run_that_ends_before_its_last_stage_is_warned_of(world, teacher, capl
     ("name", "drops", "changes", "words"),
     [
         ("Coconut", False, {"latent_stages": 5}, "latent_stages is 5, but the longest rationale has 2 steps: 3 stages"),
-        ("Coconut", True, {"latent_stages": 5}, "latent_stages is 5, but the longest rationale has 1 steps: 4 stages"),
+        pytest.param(
+            *("Coconut", True, {"latent_stages": 5}),
+            "latent_stages is 5, but the longest rationale has 1 steps: 4 stages",
+            marks=pytest.mark.slow,
+        ),
         ("ICoTSI", False, {"remove_all": 400}, "remove_all is 400, but the longest rationale has {tokens} tokens: "),
         ("SIMCoT", False, {"latents": 1}, "{longer} of 64 training problems have more than 1 steps: their last"),
-        ("SIMCoT", True, {"latents": 1}, ""),
+        pytest.param("SIMCoT", True, {"latents": 1}, "", marks=pytest.mark.slow),
         # c latents stand for one step
         (
             "SIMCoTCoconut",
@@ -231,6 +238,7 @@ def test_a_decoder_of_another_tokenizer_is_refused(world, teacher, capsys, tmp_p
     assert "has another tokenizer than the student" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_mid_stage_is_tested_as_it_stands(world, teacher, capsys):
     settings = arguments("Coconut", teacher) | {"latents_a_step": 2}
     flags = ["--trainer.max_steps", "3", "--test_after_fit", "false"]

@@ -117,6 +117,7 @@ def test_a_run_trains_from_the_copy(world, lori_args, caplog):
     assert world.fit("LoRi", "run", "--config", str(node / "local.yaml"), **arguments) == 0
 
 
+@pytest.mark.slow
 def test_a_cache_is_copied_too(world, lori_args):
     cache = world.folder / "cache"
     base, method = world.config("base", BASE), world.method("LoRi", **lori_args)

@@ -46,6 +46,7 @@ def test_torchs_profiler_has_them_too(world, lori_args, caplog):
     assert "lori_pl/latents" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_advanced_profiler_sees_whole_hooks_alone(world, lori_args, caplog):
     assert world.fit("LoRi", "run", "--trainer.profiler", "advanced", "--test_after_fit", "false", **lori_args) == 0
     assert "read_pair" in caplog.text

@@ -97,6 +97,7 @@ def test_a_run_that_fails_or_is_stopped_ends_it(recipe, capsys, monkeypatch):
     assert not Path("out/summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_second_one_at_once_says_so(recipe, capsys):
     cell = expand(load_specification(recipe))[0]
     with lock_folder(Path("out/locks") / cell.id, ""):

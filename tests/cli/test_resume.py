@@ -21,7 +21,7 @@ pytestmark = pytest.mark.resume
 MEASURED = ("val/", "alignment/")
 
 
-@pytest.mark.parametrize("method", ["ExplicitCoT", "LoRi"])
+@pytest.mark.parametrize("method", [pytest.param("ExplicitCoT", marks=pytest.mark.slow), "LoRi"])
 def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
     """Also the dropout that it draws: LoRA's is on in every recipe for a real model."""
     dropout = {"dropout": 0.3}
@@ -41,9 +41,8 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
     assert two == one
 
 
-@pytest.mark.parametrize(
-    "decay", ["late", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "cosine"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("decay", ["late", "linear", "cosine"])
 def test_resumed_in_mid_decay_equals_uninterrupted(world, monkeypatch, decay):
     """Stopped where the rate falls: rate, moments and weights are, bit for bit, those of a run that nothing stopped."""
     flags = [f"--model.schedule.decay={decay}", "--model.schedule.decay_share=0.8", "--model.schedule.warmup=0.1"]
@@ -69,6 +68,7 @@ def test_resumed_in_mid_decay_equals_uninterrupted(world, monkeypatch, decay):
         assert_same(state, two["state"][number])
 
 
+@pytest.mark.slow
 def test_another_teacher_is_refused(world, teacher, lori_args, capsys):
     """By its weights: one that was only moved is the same."""
     moved, other = world.folder / "moved", world.folder / "other"
@@ -176,7 +176,7 @@ def test_the_steps_behind_the_last_interval_are_validated_and_saved(world, end):
     assert checkpoint(world.folder / "run")["global_step"] == (5 if "5" in end else 64 // 8)
 
 
-@pytest.mark.parametrize("steps", [8, 6])
+@pytest.mark.parametrize("steps", [8, pytest.param(6, marks=pytest.mark.slow)])
 def test_resumed_behind_its_last_validation_equals_uninterrupted(world, steps):
     """Also from the last step of an epoch, of which Lightning alone would train one more batch."""
     flags = ["--trainer.val_check_interval", "5", "--test_after_fit", "false", "--model.schedule.decay", "none"]

@@ -167,6 +167,7 @@ def test_the_student_is_there_before_a_test_can_fail(world, monkeypatch):
     assert LatentReasoner.from_pretrained(world.folder / "run" / "student").reasoning == "words"
 
 
+@pytest.mark.slow
 def test_export_and_test_load_no_teacher(world, lori_args, monkeypatch):
     assert world.fit("LoRi", "run", **lori_args) == 0
     monkeypatch.setattr(FrozenTeacher, "__init__", lambda *_: pytest.fail("a teacher was loaded"))
@@ -283,6 +284,7 @@ def test_predict_writes_json_lines_for_bare_questions(world, lori_args):
     assert rows[1]["question"] == "Bob has 2 pens ."  # as training has it
 
 
+@pytest.mark.slow
 def test_a_chat_template_goes_all_the_way(world, lori_args, tmp_path, capsys):
     """Teacher, student, its folder and its answers: the question stands in a user's turn in all of them."""
     tokenizer = synthetic_tokenizer()
@@ -308,6 +310,7 @@ def test_a_chat_template_goes_all_the_way(world, lori_args, tmp_path, capsys):
     fails(world, capsys, "another data.template", "chat", method="LoRi", root="plain", **arguments)
 
 
+@pytest.mark.slow
 def test_export_makes_the_folder_that_fit_made(world, lori_args):
     assert world.fit("LoRi", "run", **lori_args) == 0
     run = world.folder / "run"
@@ -325,8 +328,8 @@ def test_export_makes_the_folder_that_fit_made(world, lori_args):
 @pytest.mark.parametrize(
     ("terms", "label"),
     [
-        ({"alignment": None, "anchor": None}, "latent_only"),
-        ({"alignment": None}, "anchor_only"),
+        pytest.param({"alignment": None, "anchor": None}, "latent_only", marks=pytest.mark.slow),
+        pytest.param({"alignment": None}, "anchor_only", marks=pytest.mark.slow),
         ({"anchor": None}, "rationale_only"),
         ({"weights": {"mean": 0.0, "covariance": 0.0}}, "anchor_only"),
         # the projection is measured, and weighs nothing

@@ -64,10 +64,10 @@ def uninterrupted(world):
     [
         ("training_step", 4, 4),
         pytest.param("training_step", 6, 6, marks=pytest.mark.slow),  # a validation is due: it is not begun
-        ("training_step", 8, 9),  # the last batch of the epoch: in the next one
+        pytest.param("training_step", 8, 9, marks=pytest.mark.slow),  # the last batch of the epoch: in the next one
         pytest.param("training_step", 11, 11, marks=pytest.mark.slow),  # the last of all
         pytest.param("validation_step", 1, 3, marks=pytest.mark.slow),
-        ("validation_step", 4, 6),
+        pytest.param("validation_step", 4, 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_goes_on_equals_an_uninterrupted_one(world, uninterrupted, monkeypatch, caplog, hook, call, step):
@@ -154,6 +154,7 @@ def test_a_summary_never_outlives_its_student(world, monkeypatch, capsys):
     assert not (world.folder / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_not_lost(world, uninterrupted, monkeypatch):
     flags = ["--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "4", "--trainer.val_check_interval", "9"]
     whole = uninterrupted(*flags)
@@ -279,6 +280,7 @@ def test_max_time_ends_in_a_checkpoint(world):
     assert checkpoint(world.folder / "run")["global_step"] > first + 1
 
 
+@pytest.mark.slow
 def test_max_time_waits_for_the_end_of_a_step(world, uninterrupted, monkeypatch):
     """Five seconds, of a clock by which a batch takes one: in the second step of three batches."""
     flags = ["--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "4", "--trainer.val_check_interval", "9"]

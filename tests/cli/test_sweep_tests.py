@@ -20,9 +20,14 @@ from lori_pl.sweep import runner
     [
         ({"variants": {"good": {}, "bad": {"model.latenst": 2}}}, r"cell 2 \(variant=bad seed=0\): .*latenst"),
         ({"tests": {"latents": [1], "latent": [2]}}, r"cell 2 \(.*\): unrecognized arguments: --latent"),
-        ({"fixed": {"data.source": None}}, "cell 1 .*: data.source is not set"),
-        ({"fixed": {"trainer.val_check_interval": 3, "trainer.accumulate_grad_batches": 2}}, "cell 1 .*multiple of"),
-        ({"fixed": {"model.teacher": None}}, "cell 1 .*: model.teacher is not set"),
+        *(
+            pytest.param({"fixed": fixed}, words, marks=pytest.mark.slow)
+            for fixed, words in (
+                ({"data.source": None}, "cell 1 .*: data.source is not set"),
+                ({"trainer.val_check_interval": 3, "trainer.accumulate_grad_batches": 2}, "cell 1 .*multiple of"),
+                ({"model.teacher": None}, "cell 1 .*: model.teacher is not set"),
+            )
+        ),
         (
             {"search": {"trials": 2, "metric": "validation", "space": {"model.wieghts": {"choices": [1]}}}},
             "cell 1 .*wieghts",

@@ -38,6 +38,7 @@ def test_a_count_changes_nothing_and_a_few_say_what_all_do(world, lori_args, mon
         assert_same(checkpoint(world.folder / "all")["state_dict"], checkpoint(world.folder / root)["state_dict"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_on(world, teacher):
     settings = {"backbone": {}, "teacher": {"name": teacher}, "latents": 2}
     flags = ["--trainer.val_check_interval", "3", "--model.schedule.decay", "none"]
@@ -53,6 +54,7 @@ def test_a_resumed_run_counts_on(world, teacher):
     assert whole["measuring_tflop"] == whole["measuring_seconds"] == 0
 
 
+@pytest.mark.slow
 def test_what_terms_measure_before_training_is_counted_once(world, lori_args):
     """The teacher's passes, over the 64 problems in each sweep, are those of eight batches of the training's."""
     lori_args = {**lori_args, "statistics_problems": 64}

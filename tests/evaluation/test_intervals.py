@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.intervals import bootstrap_difference, wilson
@@ -84,6 +85,14 @@ def test_the_bootstrap_has_the_quantiles_of_its_exact_distribution(counts, level
     # the error of a quantile of 9,999 draws, and the grid of the differences
     tolerance = 0.1 * differences.std() + 1 / n
     assert bootstrap_difference(*_bits(*counts), level) == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("counts", [(150, 60, 30, 160), (5, 2, 10, 23)])
+def test_the_bootstrap_is_that_of_a_library(counts):
+    a, b = _bits(*counts)
+    found = bootstrap((a.astype(float) - b,), np.mean, method="percentile", rng=np.random.default_rng(2))
+    spread = found.standard_error
+    assert bootstrap_difference(a, b) == pytest.approx(found.confidence_interval, abs=0.1 * spread + 1 / len(a))
 
 
 def test_the_bootstrap_is_the_same_each_time_and_turns_with_the_models():

@@ -86,6 +86,7 @@ def test_under_autocast_that_casts_each_weight_once():
         assert (gradient - expected[name]).norm() <= 0.05 * expected[name].norm() + 1e-4, name
 
 
+@pytest.mark.slow
 def test_other_lengths_and_numbers_of_latents_need_no_new_graph():
     reasoner = tiny_reasoner(num_hidden_layers=3).train()
     compile_layers(reasoner.lm, "eager")

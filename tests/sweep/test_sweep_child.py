@@ -33,6 +33,7 @@ def test_a_run_is_told_where_to_say_how_far_it_is(tmp_path, monkeypatch):
     assert progress_file(log).parent == tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_has_no_place_in_the_job_of_its_sweep(tmp_path, monkeypatch):
     """Under srun a cell would wait for the job's other tasks, log nothing, or take one of its two GPUs."""
     for name in (

@@ -109,6 +109,7 @@ def _start_parent():
     return parent, int(found[0].read_text())
 
 
+@pytest.mark.slow
 def test_a_terminated_sweep_takes_its_run_along(bench):
     Path("sweep.yaml").write_text(SWEEP)
     parent, child = _start_parent()
@@ -121,6 +122,7 @@ def test_a_terminated_sweep_takes_its_run_along(bench):
     assert len(bench.ran) == 4
 
 
+@pytest.mark.slow
 def test_the_orphan_of_a_killed_sweep_keeps_its_cell_until_it_ends(bench):
     Path("sweep.yaml").write_text(SWEEP)
     parent, orphan = _start_parent()

@@ -76,8 +76,8 @@ def test_outcomes_of_further_test_sets_are_collected_and_compared_too(bench):
         ("lori_8", 0): [True, True, True],
     }
     first, second = compared(bench)
-    assert first.startswith("lori_8 - lori_4: +0.0 points; by seed")
-    assert second.startswith("on svamp: lori_8 - lori_4: +66.7 points; by seed, with the interval over problems: ")
+    assert first.startswith("lori_8 - lori_4: +0.0 points (McNemar's p 1.000)")
+    assert second.startswith("on svamp: lori_8 - lori_4: +66.7 points (95 % interval ")
     # rows that are taken over bring them along; what was not tested there is said
     bench.run(COMPARED, "output=more", "reuse=[out]")
     assert bench.ran == []
