@@ -167,7 +167,7 @@ def test_damaged_adapters_are_one_line(world, capsys, tmp_path):
     fails(world, capsys, str(teacher), "damaged weights", "export", method="LoRi", root="damaged", **found)
 
 
-def test_a_student_starts_from_the_adapters_merged(world, started, capsys):
+def test_a_student_starts_from_the_adapters_merged(world, started):
     """As from the same teacher's folder in which they are; with and without a second copy for the teacher."""
     run = world.folder / "words"
     merged = world.folder / "merged"
@@ -182,7 +182,12 @@ def test_a_student_starts_from_the_adapters_merged(world, started, capsys):
     assert_same(apart, whole)
     for key, value in apart.items():
         torch.testing.assert_close(copy[key], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_what_a_student_on_adapters_may_be_besides(world, started, capsys):
     # in half precision merging rounds, and the teacher stays what it is
+    found = arguments(world, student_init="teacher", backbone={"lora": STUDENT_LORA})
     half = found | {"backbone": {"lora": STUDENT_LORA, "dtype": "bfloat16"}}
     assert world.fit("LoRi", "start-half", *FLAGS, **half) == 0
     assert not isinstance(started[-1].teacher, SharedTeacher)
@@ -191,8 +196,9 @@ def test_a_student_starts_from_the_adapters_merged(world, started, capsys):
     assert started[-1].student.lm.config.attention_dropout == 0.25
     assert all(parameter.requires_grad for parameter in started[-1].student.lm.parameters())
     # they lie on no model that has a name
-    command = ["export", f"--config={world.folder / 'start-apart' / 'config.yaml'}", "--apart"]
-    command.append(f"--ckpt_path={world.folder / 'start-apart' / 'checkpoints' / 'last.ckpt'}")
+    assert world.fit("LoRi", "start-unnamed", *FLAGS, **found) == 0
+    command = ["export", f"--config={world.folder / 'start-unnamed' / 'config.yaml'}", "--apart"]
+    command.append(f"--ckpt_path={world.folder / 'start-unnamed' / 'checkpoints' / 'last.ckpt'}")
     capsys.readouterr()
     assert main([*command, f"--folder={world.folder / 'no'}"]) == 2
     assert "merge them" in message(capsys)

@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_nothing_half_written(world, lori_args, monkeypatch, 
     assert build(world, lori_args) == 0
 
 
-def test_a_flipped_byte_and_a_cut_are_found_and_mended(world, lori_args, capsys):
+def test_a_flipped_byte_is_found_and_mended(world, lori_args, capsys):
     assert build(world, lori_args) == 0
     names = files(world)
     folder = world.folder / "cache"
@@ -307,6 +307,15 @@ def test_a_flipped_byte_and_a_cut_are_found_and_mended(world, lori_args, capsys)
     assert world.fit("LoRi", "flipped", **cached(world, lori_args)) == 2
     assert f"{names[1]} was altered or cut off" in message(capsys)
     assert build(world, lori_args) == 0
+    assert files(world) == names
+    assert world.fit("LoRi", "mended", **cached(world, lori_args)) == 0
+
+
+@pytest.mark.slow
+def test_a_cut_and_a_missing_file_are_found_and_mended(world, lori_args, capsys):
+    assert build(world, lori_args) == 0
+    names = files(world)
+    folder = world.folder / "cache"
     (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:-9])
     assert world.fit("LoRi", "cut", **cached(world, lori_args)) == 2
     assert f"{names[2]} was altered or cut off" in message(capsys)

@@ -91,7 +91,14 @@ def test_a_command_makes_no_other_ones_parser(monkeypatch):
 # ---- every file parses -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
+PIECES = ("experiment/embedded/", "experiment/multiplication/", "experiment/paper/")
+"""Folders of files that are no whole run; the fast suite parses one of each."""
+FIRST = {next(name for name in ALL if name.startswith(piece)) for piece in PIECES}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW) if name.startswith(PIECES) and name not in FIRST else name for name in ALL]
+)
 def test_config_parses(parse: Parse, name: str):
     config = parse(*with_bases(name))
     assert config.model.class_path.startswith("lori_pl.methods.")

@@ -113,6 +113,7 @@ def test_a_run_whose_folder_was_moved_keeps_its_best_checkpoint(world, monkeypat
     assert torch.equal(student["lm_head.weight"], best["state_dict"]["reasoner.lm.lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_a_flag_wins_over_the_checkpoint_on_resume(world, lori_args, monkeypatch):
     assert world.fit("LoRi", "run", **lori_args) == 0
     file = world.folder / "run" / "checkpoints" / "last.ckpt"

@@ -331,7 +331,7 @@ def test_export_makes_the_folder_that_fit_made(world, lori_args):
         pytest.param({"alignment": None, "anchor": None}, "latent_only", marks=pytest.mark.slow),
         pytest.param({"alignment": None}, "anchor_only", marks=pytest.mark.slow),
         ({"anchor": None}, "rationale_only"),
-        ({"weights": {"mean": 0.0, "covariance": 0.0}}, "anchor_only"),
+        pytest.param({"weights": {"mean": 0.0, "covariance": 0.0}}, "anchor_only", marks=pytest.mark.slow),
         # the projection is measured, and weighs nothing
         ({"weights": {"mean": 0.0, "covariance": 0.0}, **LOW_RANK_ANCHOR}, "anchor_only"),
     ],

@@ -104,7 +104,7 @@ def without_id(problem: Problem) -> tuple[str, list[str], str]:
     return problem.question, problem.steps, problem.answer
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 @pytest.mark.parametrize("source", sorted(FIELDS))
 def test_json(source, count, tmp_path):
     path = tmp_path / ("rows.json" if source in WHOLE else "rows.jsonl")
@@ -117,7 +117,7 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 @pytest.mark.parametrize("source", sorted(LINES))
 def test_text(source, count, tmp_path):
     path, (alphabet, good) = tmp_path / "train.txt", LINES[source]
@@ -126,7 +126,7 @@ def test_text(source, count, tmp_path):
     explore(count, content, lambda found: reads_what_is_good(source, path, found))
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 @pytest.mark.parametrize("source", ["gsm8k_aug", "jsonl"])
 def test_what_was_written_is_read(source, count, tmp_path):
     """Any characters of a question are its own, those among them that some call the end of a line."""
@@ -154,7 +154,7 @@ def test_what_was_written_is_read(source, count, tmp_path):
     explore(count, questions, check)
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 def test_one_file_is_divided(count, tmp_path):
     """Each problem of a file stands in one split, and equal questions in the same."""
     path = tmp_path / "rows.jsonl"
@@ -178,7 +178,7 @@ def test_one_file_is_divided(count, tmp_path):
 SPLITS = ("train", "validation", "test")
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 def test_a_data_set_of_the_hub(count, monkeypatch):
     """What the library gives is any row of Python's own values."""
     rows: list[Any] = []
@@ -206,7 +206,7 @@ def test_a_data_set_of_the_hub(count, monkeypatch):
     explore(count, st.lists(st.just(good) | st.just(good) | changed | row, max_size=2), check)
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 @pytest.mark.parametrize("name", ["q.jsonl", "q.json", "q.txt"])
 def test_questions(name, count, tmp_path):
     path = tmp_path / name

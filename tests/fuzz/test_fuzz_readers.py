@@ -194,7 +194,7 @@ def test_a_manifest_that_is_whole_is_read(tmp_path):
     assert read_manifest(tmp_path).shards[0].problems == 3
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 def test_checkpoints(count, tmp_path):
     path = tmp_path / "last.ckpt"
     saved = {"global_step": 5, "state_dict": {"w": torch.arange(6.0)}, "lori_pl": {"method": "lori"}}
@@ -220,7 +220,7 @@ def test_checkpoints(count, tmp_path):
     explore(count, altered(whole) | st.binary(max_size=100), check)
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 def test_shards(count, tmp_path):
     whole = write_sealed(
         tmp_path, "shard-00000", {"key": torch.zeros(2, 16, dtype=torch.uint8), "mean/m": torch.ones(2, 3)}
@@ -240,7 +240,7 @@ def test_shards(count, tmp_path):
     explore(count, altered(content) | st.binary(max_size=60), check)
 
 
-@pytest.mark.parametrize("count", [200, MANY])
+@pytest.mark.parametrize("count", [100, MANY])
 def test_saved_reasoners(count, tmp_path):
     path = tmp_path / SETTINGS
     names = ["format", "reasoning", "latents", "template", "base", "projector", "passes", "then", "latent_scale"]

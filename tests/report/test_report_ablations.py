@@ -109,9 +109,9 @@ def test_variants_are_alike_in_all_else_that_was_varied(tmp_path):
     [
         (0, {"model.alignment": "null"}, True),
         (0, {"model.alignment": "other"}, False),
-        (0, {"model.alignment": "null", "model.core": "full"}, False),
-        (4, {"model.alignment": "null"}, False),
-        (1, {"model.alignment": "null"}, False),
+        pytest.param(0, {"model.alignment": "null", "model.core": "full"}, False, marks=pytest.mark.slow),
+        pytest.param(4, {"model.alignment": "null"}, False, marks=pytest.mark.slow),
+        pytest.param(1, {"model.alignment": "null"}, False, marks=pytest.mark.slow),
     ],
 )
 def test_none_of_something_joins_its_curve_with_what_is_turned_off_for_it(tmp_path, value, flags, joins):
