@@ -55,16 +55,20 @@ def of_section(section: Section, place: int) -> dict[str, list[Picture]]:
             )
         )
     made["results"] += _steps(section, place)
-    priced = {m: runs for m, runs in methods.items() if any(run.passes or run.milliseconds for run in runs)}
+    timed = len(section.group.machines) <= 1
+    priced = {
+        name: runs for name, runs in methods.items() if any(run.passes or (timed and run.milliseconds) for run in runs)
+    }
     if priced:
+        said = "Milliseconds are those of large batches; compare them between runs of one machine only."
         each = [f"{name} {_percent(drawings.accuracy(runs))}{_price(runs)}" for name, runs in priced.items()]
         made["results"].append(
             picture(
                 f"{place}_accuracy_against_latency",
                 "Accuracy against latency",
-                _alt("Accuracy against model passes and milliseconds a question", each),
-                partial(drawings.against_latency, priced),
-                _SEEDS + " Milliseconds are those of large batches; compare them between runs of one machine only.",
+                _alt(f"Accuracy against model passes{' and milliseconds' * timed} a question", each),
+                partial(drawings.against_latency, priced, milliseconds=timed),
+                f"{_SEEDS} {said if timed else 'Milliseconds are left out: they were measured on several machines.'}",
             )
         )
     shown = [claim for claim in section.claims if claim.by_steps]

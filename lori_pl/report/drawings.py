@@ -50,12 +50,16 @@ def by_steps(methods: Methods) -> Figure:
     return figure
 
 
-def against_latency(methods: Methods) -> Figure:
-    """Accuracy against model passes and milliseconds a question, a point a method."""
-    measures: dict[str, Callable[[Run], float | None]] = {
-        "model passes a question": lambda run: run.passes,
-        "milliseconds a question, in batches": lambda run: run.milliseconds,
-    }
+def against_latency(methods: Methods, milliseconds: bool = True) -> Figure:
+    """Accuracy against model passes and milliseconds a question, a point a method.
+
+    Args:
+        methods: The runs by method.
+        milliseconds: Whether these compare: they are of one machine.
+    """
+    measures: dict[str, Callable[[Run], float | None]] = {"model passes a question": lambda run: run.passes}
+    if milliseconds:
+        measures["milliseconds a question, in batches"] = lambda run: run.milliseconds
     shown = {name: of for name, of in measures.items() if any(of(run) for runs in methods.values() for run in runs)}
     figure, all_axes = panels(len(shown), list(methods), height=2.6)
     handles: dict[str, object] = {}

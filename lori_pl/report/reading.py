@@ -308,11 +308,10 @@ def _check(group: Group) -> None:
         group.notes.append(f"Runs have different numbers of test problems ({shown}): only those alike are compared.")
     elif len({run.problems for run in group.measured if run.problems}) > 1:
         group.notes.append("Runs have different test problems, though as many: only those alike are compared.")
-    machines = {run.machine for run in group.measured if run.milliseconds is not None and run.machine}
-    if len(machines) > 1:
+    if len(machines := group.machines) > 1:
         group.notes.append(
-            f"Milliseconds were measured on {len(machines)} machines ({'; '.join(sorted(machines))}): a mean over "
-            "seeds may mix them, and only those of one machine compare."
+            f"Milliseconds were measured on {len(machines)} machines ({'; '.join(machines)}): a mean over seeds may "
+            "mix them, and only those of one machine compare, so no picture has them."
         )
     for method, runs in group.methods.items():
         if len({run.n for run in runs}) > 1 or len({run.problems for run in runs if run.problems}) > 1:

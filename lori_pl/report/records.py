@@ -111,6 +111,11 @@ class Group:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def machines(self) -> list[str]:
+        """Those on which milliseconds were measured, by name."""
+        return sorted({run.machine for run in self.measured if run.milliseconds is not None and run.machine})
+
+    @property
     def measured(self) -> list[Run]:
         """The runs that have an accuracy."""
         return [run for run in self.runs if run.status == "ok"]

@@ -15,7 +15,7 @@ from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import claim, span
 from lori_pl.evaluation.intervals import seed_interval, wilson
 from lori_pl.evaluation.records import ResultTable, read_outcomes, write_outcomes
-from lori_pl.report import page, tables
+from lori_pl.report import album, page, tables
 from lori_pl.report.apart import options
 from lori_pl.report.material import Section, gather
 from lori_pl.report.records import Group, Run, clean, estimate, number, step_accuracies
@@ -307,9 +307,15 @@ def test_milliseconds_of_several_machines_are_told(tmp_path):
     table = ResultTable(tmp_path / "results.csv")
     for seed, machine in enumerate(["one", "", "one"]):
         table.append(row("lori", seed, answers(0.5, seed)) | {"machine": machine})
-    assert "machines" not in notes(gather([tmp_path]))
+    (section,) = gather([tmp_path]).sections
+    assert section.group.notes == []
+    assert "and milliseconds" in album.of_section(section, 1)["results"][-1].alt
     table.append(row("lori", 3, answers(0.5, 3)) | {"machine": "two"})
-    assert "Milliseconds were measured on 2 machines (one; two)" in notes(gather([tmp_path]))
+    (section,) = gather([tmp_path]).sections
+    assert "Milliseconds were measured on 2 machines (one; two)" in section.group.notes[0]
+    picture = album.of_section(section, 1)["results"][-1]
+    assert "milliseconds" not in picture.alt
+    assert picture.note.endswith("Milliseconds are left out: they were measured on several machines.")
     folder = run(tmp_path / "single", "lori", 4, answers(0.5, 4))
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"machine": "three"}))
