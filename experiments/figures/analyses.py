@@ -34,7 +34,10 @@ def put(page: str, folder: Path) -> str:
     for name in re.findall(r"<!-- analysis:(\w+) -->", page):
         start = f"<!-- analysis:{name} -->\n"
         before, _, after = page.partition(start)
-        page = f"{before}{start}\n{block(folder / name)}\n\n{END}{after.partition(END)[2]}"
+        _, end, rest = after.partition(END)
+        if not end:
+            raise SystemExit(f"{folder / 'README.md'}: no {END} behind {start.strip()}")
+        page = f"{before}{start}\n{block(folder / name)}\n\n{END}{rest}"
     return page
 
 

@@ -56,12 +56,11 @@ def draw(quick: dict[str, list[float]], full: dict[str, list[float]]) -> Figure:
     axes = figure.subplots()
     for name, title in NAMES.items():
         x, y = float(np.mean(quick[name])), float(np.mean(full[name]))
-        for values, line in ((quick[name], axes.hlines), (full[name], axes.vlines)):
-            bounds = seed_interval(values)
-            assert bounds is not None
-            line(
-                y if line == axes.hlines else x, max(bounds[0], 0), min(bounds[1], 100), color="#9bb8e0", linewidth=1.2
-            )
+        across, along = seed_interval(quick[name]), seed_interval(full[name])
+        assert across is not None
+        assert along is not None
+        axes.hlines(y, max(across[0], 0), min(across[1], 100), color="#9bb8e0", linewidth=1.2)
+        axes.vlines(x, max(along[0], 0), min(along[1], 100), color="#9bb8e0", linewidth=1.2)
         axes.scatter(x, y, s=24, color="#2458a6", zorder=2)
         # on the right and above, but for the names that would cover one another
         left, below = name in ("sim_cot_codi", "rationale_only"), name in ("sim_cot_codi", "latent_only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,7 +34,8 @@ def main(arguments: list[str]) -> int:
     check_folder(folder)
     sweeps = [load_specification(file) for file in options.sweep]
     if not (options.sweep or options.compare):
-        sweeps = [sweep for source in options.source for sweep in sweeps_beside(source)]
+        beside = [sweeps_beside(source) for source in options.source]
+        sweeps = [sweep for found in beside if any(sweep.compare for sweep in found) for sweep in found]
     console = Console()
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -45,8 +47,8 @@ def main(arguments: list[str]) -> int:
         progress.update(task, description="writing")
         write(report, folder)
     if sweeps and not options.sweep:
-        files = ", ".join(dict.fromkeys(str(sweep.file) for sweep in sweeps))
-        say(f"note: rows and comparisons are those of {files}; --sweep or --compare takes others", console)
+        files = ", ".join(dict.fromkeys(os.path.relpath(sweep.file) for sweep in sweeps))
+        say(f"note: cells and comparisons are those of {files}; --sweep or --compare takes others", console)
     notes = [*material.notes, *(note for section in material.sections for note in section.group.notes)]
     for note in notes:
         say(f"note: {note}", console)

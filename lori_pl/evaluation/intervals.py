@@ -7,7 +7,6 @@ another question and needs several seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 
@@ -94,14 +93,12 @@ def bootstrap_difference(
     difference = first.astype(np.int8) - second.astype(np.int8)
     if np.ptp(difference) == 0:
         return None
-    if difference.sum(dtype=int) < 0:  # turned round, the same draws
-        low, high = cast("tuple[float, float]", bootstrap_difference(b, a, level, resamples, seed))
-        return -high, -low
+    sign = -1 if difference.sum(dtype=int) < 0 else 1  # turned round, the same draws
     # how many of the drawn problems have each difference is multinomial: the draws of the bootstrap, as counts
-    values, counts = np.unique(difference, return_counts=True)
+    values, counts = np.unique(sign * difference, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(difference), counts / len(difference), size=resamples)
     low, high = np.quantile(draws @ values / len(difference), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return (float(low), float(high)) if sign > 0 else (-float(high), -float(low))
 
 
 def _paired(a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

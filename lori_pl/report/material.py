@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,7 +107,11 @@ def gather(
         at_hand.setdefault(path.name, path)
     named = set(at_hand.values())
     wanted = cells_of([sweep for sweep in sweeps if sweep.results.resolve() in tables])
-    groups = [read_results(folder, at_hand, chosen, wanted.get(place)) for place, (folder, chosen) in tables.items()]
+    files = Counter(place for place, _ in {(sweep.results.resolve(), sweep.file) for sweep in sweeps})
+    groups = [
+        read_results(folder, at_hand, chosen, wanted.get(place), place in wanted and files[place] == 1)
+        for place, (folder, chosen) in tables.items()
+    ]
     for group, place in zip(groups, tables, strict=True):
         in_order(group, wanted.get(place, ()))
     taken = named - set(at_hand.values())
@@ -121,7 +126,8 @@ def gather(
     for section in material.sections:
         section.ablations = ablations(section.group)
         section.curves = _curves(section.group)
-    _claim(material, pairs, [pair for sweep in sweeps for pair in sweep.compare])
+    planned = {id(group): _pairs_of(sweeps, place, tables) for group, place in zip(groups, tables, strict=False)}
+    _claim(material, pairs, [planned.get(id(s.group), _pairs_of(sweeps, None, tables)) for s in material.sections])
     _check_seeds(material)
     material.spectra = spectra(material.runs, material.notes)
     return material
@@ -157,10 +163,22 @@ def _sort(
     return known
 
 
-def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequence[tuple[str, str]]) -> None:
-    sections = [section for section in material.sections if not section.group.selection]
-    for section in sections:
-        wanted = _each_once([*pairs, *planned] or _default(section.group, section.group.notes))
+def _pairs_of(
+    sweeps: Sequence[SweepSpecification], place: Path | None, tables: Container[Path]
+) -> list[tuple[str, str]]:
+    """What sweeps compare of a table: the pairs of its own, and of those whose table is not there."""
+    own = [sweep for sweep in sweeps if (of := sweep.results.resolve()) == place or of not in tables]
+    return [pair for sweep in own for pair in sweep.compare]
+
+
+def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequence[Sequence[tuple[str, str]]]) -> None:
+    """Makes the claims: of each section the pairs that are asked for, and those that its sweeps plan."""
+    of = [
+        (section, own) for section, own in zip(material.sections, planned, strict=True) if not section.group.selection
+    ]
+    sections = [section for section, _ in of]
+    for section, own in of:
+        wanted = _each_once([*pairs, *own] or _default(section.group, section.group.notes))
         section.claims = _claims_on(section.group, None, wanted)
         further = {name: _claims_on(section.group, name, wanted) for name in section.group.further_sets}
         section.other_claims = {name: claims for name, claims in further.items() if claims}
@@ -178,7 +196,7 @@ def _claim(material: Material, pairs: Sequence[tuple[str, str]], planned: Sequen
             material.notes.append(
                 f"{first} and {second} have no test problems and seed in common: they are not compared."
             )
-    for first, second in planned:
+    for first, second in dict.fromkeys(pair for _, own in of for pair in own):
         if frozenset((first, second)) not in made:
             material.notes.append(f"The sweep compares {first} and {second}, which are not both there.")
     # what a first test set says stays the same whatever else is tested: the further ones are a family of their own

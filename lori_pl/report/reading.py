@@ -29,7 +29,11 @@ def is_run(folder: Path) -> bool:
 
 
 def read_results(
-    folder: Path, at_hand: dict[str, Path], selection: bool = False, cells: Collection[str] | None = None
+    folder: Path,
+    at_hand: dict[str, Path],
+    selection: bool = False,
+    cells: Collection[str] | None = None,
+    named: bool = False,
 ) -> Group:
     """Reads a folder of results: ``results.csv`` and, where they are there, ``correct.npz`` and ``correct_SET.npz``.
 
@@ -38,6 +42,7 @@ def read_results(
         at_hand: Folders of runs by name; those that a row names by its cell are taken out.
         selection: Whether settings were chosen on these runs.
         cells: Ids of the cells whose rows are taken; by default all.
+        named: Whether their names tell settings apart, as those of one sweep file do.
 
     Raises:
         LoriError: If the table or the outcomes cannot be read, or none of its rows is of the cells.
@@ -63,7 +68,7 @@ def read_results(
     files = {name: read_outcomes(path) for name, path in outcomes_in(folder).items()}
     group.outcomes = files.pop(None, None)
     group.other_outcomes = {name: found for name, found in files.items() if name is not None}
-    tell_apart(group, named=cells is not None)
+    tell_apart(group, named=named)
     _check(group)
     return group
 
@@ -191,7 +196,7 @@ def _row(row: dict[str, str], place: str, notes: list[str]) -> Run | None:
         },
         command=command,
         commit=clean(row["commit"], 60),
-        machine=clean(row.get("machine", ""), 60),
+        machine=clean(row.get("machine", ""), 200),
         cell=clean(row.get("cell", ""), 60),
     )
     if run.status != "ok":
@@ -257,7 +262,7 @@ def _fill(run: Run, entry: dict[str, Any], summary: dict[str, Any]) -> None:
     run.validation = fraction(summary.get("validation")) if run.validation is None else run.validation
     run.by_steps = run.by_steps or step_accuracies(entry)
     run.commit = run.commit or clean(summary.get("commit", ""), 60)
-    run.machine = run.machine or clean(summary.get("machine", ""), 60)
+    run.machine = run.machine or clean(summary.get("machine", ""), 200)
     sets = summary.get("test_sets")
     others = list(sets.items())[1:] if isinstance(sets, dict) else []
     measured = {clean(name, 60): values for name, values in others if isinstance(values, dict)}

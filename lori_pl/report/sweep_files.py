@@ -16,22 +16,24 @@ from lori_pl.sweep.specification import SweepSpecification, load_specification
 def sweeps_beside(folder: str | Path) -> list[SweepSpecification]:
     """The sweep files in a folder of results or beside it whose results these are: its table has rows of their cells.
 
+    What a file says of folders is relative to the working folder. Of a search no cells are known.
+
     Args:
         folder: The folder.
 
     Raises:
         LoriError: If its table cannot be read.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if not (folder / RESULTS).exists():
         return []
     recorded = {row.get("cell", "") for row in ResultTable(folder / RESULTS).rows()}
     found = []
     for path in [*sorted(folder.glob("*.yaml")), *sorted(folder.parent.glob("*.yaml"))]:
-        with suppress(LoriError):  # any YAML file may lie there
+        with suppress(LoriError, ValueError, TypeError):  # any YAML file may lie there, with anything in it
             sweep = load_specification(path)
-            if sweep.results.resolve() == folder.resolve() and recorded.intersection(
-                cells_of([sweep])[folder.resolve()]
+            if sweep.results.resolve() == folder and (
+                sweep.search is not None or recorded.intersection(cells_of([sweep])[folder])
             ):
                 found.append(sweep)
     return found
@@ -54,4 +56,4 @@ def cells_of(sweeps: Sequence[SweepSpecification]) -> dict[Path, list[str]]:
     for sweep in sweeps:
         if sweep.search is not None:
             found.pop(sweep.results.resolve(), None)
-    return found
+    return {place: list(dict.fromkeys(cells)) for place, cells in found.items()}

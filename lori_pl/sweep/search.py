@@ -198,7 +198,8 @@ class Study:
 
         states = (optuna.trial.TrialState.RUNNING,)
         trials = self.made.get_trials(deepcopy=False, states=states)
-        return [trial.number for trial in trials if trial.user_attrs.get(_FOLDER) == folder]
+        alone = self.search.storage is None  # the journal lies in the folder
+        return [trial.number for trial in trials if alone or trial.user_attrs.get(_FOLDER) == folder]
 
     def _take_over(self, number: int) -> optuna.Trial:
         import optuna

@@ -70,10 +70,50 @@ def test_the_sweep_file_beside_the_results_names_the_claims(tmp_path, capsys, mo
     assert "k3 − k2" not in html
     assert html.index(">k1<") < html.index(">k2<") < html.index(">k3<")
     printed = capsys.readouterr().out
-    assert "note: rows and comparisons are those of s.yaml; --sweep or --compare takes others" in printed
+    assert "note: cells and comparisons are those of s.yaml; --sweep or --compare takes others" in printed
     assert main(["report", "a", "--folder", "other", "--compare", "k3", "k2"]) == 0
     assert "s.yaml" not in capsys.readouterr().out
     assert "k3 − k1" not in (tmp_path / "other" / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_lies_beside_one_folder_says_nothing_of_another(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("trainer: {}\n")
+    results(tmp_path / "plain" / "out", ("lori", "codi"))
+    (tmp_path / "s.yaml").write_text("configs: [x.yaml]\nresults: a\ngrid: {model.k: [1, 2]}\ncompare: [[m1, m2]]\n")
+    search = "{trials: 2, metric: validation, space: {model.k: {choices: [1, 2]}}}"
+    (tmp_path / "t.yaml").write_text(
+        f"configs: [x.yaml]\nresults: found\nmetrics: [validation]\nsearch: {search}\ncompare: [[codi, lori]]\n"
+    )
+    (tmp_path / "odd.yaml").write_text('{2020-01-01: 1, results: "a\\0"}')
+    results(tmp_path / "found", ("lori", "codi"))
+    (first, second) = expand(load_specification("s.yaml"))
+    table = ResultTable(tmp_path / "a" / "results.csv", ["cell", "status"])
+    for cell, name in ((first.id, "m1"), (second.id, "m2")):
+        for _ in range(2):  # a cell that was run again
+            table.append({"method": name, "seed": 0, "accuracy": 0.5, "n": 100, "status": "ok", "cell": cell})
+    assert main(["report", "a/", "plain/out", "found", "--folder", "out"]) == 0
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert [pair in html for pair in ("m1 − m2", "lori − codi", "codi − lori")] == [True] * 3
+    assert "are not both there" not in html
+
+
+def test_of_two_files_with_one_table_a_name_may_have_two_settings(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("trainer: {}\n")
+    table = ResultTable(tmp_path / "a" / "results.csv", ["cell", "status", "command"])
+    for k in (1, 2):
+        text = f"configs: [x.yaml]\nresults: a\nlabel: lori\nfixed: {{model.k: {k}}}\n"
+        (tmp_path / f"s{k}.yaml").write_text(text)
+        (cell,) = expand(load_specification(f"s{k}.yaml"))
+        command = f"python -m lori_pl fit --model.k={k} --seed_everything=0"
+        row = {"method": "lori", "seed": k, "accuracy": 0.5, "n": 100, "status": "ok", "cell": cell.id}
+        table.append(row | {"command": command})
+    for flags in ([], ["--sweep", "s1.yaml", "--sweep", "s2.yaml"]):
+        assert main(["report", "a", "--folder", f"out{len(flags)}", *flags]) == 0
+        html = (tmp_path / f"out{len(flags)}" / "report.html").read_text(encoding="utf-8")
+        assert "lori (k=1)" in html
+        assert "lori (k=2)" in html
 
 
 def test_bad_input(tmp_path, capsys, monkeypatch):

@@ -41,8 +41,9 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(world, lori_args, method):
     assert two == one
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("decay", ["late", "linear", "cosine"])
+@pytest.mark.parametrize(
+    "decay", ["cosine", *(pytest.param(name, marks=pytest.mark.slow) for name in ("late", "linear"))]
+)
 def test_resumed_in_mid_decay_equals_uninterrupted(world, monkeypatch, decay):
     """Stopped where the rate falls: rate, moments and weights are, bit for bit, those of a run that nothing stopped."""
     flags = [f"--model.schedule.decay={decay}", "--model.schedule.decay_share=0.8", "--model.schedule.warmup=0.1"]
@@ -68,7 +69,6 @@ def test_resumed_in_mid_decay_equals_uninterrupted(world, monkeypatch, decay):
         assert_same(state, two["state"][number])
 
 
-@pytest.mark.slow
 def test_another_teacher_is_refused(world, teacher, lori_args, capsys):
     """By its weights: one that was only moved is the same."""
     moved, other = world.folder / "moved", world.folder / "other"

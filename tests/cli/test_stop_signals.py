@@ -251,7 +251,6 @@ def test_nothing_is_saved_before_the_first_step(world, monkeypatch, caplog):
     assert not (world.folder / "run" / "checkpoints").exists()
 
 
-@pytest.mark.slow
 def test_auto_begins_and_goes_on(world, monkeypatch, capsys):
     """One command for a job that is put back into the queue, however often."""
     flags = [*FLAGS, *STEPS, "--ckpt_path", "auto"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lori_pl.errors import LoriError
 from lori_pl.evaluation.claims import Measured, adjust, claim, compare_models, in_words, paired_t
 from lori_pl.evaluation.intervals import bootstrap_difference
 from lori_pl.evaluation.records import Outcomes
@@ -163,3 +164,10 @@ def test_in_words_one_pair_of_models_has_the_bootstrap_s_interval_and_mcnemar_s_
         "a lead, no claim: one seed"
     )
     assert "bootstrap" not in words(a=[50], b=[50])
+
+
+def test_what_cannot_be_compared():
+    with pytest.raises(LoriError, match="no result of a method 'c' to compare; there are a, b"):
+        claim("a", "c", measured(a=A, b=B))
+    with pytest.raises(LoriError, match="no seed in common"):
+        claim("a", "b", {("a", 0): Measured(0.1, {}), ("b", 1): Measured(0.1, {})})

@@ -155,6 +155,17 @@ def test_a_trial_that_another_worker_holds_is_left_to_it(searching):
         assert again.point == second.point
 
 
+def test_a_trial_of_the_own_journal_without_a_mark_is_taken_over(searching):
+    """Of an earlier version, or of a worker that was killed as it drew."""
+    Path("sweep.yaml").write_text(SEARCH)
+    sweep = load_specification("sweep.yaml", ["search.trials=1"])
+    (point,) = grid_points(sweep)
+    study = Study(sweep, point)
+    study.made.ask()
+    with study.proposal() as proposal:
+        assert proposal.number == 0
+
+
 def test_sweeps_of_separate_folders_may_share_a_database(searching):
     """As on machines that share no files: no trial is anybody else's, and the budget is that of all."""
     Path("sweep.yaml").write_text(SEARCH)
