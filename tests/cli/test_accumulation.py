@@ -36,7 +36,8 @@ def test_explicit_cot(world, caplog):
     assert "accumulate_grad_batches" not in caplog.text
 
 
-@pytest.mark.parametrize("scope", ["problem", pytest.param("batch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["problem", "batch"])
 def test_lori(world, lori_args, caplog, scope):
     flags = ["--model.alignment.student_factors", "learned", "--model.alignment.scope", scope]
     found = difference(world, "LoRi", *flags, **lori_args)

@@ -167,6 +167,7 @@ def test_damaged_adapters_are_one_line(world, capsys, tmp_path):
     fails(world, capsys, str(teacher), "damaged weights", "export", method="LoRi", root="damaged", **found)
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_the_adapters_merged(world, started):
     """As from the same teacher's folder in which they are; with and without a second copy for the teacher."""
     run = world.folder / "words"

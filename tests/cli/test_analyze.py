@@ -136,6 +136,7 @@ def test_models_run_at_the_precision_of_the_config_and_measures_in_full(world, l
     assert inside == effective_rank(tokens)
 
 
+@pytest.mark.slow
 def test_a_folder_without_latents_has_the_rank_part_and_a_line(world, teacher, capsys):
     place, backbone = world.folder / "student", {"name": teacher}
     words = LatentReasoner.from_pretrained(teacher)

@@ -118,6 +118,7 @@ def test_a_student_of_other_text(world, capsys, teacher):
     fails(world, capsys, "another data.template", "answer_prompt", command="test", flags=flags, backbone=BACKBONE)
 
 
+@pytest.mark.slow
 def test_a_student_brings_its_own_text(world, capsys):
     """Any test set then does, without a training source; the text of rationales matters to none that writes none."""
     own = ["--data.template.answer_prompt", "'='", "--data.template.question", "{question} ?"]

@@ -456,6 +456,7 @@ def test_a_schedule_without_an_end(world, capsys):
     fails(world, capsys, "max_steps or max_epochs", flags=["--trainer.max_steps", "-1"], backbone=BACKBONE)
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_process_and_exits_with_2():
     done = subprocess.run(
         [sys.executable, "-m", "lori_pl", "fit", "--config", "none.yaml"], capture_output=True, text=True, timeout=120

@@ -210,13 +210,8 @@ def test_an_interrupted_build_goes_on_where_it_was(world, lori_args, monkeypatch
 SHARE = {"class_path": "lori_pl.alignment.LowRankAlignment", "init_args": {"rank_hidden": 0.9}}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({}, id="default"),
-        pytest.param({"anchor": LEARNED["anchor"], "alignment": SHARE}, id="share", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"anchor": LEARNED["anchor"], "alignment": SHARE}], ids=["default", "share"])
 def test_an_interrupted_measuring_goes_on_where_it_was(world, lori_args, monkeypatch, capsys, changes):
     arguments, batches = lori_args | changes | {"statistics_problems": 64}, "--data.eval_batch_size=8"
     assert build(world, arguments, batches, folder="whole") == 0
@@ -336,7 +331,8 @@ def test_a_cut_and_a_missing_file_are_found_and_mended(world, lori_args, capsys)
     assert "no manifest.json" in message(capsys)
 
 
-@pytest.mark.parametrize("finished", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("finished", [True, False])
 def test_factors_that_were_altered_are_measured_anew(world, lori_args, caplog, finished):
     """And the shards, which were packed with what had been measured, are kept where it comes out the same."""
     assert build(world, lori_args) == 0
@@ -385,6 +381,7 @@ def test_a_cache_of_something_else_is_refused_with_both_values(world, lori_args,
     assert (text if "template" in field else field.partition(",")[0]) in message(capsys)
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_teacher_is_refused(world, lori_args, capsys):
     assert build(world, lori_args) == 0
     assert world.fit("ExplicitCoT", "two", "--seed_everything=5", backbone=BACKBONE) == 0

@@ -177,7 +177,8 @@ def test_the_steps_behind_the_last_interval_are_validated_and_saved(world, end):
     assert checkpoint(world.folder / "run")["global_step"] == (5 if "5" in end else 64 // 8)
 
 
-@pytest.mark.parametrize("steps", [8, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [8, 6])
 def test_resumed_behind_its_last_validation_equals_uninterrupted(world, steps):
     """Also from the last step of an epoch, of which Lightning alone would train one more batch."""
     flags = ["--trainer.val_check_interval", "5", "--test_after_fit", "false", "--model.schedule.decay", "none"]

@@ -130,6 +130,7 @@ def test_the_arguments_of_the_process_stay_for_further_processes(world, monkeypa
     assert not [warning for warning in recwarn if "args parameter" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_a_students_folder_is_enough_for_a_test(world, lori_args, teacher, tmp_path):
     """Neither the teacher nor a model config: the folder brings weights, tokenizer and template."""
     copy = tmp_path / "teacher"
