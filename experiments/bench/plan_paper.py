@@ -218,11 +218,7 @@ def main() -> None:
     options.add_argument("models", nargs="*", choices=[*MODELS, []], help="of these models alone (default: all)")
     options.add_argument("--method", help="of this method's cell alone (name of its config); other rows stay")
     options.add_argument("--whole", action="store_true", help="go through all layers of a model")
-    options.add_argument(
-        "--docs",
-        action="store_true",
-        help=f"write what {TABLE} says into {PAGE} and the sweep files",
-    )
+    options.add_argument("--docs", action="store_true", help=f"write what {TABLE} says into {PAGE} and the sweep files")
     arguments = options.parse_args()
     if arguments.docs:
         write_between(PAGE, BEGIN, tables(), END)

@@ -18,7 +18,7 @@ from lori_pl.evaluation.claims import Claim, Measured, adjust, claim, span
 from lori_pl.evaluation.intervals import seed_interval
 from lori_pl.files import replace_file
 from lori_pl.report.markdown import as_markdown
-from lori_pl.report.tables import Table
+from lori_pl.report.tables import Table, effect_at
 
 FOLDER = Path("experiments/methods")
 FILE = Path("docs/images/methods.png")
@@ -134,10 +134,7 @@ def effects_table(made: Sequence[Claim]) -> str:
     """The differences of the claims by the number of steps of the chain."""
     steps = sorted({step for each in made for step in each.by_steps})
     lines = [["LoRi less", *(f"{step} steps" for step in steps)]]
-    for each in made:
-        effects = [each.by_steps[step] for step in steps]
-        cells = [f"{100 * e.mean:+.1f}" + ("" if e.bounds is None else f" ({span(e.bounds)})") for e in effects]
-        lines.append([title(each.second), *cells])
+    lines += [[title(each.second), *(effect_at(each, step) for step in steps)] for each in made]
     return as_table(lines)
 
 

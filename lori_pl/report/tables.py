@@ -86,7 +86,7 @@ def effects(section: Section) -> Table | None:
     if not steps:
         return None
     rows = [
-        [f"{each.first} − {each.second}", *(_effect(each, k) for k in steps)]
+        [f"{each.first} − {each.second}", *(effect_at(each, k) for k in steps)]
         for each in section.claims
         if each.by_steps
     ]
@@ -130,7 +130,8 @@ def with_interval(found: Estimate, unit: str = "") -> str:
     return text if found.bounds is None else f"{text} ({percent(found.bounds[0])} to {percent(found.bounds[1])}{over})"
 
 
-def _effect(each: Claim, steps: int) -> str:
+def effect_at(each: Claim, steps: int) -> str:
+    """A claim's difference at a number of steps in points, with its interval where there is one; or nothing."""
     effect: Effect | None = each.by_steps.get(steps)
     if effect is None:
         return ""
