@@ -1,7 +1,7 @@
-"""Draws docs/images/methods.png and prints the README's tables of all methods, from their recorded results.
+"""Draws docs/images/methods.png and prints the tables of all methods, from their recorded results.
 
-Run in the root of the repository: ``python experiments/figures/methods.py [FOLDER] [FILE] [README]``; with a third
-argument the tables are written into that page as well.
+Run in the root of the repository: ``python experiments/figures/methods.py [FOLDER] [FILE] [PAGE...]``; with pages the
+tables are written into these as well, each where its marker stands, ``<!-- results:methods -->`` for the first.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def mean(rows: Sequence[dict[str, str]], column: str, scale: float = 1.0) -> flo
     return scale * float(np.mean([float(value) for value in values])) if rows and all(values) else None
 
 
-def total(*values: float | None) -> float | None:
-    """Their sum, where all are known."""
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+def whole(cost: Sequence[dict[str, str]], column: str) -> float | None:
+    """What the whole training costs: ten times the tenth, and once what its terms measure before it."""
+    tenth, before = mean(cost, column, TENTH), mean(cost, MEASURED[column])
+    return None if tenth is None or before is None else tenth + before
 
 
 def shown(value: float | None, digits: int) -> str:
@@ -110,13 +110,15 @@ def with_interval(values: Sequence[float]) -> str:
     return f"{100 * np.mean(values):.1f} ({said})"
 
 
-def table(results: dict[str, list[dict[str, str]]]) -> str:
-    """Each method's accuracy, with its interval over seeds, and passes an answer."""
-    lines = [["method", "accuracy (95 % interval over seeds)", "each seed", "passes"]]
+def table(results: dict[str, list[dict[str, str]]], costs: dict[str, list[dict[str, str]]]) -> str:
+    """Each method's accuracy, with its interval over seeds, passes and time of an answer, arithmetic of a training."""
+    lines = [["method", "accuracy (95 % interval over seeds)", "each seed", "passes", "ms", "training TFLOP"]]
     for name, rows in results.items():
         accuracies = [float(row["accuracy"]) for row in rows]
         each = " ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
-        lines.append([title(name), with_interval(accuracies), each, shown(mean(rows, "passes"), 1)])
+        cost = costs.get(name, [])
+        measured = [shown(mean(cost, "milliseconds"), 2), shown(whole(cost, "training_tflop"), 0)]
+        lines.append([title(name), with_interval(accuracies), each, shown(mean(rows, "passes"), 1), *measured])
     return as_table(lines)
 
 
@@ -143,8 +145,7 @@ def cost_table(costs: dict[str, list[dict[str, str]]]) -> str:
     lines = [["method", "problems seen", "training TFLOP", "of these teacher's", "training s", "peak MiB", "ms"]]
     for name, cost in costs.items():
         cells = [title(name), shown(mean(cost, "problems_seen", TENTH), 0)]
-        for column, before in MEASURED.items():
-            cells.append(shown(total(mean(cost, column, TENTH), mean(cost, before)), 0))
+        cells += [shown(whole(cost, column), 0) for column in MEASURED]
         lines.append([*cells, shown(mean(cost, "peak_memory_mib"), 0), shown(mean(cost, "milliseconds"), 2)])
     return as_table(lines)
 
@@ -239,20 +240,24 @@ def draw(results: dict[str, list[dict[str, str]]], steps: Sequence[str]) -> Figu
     return figure
 
 
-def put(page: Path, blocks: dict[str, str]) -> None:
-    """Writes each block into a page, in place of the one that stands below its marker.
+def put(pages: Sequence[Path], blocks: dict[str, str]) -> None:
+    """Writes each block into the page that has its marker, in place of the one that stands below it.
 
     Raises:
-        SystemExit: a marker does not stand there, or not once.
+        SystemExit: a marker does not stand in these pages, or not once.
     """
-    text = page.read_text(encoding="utf-8")
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
     for name, block in blocks.items():
         marker = f"<!-- {name}:methods -->\n\n"
-        if (found := text.count(marker)) != 1:
-            sys.exit(f"{page}: `{marker.strip()}` and an empty line must stand there once, and stand {found} times")
-        before, after = text.split(marker)
-        text = f"{before}{marker}{block}\n\n{after.split(BLANK, 1)[1]}"
-    replace_file(page, lambda file: file.write(text.encode()))
+        if (found := sum(text.count(marker) for text in texts.values())) != 1:
+            places = ", ".join(map(str, pages))
+            sys.exit(f"{places}: `{marker.strip()}` and an empty line must stand there once, and stand {found} times")
+        for page, text in texts.items():
+            if marker in text:
+                before, after = text.split(marker)
+                texts[page] = f"{before}{marker}{block}\n\n{after.split(BLANK, 1)[1]}"
+    for page, text in texts.items():
+        replace_file(page, lambda file, text=text: file.write(text.encode()))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -263,16 +268,17 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(f"{folder / 'results.csv'} has no finished run: run `lori_pl sweep {folder}/full.yaml` first")
     columns = next(iter(results.values()))[0]
     steps = sorted((key for key in columns if key.startswith(STEP)), key=lambda key: int(key.removeprefix(STEP)))
-    blocks = {"results": table(results), "steps": steps_table(results, steps)}
-    if costs := rows_of(folder / "costs" / "results.csv"):
+    costs = rows_of(folder / "costs" / "results.csv")
+    blocks = {"results": table(results, costs), "steps": steps_table(results, steps)}
+    if costs:
         blocks["costs"] = cost_table(costs)
     made = claims(results, steps)
     blocks["claims"] = "\n".join(f"- {told(each)}" for each in made)
     blocks["effects"] = effects_table(made)
     print(BLANK.join(blocks.values()))
     print(f"\nCommits: {', '.join(sorted({row['commit'] for rows in results.values() for row in rows}))}")
-    if len(arguments) > 2:
-        put(Path(arguments[2]), blocks)
+    if pages := [Path(page) for page in arguments[2:]]:
+        put(pages, blocks)
     file.parent.mkdir(parents=True, exist_ok=True)
     draw(results, steps).savefig(file, dpi=130)
     print(f"\n{file}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lori_pl.commands.lightning import LoriCLI
 from lori_pl.models.backbone import Backbone, LoRA
 
 ROOT = Path(__file__).parents[2]
@@ -35,3 +36,19 @@ def backbone_of(config: Namespace) -> Backbone:
 def build(node: Namespace) -> Any:
     module, _, name = node.class_path.rpartition(".")
     return getattr(importlib.import_module(module), name)(**node.init_args.as_dict())
+
+
+class ParsingOnly(LoriCLI):
+    """The command line without what comes after parsing: no file is read, no model built."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def after_instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import BACKBONE, checkpoint
 from test_peers import PEERS, arguments
+from tiny_world import BACKBONE, checkpoint
 
 # Adam would make steps of the rounding in a gradient that is zero
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LORI_TERMS, World, assert_same, checkpoint
 from failing import fails, message
+from tiny_world import LORI_TERMS, World, assert_same, checkpoint
 
 import lori_pl
 from lori_pl import LatentReasoner

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BACKBONE, BASE, LORI_TERMS, World
 from failing import message
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_world import BACKBONE, BASE, LORI_TERMS, World
 
 from lori_pl import LatentReasoner
 from lori_pl.analysis.right_wrong import effective_rank

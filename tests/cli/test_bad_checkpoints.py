@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BACKBONE, BASE, SOURCE
 from failing import fails, message
+from tiny_world import BACKBONE, BASE, SOURCE
 
 from lori_pl import LatentReasoner
 from lori_pl.callbacks.finite_loss import FiniteLoss

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
-from conftest import BACKBONE, SOURCE
 from failing import fails, message
+from tiny_world import BACKBONE, SOURCE
 
 from lori_pl import LatentReasoner
 from lori_pl.cli import main

@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import BASE
 from failing import message
+from tiny_world import BASE
 
 from lori_pl import LatentReasoner
 from lori_pl.cli import main

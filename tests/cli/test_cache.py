@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BACKBONE, BASE, checkpoint
 from failing import message
 from safetensors.torch import load_file
 from test_stop_signals import tell
+from tiny_world import BACKBONE, BASE, checkpoint
 
 import lori_pl.cache.measuring as measuring
 import lori_pl.cache.shards as shards

@@ -12,8 +12,20 @@ from typing import Any
 
 import pytest
 import yaml
-from config_files import CONFIGS, EXPLICIT, HUB_MODELS, LORI, README, ROOT, TEMPLATED, TINY, Parse, backbone_of, names
-from conftest import ParsingOnly
+from config_files import (
+    CONFIGS,
+    EXPLICIT,
+    HUB_MODELS,
+    LORI,
+    README,
+    ROOT,
+    TEMPLATED,
+    TINY,
+    Parse,
+    ParsingOnly,
+    backbone_of,
+    names,
+)
 from jsonargparse import Namespace
 
 import lori_pl.commands.lightning as lightning_commands

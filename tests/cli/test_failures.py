@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BACKBONE, BASE, checkpoint
 from failing import fails
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from tiny_world import BACKBONE, BASE, checkpoint
 
 import lori_pl.data.datamodule as datamodule
 from lori_pl.alignment import AnchorAlignment

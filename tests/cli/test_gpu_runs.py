@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import checkpoint
+from tiny_world import checkpoint
 
 pytestmark = [
     pytest.mark.gpu,

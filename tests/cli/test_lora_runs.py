@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LORI_TERMS, World, assert_same, checkpoint
+from tiny_world import LORI_TERMS, World, assert_same, checkpoint
 
 import lori_pl
 from lori_pl import LatentReasoner

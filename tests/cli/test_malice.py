@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BACKBONE
 from failing import fails
 from safetensors.torch import load_file
+from tiny_world import BACKBONE
 
 from lori_pl import LatentReasoner
 from lori_pl.cache.shards import map_shard

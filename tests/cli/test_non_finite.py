@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BACKBONE, assert_same, checkpoint
 from failing import fails
+from tiny_world import BACKBONE, assert_same, checkpoint
 
 from lori_pl.callbacks.finite_loss import FiniteLoss
 from lori_pl.methods import ExplicitCoT

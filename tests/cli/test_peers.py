@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import BACKBONE, LORI_TERMS, SOURCE, assert_same, checkpoint
 from failing import fails
+from tiny_world import BACKBONE, LORI_TERMS, SOURCE, assert_same, checkpoint
 from torch.testing import assert_close
 
 import lori_pl.methods

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BACKBONE, BASE
 from failing import message
+from tiny_world import BACKBONE, BASE
 
 from lori_pl.cli import main
 from lori_pl.commands import prepare

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BACKBONE, BASE, checkpoint
 from forked import forked
 from test_peers import PEERS, arguments
+from tiny_world import BACKBONE, BASE, checkpoint
 from watching import WATCH, assert_one_model, logged, losses, updates
 
 from lori_pl.cli import main

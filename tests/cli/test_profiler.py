@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BACKBONE
+from tiny_world import BACKBONE
 
 from lori_pl.callbacks.regions import ProfiledRegions
 from lori_pl.regions import region

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BACKBONE, BASE
+from tiny_world import BACKBONE, BASE
 
 import lori_pl.sweep.runner as runner
 from lori_pl import LatentReasoner

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ParsingOnly
+from config_files import ParsingOnly
 
 import lori_pl.commands.lightning as lightning_commands
 from lori_pl.alignment import AnchorAlignment, LowRankAlignment
@@ -224,7 +224,7 @@ def test_what_the_readme_prepares_is_pinned_and_published():
 
 def test_marker_lines_stand_in_the_readme():
     lines = text(README).splitlines()
-    for marker in ("results:quickstart", "results:methods", "costs:methods", "claims:methods"):
+    for marker in ("results:quickstart", "results:methods"):
         assert lines.count(f"<!-- {marker} -->") == 1
 
 

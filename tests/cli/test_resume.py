@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import BACKBONE, assert_same, checkpoint
 from safetensors.torch import load_file, save_file
 from test_stop_signals import tell
+from tiny_world import BACKBONE, assert_same, checkpoint
 from watching import logged
 
 from lori_pl import LatentReasoner

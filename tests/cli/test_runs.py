@@ -15,9 +15,9 @@ import pytest
 import torch
 import yaml
 from config_files import CONFIGS
-from conftest import BACKBONE, BASE, SOURCE, assert_same, checkpoint
 from failing import fails
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_world import BACKBONE, BASE, SOURCE, assert_same, checkpoint
 
 from lori_pl import LatentReasoner
 from lori_pl.alignment import AnchorAlignment

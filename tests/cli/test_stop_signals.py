@@ -9,10 +9,10 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-from conftest import BACKBONE, BASE, assert_same, checkpoint
 from failing import fails
 from lightning.pytorch.callbacks import timer
 from test_processes import start
+from tiny_world import BACKBONE, BASE, assert_same, checkpoint
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from watching import logged
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BASE
 from failing import message
+from tiny_world import BASE
 
 from lori_pl.cli import main
 from lori_pl.evaluation.records import ResultTable, read_outcomes

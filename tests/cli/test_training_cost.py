@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import BACKBONE, assert_same, checkpoint
+from tiny_world import BACKBONE, assert_same, checkpoint
 
 from lori_pl.alignment import LowRankAlignment
 from lori_pl.callbacks import training_cost

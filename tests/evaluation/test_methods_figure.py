@@ -51,8 +51,8 @@ def test_the_tables_have_accuracy_and_costs_of_whole_trainings(folder, tmp_path,
     run(monkeypatch, folder, tmp_path / "picture.png")
     shown = capsys.readouterr().out.splitlines()
     # mean 86, sd 5.29, t of two degrees of freedom 4.303
-    assert "| LoRi | 86.0 (72.9 to 99.1) | 80.0 90.0 88.0 | 9.0 |" in shown
-    assert "| PCCoT, 7 passes | 61.0 (58.5 to 63.5) | 60.0 61.0 62.0 | 9.0 |" in shown
+    assert "| LoRi | 86.0 (72.9 to 99.1) | 80.0 90.0 88.0 | 9.0 | 1.50 | 306 |" in shown
+    assert "| PCCoT, 7 passes | 61.0 (58.5 to 63.5) | 60.0 61.0 62.0 | 9.0 |  |  |" in shown
     # of four steps 60, 70 and 80; the others 70 each
     assert "| LoRi | 90.0 (all alike) | 70.0 (45.2 to 94.8) |" in shown
     assert "| No-CoT | +0.0 | +0.0 (-24.8 to +24.8) |" in shown
@@ -77,27 +77,32 @@ def test_claims_are_corrected_together(folder, tmp_path, monkeypatch, capsys):
     assert f"p {p[1]:.2g}, Holm {p[1]:.2g}" in shown[1]
 
 
-def test_the_tables_are_written_into_a_page(folder, tmp_path, monkeypatch, capsys):
-    page = tmp_path / "page.md"
+def test_the_tables_are_written_into_the_pages(folder, tmp_path, monkeypatch, capsys):
+    first, second = tmp_path / "first.md", tmp_path / "second.md"
     markers = [f"<!-- {name}:methods -->" for name in ("results", "steps", "costs", "claims", "effects")]
-    page.write_text("Before.\n\n" + "".join(f"{marker}\n\nold\nlines\n\nAfter.\n\n" for marker in markers))
-    run(monkeypatch, folder, tmp_path / "picture.png", page)
-    shown, written = capsys.readouterr().out, page.read_text()
+    blocks = [f"{marker}\n\nold\nlines\n\nAfter.\n\n" for marker in markers]
+    first.write_text(f"Before.\n\n{blocks[0]}")
+    second.write_text("".join(blocks[1:]))
+    run(monkeypatch, folder, tmp_path / "picture.png", first, second)
+    shown, written = capsys.readouterr().out, first.read_text() + second.read_text()
     assert "old" not in written
     assert written.count("After.") == 5
     assert [line for line in written.splitlines() if line.startswith(("|", "- "))] == [
         line for line in shown.splitlines() if line.startswith(("|", "- "))
     ]
-    run(monkeypatch, folder, tmp_path / "picture.png", page)
-    assert page.read_text() == written
+    run(monkeypatch, folder, tmp_path / "picture.png", first, second)
+    assert first.read_text() + second.read_text() == written
 
 
-def test_a_page_without_a_marker_stays_as_it_was(folder, tmp_path, monkeypatch):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- results:methods -->\n\nold\n\nAfter.\n")
-    with pytest.raises(SystemExit, match="`<!-- steps:methods -->` and an empty line must stand there once"):
-        run(monkeypatch, folder, tmp_path / "picture.png", page)
-    assert "old" in page.read_text()
+@pytest.mark.parametrize(("wrong", "marker"), [("", "steps"), ("<!-- results:methods -->\n\n", "results")])
+def test_pages_without_a_marker_or_with_two_stay_as_they_were(folder, tmp_path, monkeypatch, wrong, marker):
+    first, second = tmp_path / "first.md", tmp_path / "second.md"
+    first.write_text("<!-- results:methods -->\n\nold\n\nAfter.\n")
+    second.write_text(wrong)
+    with pytest.raises(SystemExit, match=f"second.md: `<!-- {marker}:methods -->` and an empty line must stand there"):
+        run(monkeypatch, folder, tmp_path / "picture.png", first, second)
+    assert "old" in first.read_text()
+    assert second.read_text() == wrong
 
 
 def test_without_results_it_says_so(tmp_path, monkeypatch):

@@ -53,16 +53,16 @@ def test_the_full_recipe_meets_its_bars(rows):
     assert latents["model"]["init_args"]["latents"] <= world["data"]["source"]["init_args"]["max_steps"]
 
 
-def test_the_readme_has_the_rows_and_differences_that_the_results_give(tmp_path, monkeypatch, capsys):
+def test_the_pages_have_the_rows_and_differences_that_the_results_give(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     script, source = ROOT / "experiments" / "figures" / "methods.py", ROOT / "experiments" / "methods"
     monkeypatch.setattr(sys, "argv", [str(script), str(source), str(tmp_path / "picture.png")])
     runpy.run_path(str(script), run_name="__main__")
     made = capsys.readouterr().out.splitlines()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", source / "README.md"))
     written = []
     for marker in ("results", "steps", "costs", "claims", "effects"):
-        written += readme.split(f"<!-- {marker}:methods -->")[1].split("\n\n", 2)[1].splitlines()
+        written += pages.split(f"<!-- {marker}:methods -->")[1].split("\n\n", 2)[1].splitlines()
     assert len(written) > 30
     assert written == [line for line in made if line.startswith(("|", "- "))]
 
