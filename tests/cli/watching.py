@@ -1,4 +1,4 @@
-"""What each process of a training computed, for the tests that compare processes."""
+"""What each process of a training computed, and the weights that a method had when a hook ran."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from lori_pl.methods import Method
 from lori_pl.models import generation
 from lori_pl.sharding import own_part
 
@@ -161,3 +163,16 @@ def answers(folder: Path) -> dict[str, list[int]]:
     for path in sorted(folder.glob("answers*.json")):
         found |= json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def weights_after(hook: str, method: type[Method], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """Fills a list with the weights that the method has whenever a hook of it has run."""
+    seen: list[dict[str, torch.Tensor]] = []
+    original = getattr(method, hook)
+
+    def look(self):
+        original(self)
+        seen.append({key: value.clone() for key, value in self.state_dict().items()})
+
+    monkeypatch.setattr(method, hook, look)
+    return seen

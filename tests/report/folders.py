@@ -149,3 +149,12 @@ def _everything(root: Path) -> Material:
 def whole_report() -> Report:
     """The report of all that."""
     return compose(everything(), f"Report {EVIL}")
+
+
+def only(material):
+    (section,) = material.sections
+    return section
+
+
+def notes(material):
+    return " ".join([*material.notes, *(note for s in material.sections for note in s.group.notes)])
