@@ -87,7 +87,16 @@ def _run(arguments: list[str]) -> int:
     if command in OWN_COMMANDS:
         # each brings what it needs only when it is called
         own: Callable[[list[str]], int] = importlib.import_module(OWN_COMMANDS[command]).main
-        return own(rest)
+        try:
+            return own(rest)
+        except LoriError:
+            raise
+        except Exception as error:
+            from lori_pl.commands.failures import fault_behind  # with torch, which not every command needs
+
+            if line := fault_behind(error):
+                raise LoriError(line) from error
+            raise
     if command.startswith("-") or command not in ("fit", "validate", "test", "predict"):
         raise LoriError(f"no command '{command}'; see `python -m lori_pl --help`")
     from lori_pl.commands.lightning import run

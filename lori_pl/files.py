@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file beside its place and move it there, so that nobody ever sees half of it.
+    """Writes a file beside its place and moves it there, so that nobody ever sees half of it.
 
     Args:
         path: The file to make or replace; its folder is made.
@@ -70,14 +71,14 @@ def make_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> bool:
 def _beside(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
     """A file that is written and brought to the disk beside its place; what the block does not move away is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    # the process's umask says who may read it: mkstemp would make it private
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
@@ -95,7 +96,7 @@ def keep_names(folder: Path) -> None:
 
 
 def replace_folder(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Writes a folder beside its place and move it there; an earlier one goes only when the new one is on the disk.
+    """Writes a folder beside its place and moves it there; an earlier one goes only when the new one is on the disk.
 
     A process that is killed while it does so leaves a folder ``.NAME.*``, for `clear_halves`.
 

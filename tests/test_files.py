@@ -20,6 +20,16 @@ def test_replace_file_makes_a_readable_file_in_a_new_folder(tmp_path):
     assert path.stat().st_mode & 0o444 == 0o444
 
 
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        replace_file(tmp_path / "file", lambda file: file.write(b"x"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_a_folder_is_written_under_its_own_name(tmp_path):
     for content in ("old", "new"):
 

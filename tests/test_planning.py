@@ -395,7 +395,7 @@ def test_the_command_says_what_fits(capsys):
         assert sum(each) == pytest.approx(size[name], abs=0.003)
         assert (sum(each[:3]) == 0) == ("cpu_offload" in name)
         assert (each[3] == 0) == (name == "one device")
-    assert re.search(r"cpu_offload: true keeps \d+\.\d+ GB a process in the host's memory", shown)
+    assert re.search(r"keeps in the host's memory, GB a process: sharded \d+\.\d+, fsdp1 \d+\.\d+", shown)
 
 
 def recorded(name):

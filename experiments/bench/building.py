@@ -12,7 +12,8 @@ import time
 
 import torch
 from common import bucketed, encoder, lori, median, parser, problems
-from torch.utils.flop_counter import FlopCounterMode
+
+from lori_pl.arithmetic import Arithmetic
 
 BATCHES = 4
 PROBLEMS, PARAMETERS, TOKENS = 385_620, 0.973e9, 160  # GSM8K-Aug; Llama-3.2-1B without its table; question to answer
@@ -44,9 +45,9 @@ def main() -> None:
             for term in method.active_terms:
                 term.pack(term.teacher_statistics(signals))
 
-    with FlopCounterMode(display=False) as counter:
+    with Arithmetic().counting() as counter:
         build()
-    operations = counter.get_total_flops()
+    operations = counter.total
     times, speeds = [], []
     for _ in range(arguments.rounds):
         start = time.perf_counter()

@@ -51,15 +51,13 @@ MEMORY = "memory added at the peak, MiB (right)"
 def point(values: dict[str, int], threads: int) -> dict[str, float]:
     """Milliseconds of a step from the cache and with a live teacher, and the memory that the first adds at its peak."""
     torch.set_num_threads(threads)
-    lengths = {"QUESTION": values["question"], "RATIONALE": values["rationale"]}
-    for name, length in lengths.items():
-        setattr(common, name, (length, length))
     common.SHAPES["llama"] |= {
         "hidden_size": values["hidden"],
         "intermediate_size": 4 * values["hidden"],
         "num_hidden_layers": values["layers"],
     }
-    encoded = common.problems(BATCHES * values["batch"], common.encoder())
+    lengths = [(values["question"],) * 2, (values["rationale"],) * 2, common.ANSWER]
+    encoded = common.problems(BATCHES * values["batch"], common.encoder(), lengths=lengths)
     batches = common.bucketed(encoded, values["batch"], BATCHES)
     found = {}
     for name, cached in (("cached", True), ("live", False)):

@@ -22,7 +22,6 @@ def main() -> None:
     reasoner = lori(arguments.shape, LATENTS, batches, cached=True).student.eval()
     lm, suffix = reasoner.lm, len(reasoner.encoder.suffix)
     # a row never ends by itself
-    reasoner.logits(torch.zeros(1, 256))
     plain = reasoner.logits
 
     def endless(hidden: torch.Tensor) -> torch.Tensor:

@@ -59,25 +59,28 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(options.threads)
     students = named_students(options.student)
     sets = test_problems(rest, options.problems)
-    result: dict[str, Any] = {
+    found: dict[str, dict[str, Any]] = {name: {} for name in sets}
+    result = {
         "commit": git_commit(),
         "device": machine_name(device),
         "threads": torch.get_num_threads(),
-        "sets": {},
+        "sets": found,
     }
-    for set_name, problems in sets.items():
-        steps = np.array([len(problem.steps) for problem in problems])
-        rows: dict[str, Any] = {}
-        for name, path in track(students.items(), f"{set_name}: {len(problems)} problems", transient=True):
-            reasoner = load_student(path, device, options.dtype)
-            rows[name] = {}
-            for size in sorted({1, largest_batch(reasoner, problems, options.max_new_tokens, options.largest)}):
-                timing = time_answers(reasoner, problems, size, options.max_new_tokens, options.repeats)
-                rows[name][str(size)] = timing.summary(steps)
-        result["sets"][set_name] = rows
-        print_timings(set_name, rows)
+    for student, path in track(students.items(), ", ".join(students), transient=True):
+        reasoner = load_student(path, device, options.dtype)
+        for name, problems in sets.items():
+            steps = np.array([len(problem.steps) for problem in problems])
+            sizes = {1, largest_batch(reasoner, problems, options.max_new_tokens, options.largest)}
+            timings = {
+                str(size): time_answers(reasoner, problems, size, options.max_new_tokens, options.repeats)
+                for size in sorted(sizes)
+            }
+            found[name][student] = {size: timing.summary(steps) for size, timing in timings.items()}
+        del reasoner  # before the next one is loaded
+    for name, rows in found.items():
+        print_timings(name, rows)
     write_json(folder / JSON, result)
-    replace_file(folder / PICTURE, lambda file: file.write(drawn(result["sets"])))
+    replace_file(folder / PICTURE, lambda file: file.write(drawn(found)))
     say(f"{folder / JSON}, {folder / PICTURE}")
     return 0
 

@@ -38,7 +38,7 @@ _REMEDY = {
     "teacher": "build a cache once (`cache`, model.cache), or load the teacher in bfloat16 (model.teacher.dtype)",
     "alignment": "lower model.alignment.rank_hidden, choose fewer layers (model.layers), or lower data.batch_size",
     "optimiser": "train adapters (model.backbone.lora), or shard over more devices (configs/trainer/sharded.yaml)",
-    "evaluation": "lower data.eval_batch_size or model.max_new_tokens",
+    "evaluation": "lower data.eval_batch_size (of `benchmark` --largest) or model.max_new_tokens",
 }
 _LESS = (
     "lower data.batch_size and raise trainer.accumulate_grad_batches as much, set "
@@ -62,14 +62,19 @@ def explained(checkpoints: Callable[[], bool] = lambda: False) -> Iterator[None]
     except LoriError:
         raise
     except Exception as error:
-        # a dying worker strikes wherever the program is, also where its error is turned into another
-        chain: list[BaseException] = [error]
-        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-            chain.append(cause)
-        for link in chain:
-            if isinstance(link, RuntimeError | OSError | MemoryError) and (line := explanation(link)):
-                raise LoriError(line + (GO_ON if checkpoints() else "")) from error
+        if line := fault_behind(error):
+            raise LoriError(line + (GO_ON if checkpoints() else "")) from error
         raise
+
+
+def fault_behind(error: Exception) -> str:
+    """What to tell a user of the fault of the machine that led to an error; nothing where none is known here."""
+    # a dying worker strikes wherever the program is, also where its error is turned into another
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    told = (explanation(link) for link in chain if isinstance(link, RuntimeError | OSError | MemoryError))
+    return next(filter(None, told), "")
 
 
 def explanation(error: BaseException) -> str:

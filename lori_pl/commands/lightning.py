@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -92,6 +93,16 @@ class LoriCLI(LightningCLI):
             )
             dumped = yaml.safe_load(options)
             self.config_dump = dumped[self.subcommand] if self.subcommand else dumped
+
+    def _set_seed(self) -> None:
+        """Seeds the process, once the seed is known to be one that data and summary can have, too."""
+        self._check_seed()
+        super()._set_seed()
+
+    def _check_seed(self) -> None:
+        seed = self.options.get("seed_everything")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise LoriError(f"seed_everything is {json.dumps(seed)}: give a number from 0 to 2^32 - 1")
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config alone: LightningCLI would put the checkpoint's hyper-parameters over the flags."""
@@ -312,7 +323,8 @@ class OptionsCLI(ParsedCLI):
     """Parses a command line and makes nothing."""
 
     def _set_seed(self) -> None:
-        """Seeds nothing."""
+        """Checks the seed and seeds nothing."""
+        self._check_seed()
 
     def before_instantiate_classes(self) -> None:
         """Checks the options, and in a training the model that they describe.

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     console = Console()
     show_model(console, step)
     show_step(console, step, batch, precision, accumulated)
-    show_strategies(console, step, options.devices, memory)
+    show_strategies(console, step, options.devices, memory, accumulated)
     if options.tflops is not None:
         usual = flops_of_step(method, mode, middling(data, split), precision)
         show_hours(console, usual, batches_of(cli.options, data, split, options.devices), options)
@@ -179,28 +179,31 @@ def show_step(console: Console, step: StepCost, batch: PairedBatch, precision: s
     say(f"{step.flops * accumulated / 1e12:,.3f} TFLOP a step and device, forward and backward", console)
 
 
-def show_strategies(console: Console, step: StepCost, devices: int, memory: int | None) -> None:
+def show_strategies(console: Console, step: StepCost, devices: int, memory: int | None, accumulated: int) -> None:
     """Prints each strategy's peak a device by part, whether it fits, and what ``cpu_offload`` keeps on the host."""
     table = Table(title=f"peak a device in GB, {devices} device{'s' if devices > 1 else ''}")
     columns = ("strategy", "weights", "gradients", "optimiser", "together", "activations", "all")
     for column in (*columns, *(["fits"] if memory else [])):
         table.add_column(column, justify="left" if column == "strategy" else "right")
     rows: list[tuple[str, Parts]] = [("one device", step.parts())]
+    sharding = [(name, whole) for name, whole in SHARDING.items() if name != "fsdp1" or step.of_one_type]
+    # fsdp1 refuses it where batches are accumulated
+    offloading = [name for name, _ in sharding if name != "fsdp1" or accumulated == 1]
     if devices > 1:
         rows.append(("ddp", step.parts(devices, "ddp")))
-        for name, whole in SHARDING.items():
-            if name == "fsdp1" and not step.of_one_type:
-                continue
+        for name, whole in sharding:
             rows.append((name, step.parts(devices, name)))
             rows.append((f"{name}, {whole}", step.parts(devices, name, reshard_after_forward=False)))
-            rows.append((f"{name}, cpu_offload: true", step.parts(devices, name, cpu_offload=True)))
+            if name in offloading:
+                rows.append((f"{name}, cpu_offload: true", step.parts(devices, name, cpu_offload=True)))
     for label, parts in rows:
         fits = [] if memory is None else ["yes" if parts.total <= memory else "no"]
         sizes = (*astuple(parts), parts.total)
         table.add_row(label, *(f"{size / 1e9:.3f}" for size in sizes), *fits)
     print_whole(table, console)
     if devices > 1:
-        say(f"cpu_offload: true keeps {step.host(devices) / 1e9:.3f} GB a process in the host's memory", console)
+        hosts = ", ".join(f"{name} {step.host(devices, name) / 1e9:.3f}" for name in offloading)
+        say(f"cpu_offload: true keeps in the host's memory, GB a process: {hosts}", console)
         if not step.of_one_type:
             say("fsdp1 takes no layer whose weights are of two types: see docs/cluster.md", console)
 

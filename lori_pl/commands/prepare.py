@@ -68,8 +68,8 @@ def _parser() -> OwnOptions:
 
 def backbones(method: Method) -> Iterator[tuple[str, Backbone]]:
     """The models that a run loads, each with the config's field that names it."""
-    found = {"backbone": method.backbone, "teacher": getattr(method, "teacher_backbone", None)}
-    for field, backbone in found.items():
+    others = ((field, getattr(method, f"{field}_backbone", None)) for field in ("teacher", "decoder"))
+    for field, backbone in (("backbone", method.backbone), *others):
         if backbone is not None and backbone.name is not None:
             yield field, backbone
             if (base := adapted_base(backbone)) is not None and base.name is not None:

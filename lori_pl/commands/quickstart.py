@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lori_pl.run_files import STUDENT, SUMMARY
 from lori_pl.sweep.command import INTERRUPTED, look_at, signals_interrupt
 from lori_pl.sweep.runner import Sweep, settled_states
 from lori_pl.sweep.specification import load_specification
+from lori_pl.sweep.summary import read_entry
 from lori_pl.tables import say
 
 RECIPE = Path("experiments/quickstart.yaml")
@@ -85,13 +85,15 @@ def collect(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Path]]:
         folder = sweep.folder(cell)
         if not (folder / SUMMARY).is_file():
             raise LoriError(f"{folder} is gone, but {sweep.table.path} says that it is done; remove {sweep.output}")
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        for name, values in summary["methods"].items():
-            if name in methods:
-                raise LoriError(
-                    f"{sweep.specification.file} has two runs of {name}, of which a quickstart would keep the last; "
-                    f"see both with `lori_pl sweep {sweep.specification.file}`"
-                )
-            methods[name] = {**values, "seconds": summary.get("training_seconds", 0.0)}
-            folders[name] = folder
+        try:
+            name, values, summary = read_entry(folder / SUMMARY)
+        except LoriError as error:
+            raise LoriError(f"{folder}: {error}; remove {sweep.output} and start anew") from error
+        if name in methods:
+            raise LoriError(
+                f"{sweep.specification.file} has two runs of {name}, of which a quickstart would keep the last; "
+                f"see both with `lori_pl sweep {sweep.specification.file}`"
+            )
+        methods[name] = {**values, "seconds": summary.get("training_seconds", 0.0)}
+        folders[name] = folder
     return methods, folders

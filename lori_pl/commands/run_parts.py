@@ -57,7 +57,8 @@ def training_callbacks(
         goes_on_from: The checkpoint that the run goes on from, if any.
     """
     given, found = _kinds(trainer), list[pl.Callback]()
-    if ModelCheckpoint not in given and trainer.get("enable_checkpointing") is not False:
+    keeps = any(issubclass(kind, ModelCheckpoint) for kind in given)
+    if not keeps and trainer.get("enable_checkpointing") is not False:
         folder = root / CHECKPOINTS
         best = BestCheckpoint(folder, "best", "val/accuracy", mode="max", enable_version_counter=False)
         # save_last alone would keep the newest best one only

@@ -137,6 +137,8 @@ class PairedDataModule(pl.LightningDataModule):
             if value is not None and value < 1:
                 whole = ", or null for all" if name in limits else ""
                 raise LoriError(f"data.{name} is {value}: give 1 or more{whole}")
+        if num_workers < 0:
+            raise LoriError(f"data.num_workers is {num_workers}: give 0 or more")
         if source is None and not test_sources and predict_file is None:
             raise LoriError(NO_SOURCE)
         self._source = source

@@ -278,17 +278,26 @@ def synthetic_stream(seed: int, split: Split | None = None, world: World | None 
         seed: Seed of the stream.
         split: Only skeletons of this split; ``None`` for all.
         world: Which chains occur.
+
+    Raises:
+        LoriError: If none of this split is found.
     """
     world = world or World()
     rng = random.Random(f"lori_pl synthetic {seed} {split}")
-    count = 0
-    while True:
+    count = others = 0
+    while others < TRIES:
         skeleton = world.skeleton(rng, rng.randint(world.min_steps, world.max_steps))
         steps = rationale(skeleton)
         if split is not None and skeleton_split(steps) != split:
+            others += 1
             continue
+        others = 0
         yield _words(rng, skeleton, steps, world, f"synthetic/{split or 'all'}/{seed}/{count}")
         count += 1
+    raise LoriError(
+        f"synthetic: none of {TRIES} chains in a row is of the split {split}: this world has too few of them; allow "
+        "more steps, more operators or a higher limit"
+    )
 
 
 def synthetic_problems(n: int, seed: int, split: Split | None = None, **world: Any) -> list[Problem]:

@@ -18,7 +18,6 @@ from lori_pl.models.generation import Stopwatch
 from lori_pl.models.reasoner import LatentReasoner
 
 PHASES = ("prefill", "thought", "answer")
-WARM_UP = 3
 
 
 @dataclass
@@ -85,7 +84,7 @@ def time_answers(
         problems: The problems.
         batch: Problems a batch.
         max_new_tokens: Most tokens of an answer.
-        repeats: How often; a few batches before them do not count.
+        repeats: How often; before them the batches of the shortest, middling and longest questions, which do not count.
 
     Raises:
         LoriError: If there is no problem, or an argument is below 1.
@@ -99,9 +98,9 @@ def time_answers(
     correct = np.zeros(count, dtype=bool)
     passes, tokens = np.zeros(count), np.zeros(count)
     times = {phase: np.zeros((repeats, count)) for phase in PHASES}
-    rounds = [*([-1] * min(WARM_UP, len(batches))), *range(repeats)]
-    for number in rounds:
-        for rows in batches[: 1 if number < 0 else None]:
+    warm_up = [batches[place] for place in sorted({0, len(batches) // 2, len(batches) - 1})]
+    for number, chosen in [(-1, warm_up), *((number, batches) for number in range(repeats))]:
+        for rows in chosen:
             ids, mask = pad_questions([encoded[row] for row in rows], reasoner.encoder)
             ids, mask = ids.to(reasoner.device), mask.to(reasoner.device)
             watch = Stopwatch(reasoner.device)
@@ -132,7 +131,8 @@ def largest_batch(reasoner: LatentReasoner, problems: Sequence[Problem], max_new
         size *= 2
     if reasoner.device.type != "cuda":
         return size
-    longest = sorted(problems, key=lambda problem: len(problem.question))
+    encoded = reasoner.encoder.questions([problem.question for problem in problems])
+    longest = [problems[row] for row in np.argsort([len(ids) for ids in encoded], kind="stable")]
     while size > 1:
         try:
             time_answers(reasoner, longest[-size:], size, max_new_tokens, repeats=1)

@@ -72,6 +72,8 @@ def recorded_attention(lm: PreTrainedModel) -> Iterator[list[AttentionInputs]]:
     finally:
         _recorded.reset(token)
         del ALL_ATTENTION_FUNCTIONS[name]
+        if ALL_ATTENTION_FUNCTIONS.get(name) is not plain:  # not transformers' own: somebody had set it
+            ALL_ATTENTION_FUNCTIONS[name] = plain
     if not found:
         raise LoriError(
             f"{type(lm).__name__} does not take its attention from transformers' interface, so it cannot be read: take "

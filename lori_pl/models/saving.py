@@ -160,9 +160,10 @@ def save_reasoner(
         reasoner.tokenizer.save_pretrained(part)
         (part / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         (part / "README.md").write_text(_card(reasoner, folder.name), encoding="utf-8")
+        readable = (part / SETTINGS).stat().st_mode
         for file in part.rglob("*"):
             if file.is_file():
-                file.chmod(0o644)  # safetensors makes files that only their owner can read
+                file.chmod(readable)  # safetensors makes files that only their owner can read
 
     replace_folder(folder, write)
 

@@ -12,17 +12,15 @@ from lori_pl.errors import LoriError
 MEASURES = ("accuracy", "low", "high", "n", "passes", "milliseconds", "problems")
 
 
-def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """What a run reports of itself.
+def read_entry(path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What a run reports of its method.
 
     Args:
         path: The run's ``summary.json``: ``{"methods": {NAME: {"accuracy", "low", "high", "n", "passes",
             "milliseconds", ...}}, ...}`` with one method.
-        metrics: Further names to copy, from the method's entry or else from the whole summary; dots lead inwards
-            (``test_sets.svamp.accuracy``).
 
     Returns:
-        The method's name, and the measures, the machine with its GPU's peak of memory, and the metrics that are there.
+        The method's name, its entry and the whole summary.
 
     Raises:
         LoriError: The file is missing or is no summary of one method.
@@ -40,6 +38,24 @@ def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any
     accuracy = entry.get("accuracy") if isinstance(entry, dict) else None
     if not isinstance(accuracy, int | float) or isinstance(accuracy, bool):
         raise LoriError(f"summary.json has no 'accuracy' of method '{method}'")
+    return method, entry, summary
+
+
+def read_summary(path: Path, metrics: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """What a run reports of itself, for its row.
+
+    Args:
+        path: The run's ``summary.json``, as `read_entry` takes it.
+        metrics: Further names to copy, from the method's entry or else from the whole summary; dots lead inwards
+            (``test_sets.svamp.accuracy``).
+
+    Returns:
+        The method's name, and the measures, the machine with its GPU's peak of memory, and the metrics that are there.
+
+    Raises:
+        LoriError: The file is missing or is no summary of one method.
+    """
+    method, entry, summary = read_entry(path)
     found = {name: _find(name, entry) for name in MEASURES}
     for name in ("machine", "peak_gpu_memory_mib", *metrics):
         value = _find(name, entry)

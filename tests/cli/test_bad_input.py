@@ -140,6 +140,11 @@ def test_a_precision_that_rounds_what_is_measured(world, capsys, lori_args, comm
         ("--model.optimizer.weight_decay=-1", "model.optimizer: Invalid weight_decay value: -1"),
         ("--model.weights.mean=-1", "the loss 'mean' of LowRankAlignment has weight -1.0: give 0 or more"),
         ("--model.alignment.w_covariance=-0.5", "the loss 'covariance' of LowRankAlignment has weight -0.5"),
+        ("--model.optimizer=torch.optim.LBFGS", "model.optimizer: LBFGS doesn't support per-parameter options"),
+        ("--seed_everything=-1", r"seed_everything is -1: give a number from 0 to 2\^32 - 1"),
+        ("--seed_everything=true", "seed_everything is true: give"),
+        ("--seed_everything=false", "seed_everything is false: give"),
+        ("--data.num_workers=-1", "data.num_workers is -1: give 0 or more"),
         ("--data.template.answer_prompt=####", "template.answer_prompt is null, and takes str: .* quote it twice"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from failing import message
 from tiny_world import BASE
 
@@ -90,6 +91,21 @@ def test_a_student_looks_alike_on_every_test_set(tmp_path):
     first, second = ([bar.lines[0].get_color() for bar in axes.containers] for axes in figure.axes)
     assert first[0] != first[1]
     assert second == first[1:]
+
+
+def test_a_fault_of_the_machine_is_one_line(world, lori, capsys, monkeypatch):
+    """As in a training: every command explains them."""
+
+    def generate(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    monkeypatch.setattr(LatentReasoner, "generate", generate)
+    assert bench(world, lori) == 2
+    assert "out of memory in evaluation (asked for 2.50 GiB): lower" in (said := message(capsys))
+    assert "--largest" in said
+    monkeypatch.setattr(LatentReasoner, "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench(world, lori)
 
 
 def test_bad_input(world, teacher, capsys):

@@ -14,7 +14,10 @@ from tiny_world import BACKBONE, BASE
 from lori_pl.cli import main
 from lori_pl.commands import prepare
 from lori_pl.data.sources import GSM8KAug, PublishedFile
+from lori_pl.data.template import Template
 from lori_pl.files import lock_folder
+from lori_pl.methods import SIMCoT
+from lori_pl.models.backbone import Backbone
 
 
 def run(world, *flags, method="LoRi", **init_args) -> int:
@@ -63,6 +66,11 @@ def test_what_cannot_be_fetched(world, capsys):
     assert "model.backbone 'owner/model' at revision main is neither a folder nor can it be fetched" in text
     assert run(world, method="ExplicitCoT", backbone={**named, "name": "nowhere/model.gguf"}) == 2
     assert "no such file" in message(capsys)
+
+
+def test_a_decoder_of_its_own_is_fetched_too():
+    named = {field: Backbone(name=f"owner/{field}", tokenizer="synthetic") for field in ("backbone", "decoder")}
+    assert dict(prepare.backbones(SIMCoT(**named, template=Template(), latents=2))) == named
 
 
 def test_published_data_that_is_not_here_is_fetched_once(world, monkeypatch, tmp_path_factory):

@@ -51,6 +51,12 @@ def test_it_compares_the_methods_and_keeps_the_student(recipe, capsys, monkeypat
 
     monkeypatch.setattr(runner, "run_child", lambda *_, **__: pytest.fail("what is done is done again"))
     assert main(["quickstart", str(recipe)]) == 0
+    summary = next(Path("out/cells").glob("*/summary.json"))
+    summary.write_text("{")
+    capsys.readouterr()
+    assert main(["quickstart", str(recipe)]) == 2
+    assert "summary.json cannot be read" in (said := capsys.readouterr().err)
+    assert str(summary.parent) in said
     shutil.rmtree("out/cells")
     assert main(["quickstart", str(recipe)]) == 2
     assert "is gone" in capsys.readouterr().err

@@ -304,6 +304,13 @@ def test_a_world_whose_chains_all_get_stuck_is_one_error():
         synthetic_problems(1, 0, operators="*", limit=10, min_steps=7, max_steps=7, alternate=False)
 
 
+def test_a_split_that_no_chain_falls_into_is_one_error():
+    few = {"operators": "+", "min_steps": 1, "max_steps": 1, "largest_operand": 2, "largest_start": 2}
+    assert len(synthetic_problems(3, 0, "train", alternate=False, **few)) == 3
+    with pytest.raises(LoriError, match=r"none of 10000 chains in a row is of the split validation: .* more operators"):
+        synthetic_problems(1, 0, "validation", alternate=False, **few)
+
+
 def test_dated_sentences_name_their_months_in_order():
     for problem in synthetic_problems(20, 0, dated=True, min_steps=12, max_steps=12):
         assert re.findall(r"In (\w+) [a-z]+", problem.question) == list(MONTHS)

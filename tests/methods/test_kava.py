@@ -116,6 +116,25 @@ def test_recording_changes_nothing_and_ends(attention):
     assert len(found) == 2
 
 
+def test_an_attention_that_somebody_set_is_there_again(monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    lm = build(config=GQA, attention="sdpa", latents=2).student.lm.eval()
+    theirs, calls = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+
+    def own(*arguments, **keywords):
+        calls.append(1)
+        return theirs(*arguments, **keywords)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", own)
+    with recorded_attention(lm) as outer:
+        with recorded_attention(lm) as inner:
+            lm(input_ids=torch.tensor([[5, 6, 7, 8]]))
+        lm(input_ids=torch.tensor([[5, 6, 7, 8]]))
+    assert (len(inner), len(outer), len(calls)) == (2, 4, 4)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is own
+
+
 def test_the_token_that_is_asked_for_and_the_one_that_is_new_are_kept():
     """Three rationale tokens behind one of the question: two alike, of which the answer looks at one, and another."""
     key = torch.tensor([[9.0, 0.0], [1.0, 0.0], [1.01, 0.0], [0.0, 1.0], [0.0, 5.0]])[None, None]
