@@ -26,6 +26,9 @@ FEWEST_SEEDS = 3
 CLAIM_SEEDS = 5
 """The number of common seeds from which a difference may be called a claim."""
 
+SIGNIFICANCE = 0.05
+"""The corrected p-value below which a difference is called one; intervals are those of 95 %."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -91,7 +94,6 @@ class Claim:
         adjusted: The same after Holm's correction for all claims that were adjusted together.
         one_pair: Where there is one common seed and the outcomes of both models are known.
         by_steps: The effect among the problems of each number of rationale steps.
-        level: Coverage of the intervals.
     """
 
     first: str
@@ -102,7 +104,6 @@ class Claim:
     adjusted: float | None
     one_pair: OnePair | None
     by_steps: Mapping[int, Effect]
-    level: float
 
     @property
     def verdict(self) -> str:
@@ -114,7 +115,7 @@ class Claim:
             return "no claim: two seeds"
         if self.adjusted is None:
             return "no test: the seeds' differences are all the same"
-        shown = self.adjusted < 1 - self.level
+        shown = self.adjusted < SIGNIFICANCE
         better = self.first if self.effect.mean > 0 else self.second
         if n < CLAIM_SEEDS:
             said = f"points to {better}" if shown else "no difference shown"
@@ -127,7 +128,6 @@ def claim(
     second: str,
     measured: Mapping[tuple[str, int], Measured],
     outcomes: Outcomes | None = None,
-    level: float = 0.95,
 ) -> Claim:
     r"""Compares two methods over their common seeds.
 
@@ -140,7 +140,6 @@ def claim(
         second: Another.
         measured: Accuracies by method and seed, all on the same test problems.
         outcomes: Whether each answer was right, by method and seed, for what one pair of models says.
-        level: Coverage of the intervals.
 
     Returns:
         The claim, with its own p-value alone; `adjust` corrects those of several.
@@ -163,28 +162,28 @@ def claim(
     differences = {seed: a.accuracy - b.accuracy for seed, (a, b) in zip(seeds, pairs, strict=True)}
     steps = sorted({k for a, b in pairs for k in a.by_steps.keys() & b.by_steps.keys()})
     by_steps = {
-        k: _effect([a.by_steps[k] - b.by_steps[k] for a, b in pairs if k in a.by_steps and k in b.by_steps], level)
+        k: _effect([a.by_steps[k] - b.by_steps[k] for a, b in pairs if k in a.by_steps and k in b.by_steps])
         for k in steps
     }
     p = paired_t([a.accuracy for a, _ in pairs], [b.accuracy for _, b in pairs])
     one_pair = None
     if len(seeds) == 1 and outcomes is not None and {(first, seeds[0]), (second, seeds[0])} <= outcomes.bits.keys():
         a, b = outcomes.bits[first, seeds[0]], outcomes.bits[second, seeds[0]]
-        one_pair = compare_models(a, b, level)
-        by_steps = dict(sorted((by_steps | _over_problems(a, b, outcomes.steps, level)).items()))
-    effect = _effect(list(differences.values()), level)
-    return Claim(first, second, differences, effect, p, p, one_pair, by_steps, level)
+        one_pair = compare_models(a, b)
+        by_steps = dict(sorted((by_steps | _over_problems(a, b, outcomes.steps)).items()))
+    effect = _effect(list(differences.values()))
+    return Claim(first, second, differences, effect, p, p, one_pair, by_steps)
 
 
 def in_words(found: Claim) -> str:
     """A claim in one line: the difference, its interval and test, and each seed's difference."""
     text = f"{found.first} - {found.second}: {100 * found.effect.mean:+.1f} points"
-    level, pair = f"{100 * found.level:g} %", found.one_pair
+    pair = found.one_pair
     if pair is not None:
-        interval = "" if pair.bounds is None else f"{level} interval {span(pair.bounds)}, bootstrap over problems; "
+        interval = "" if pair.bounds is None else f"95 % interval {span(pair.bounds)}, bootstrap over problems; "
         text += f" ({interval}McNemar's p {p_text(pair.p)})"
     elif found.effect.bounds is not None:
-        text += f" ({level} interval {span(found.effect.bounds)}, t over {found.effect.seeds} seeds"
+        text += f" (95 % interval {span(found.effect.bounds)}, t over {found.effect.seeds} seeds"
         text += f"; p {p_text(found.p)}, Holm {p_text(found.adjusted)})" if found.p is not None else ")"
     if len(found.differences) > 1:
         seeds = (f"{seed}: {100 * difference:+.1f}" for seed, difference in found.differences.items())
@@ -229,28 +228,25 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float | None:
         return float(stats.ttest_rel(first, second).pvalue)
 
 
-def compare_models(
-    first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray, level: float = 0.95
-) -> OnePair:
+def compare_models(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> OnePair:
     """Compares two models on the same problems: the bootstrap's interval, and the exact McNemar test.
 
     Args:
         first: One bit a problem, shape (n,): whether the first model is right.
         second: The second model's bits on the same problems in the same order, shape (n,).
-        level: Coverage of the intervals.
 
     Raises:
         LoriError: As `bootstrap_difference`.
     """
-    bounds = bootstrap_difference(first, second, level)
+    bounds = bootstrap_difference(first, second)
     a, b = as_bits(first, "first"), as_bits(second, "second")
     table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
     p = float(mcnemar(table, exact=True).pvalue) if table[0][1] + table[1][0] else 1.0
     return OnePair(bounds, min(p, 1.0), table[0][1], table[1][0])
 
 
-def _effect(values: Sequence[float], level: float) -> Effect:
-    bounds = seed_interval(values, level)
+def _effect(values: Sequence[float]) -> Effect:
+    bounds = seed_interval(values)
     if bounds is not None:  # as far as there are such differences
         bounds = max(bounds[0], -1.0), min(bounds[1], 1.0)
     return Effect(float(np.mean(values)), bounds, len(values), "" if bounds is None else "seeds")
@@ -266,13 +262,13 @@ def span(bounds: Sequence[float]) -> str:
     return f"{100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f}"
 
 
-def _over_problems(a: np.ndarray, b: np.ndarray, steps: np.ndarray | None, level: float) -> dict[int, Effect]:
+def _over_problems(a: np.ndarray, b: np.ndarray, steps: np.ndarray | None) -> dict[int, Effect]:
     """What one pair of models says by number of steps, shape (n,) each; nothing where the numbers are not known."""
     if steps is None:
         return {}
     found = {}
     for k in np.unique(steps).tolist():
         first, second = a[steps == k], b[steps == k]
-        bounds = bootstrap_difference(first, second, level)
+        bounds = bootstrap_difference(first, second)
         found[int(k)] = Effect(float(first.mean() - second.mean()), bounds, 1, "" if bounds is None else "problems")
     return found

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import random
 import re
 import shlex
 import sys
@@ -21,9 +20,9 @@ import yaml
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import as_field
 from lori_pl.run_files import STUDENT
-from lori_pl.sweep.fields import CONFIG_AXIS, VARIANT_AXIS, Interval
+from lori_pl.sweep.fields import CONFIG_AXIS, VARIANT_AXIS
 from lori_pl.sweep.reading import reading
-from lori_pl.sweep.specification import RandomSearch, SweepSpecification
+from lori_pl.sweep.specification import SweepSpecification
 
 ANY_METHOD = "\1"
 """Stands in a label for the method's name, which the run alone says."""
@@ -216,7 +215,7 @@ def expand(sweep: SweepSpecification) -> list[Cell]:
         LoriError: A config file is missing or no YAML, or the label has an unknown placeholder or gives two different
             points the same name.
     """
-    points = [point | drawn for point in grid_points(sweep) for drawn in draw(sweep.random)]
+    points = grid_points(sweep)
     maker = CellMaker(sweep)
     cells: dict[str, Cell] = {}
     for seed in sweep.seeds:
@@ -226,21 +225,6 @@ def expand(sweep: SweepSpecification) -> list[Cell]:
                 cells.setdefault(each.id, replace(each, number=len(cells) + 1))
     _check_label(sweep, list(cells.values()))
     return list(cells.values())
-
-
-def draw(search: RandomSearch | None) -> list[dict[str, Any]]:
-    """The points of a random search, in order; a single empty point where there is none.
-
-    Each key is drawn by a generator of its own, seeded by the search's seed and the key: more samples keep the earlier
-    points, and another key in the space changes no other key's draws. Numbers are rounded to six digits.
-    """
-    if search is None:
-        return [{}]
-    generators = {key: random.Random(f"{search.seed}/{key}") for key in search.space}
-    return [
-        {key: _draw(space, generators[key].random()) for key, space in search.space.items()}
-        for _ in range(search.samples)
-    ]
 
 
 def flag_text(value: Any) -> str:
@@ -269,20 +253,6 @@ def _json(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
     return json.dumps(value, ensure_ascii=False)
-
-
-def _draw(space: Interval | list[Any], uniform: float) -> Any:
-    if isinstance(space, list):
-        return space[int(uniform * len(space))]
-    # A whole number owns the unit interval around it, so both bounds are as likely as the rest.
-    low, high = (space.low - 0.5, space.high + 0.5) if space.integer else (space.low, space.high)
-    if space.log:
-        value = math.exp(math.log(low) + uniform * (math.log(high) - math.log(low)))
-    else:
-        value = low + uniform * (high - low)
-    if space.integer:
-        return min(max(round(value), int(space.low)), int(space.high))
-    return rounded(min(max(value, space.low), space.high))
 
 
 def rounded(value: float) -> float:

@@ -69,7 +69,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 def _override(path: Path, content: dict[Any, Any], override: str, fields: Sequence[str]) -> None:
     key, equals, text = override.partition("=")
     # The keys inside these are dotted themselves, so the longest prefix is the place and the rest is one key.
-    places = ("random.space.", "random.", "search.space.", "search.", "fixed.", "grid.")
+    places = ("search.space.", "search.", "fixed.", "grid.")
     place = next((p for p in places if key.startswith(p)), "")
     entry = key[len(place) :]
     if not equals or not entry or (not place and entry not in fields):

@@ -16,14 +16,8 @@ on to the run). Paths are relative to the folder that the command is run in, as 
     variants:                           # sets of flags by name, as a further axis, {variant} in a label; under
       standard: {}                      # `config` a file or a list of them that goes behind the others
       mean_only: {model.weights.covariance: 0}
-    random:                             # drawn once, then crossed with the grid
-      samples: 20
-      seed: 0
-      space:
-        model.learning_rate: {low: 1e-4, high: 1e-2, log: true}   # whole numbers where both bounds are
-        model.latents: {choices: [4, 5, 6]}
-    search:                             # instead of random: Optuna proposes the points, one after the other, for
-      trials: 20                        # each combination of the grid; a trial is run with every seed
+    search:                             # Optuna proposes the points, one after the other, for each combination of
+      trials: 20                        # the grid; a trial is run with every seed
       hours: 8                          # a worker starts none after so long from its start, for each combination; null
                                         # (the default): no limit
       metric: validation                # one of the metrics below; the mean over seeds
@@ -32,7 +26,9 @@ on to the run). Paths are relative to the folder that the command is run in, as 
       sampler: tpe                      # or random, gp, qmc: Optuna's
       seed: 0
       storage: null                     # where workers share the trials: a journal file in OUTPUT, or a database's URL
-      space: {}                         # as under random
+      space:
+        model.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}   # whole numbers where both bounds are
+        model.latents: {choices: [4, 5, 6]}
     tests: {latents: [1, 3, 8]}         # `test` of each run's student with every combination of these flags: a row
                                         # each, whose name is the run's with [latents=3] behind it
     seeds: [0, 1, 2]                    # default: [0]; each cell is run with each, --seed_everything
@@ -74,18 +70,9 @@ SAMPLERS = ("tpe", "random", "gp", "qmc")
 """Optuna's samplers that a search may name."""
 
 _FIELDS = (
-    *("name", "output", "results", "configs", "fixed", "grid", "variants", "random", "search", "tests"),
+    *("name", "output", "results", "configs", "fixed", "grid", "variants", "search", "tests"),
     *("seeds", "label", "metrics", "reuse", "compare"),
 )
-
-
-@dataclass(frozen=True)
-class RandomSearch:
-    """A random search: how many points, from which seed, and from what space (an `Interval` or a list of choices)."""
-
-    samples: int
-    seed: int
-    space: dict[str, Interval | list[Any]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +102,6 @@ class SweepSpecification:
     fixed: dict[str, Any]
     grid: dict[str, list[Any]]
     variants: dict[str, dict[str, Any]]
-    random: RandomSearch | None
     search: Search | None
     tests: dict[str, list[Any]]
     seeds: tuple[int, ...]
@@ -136,9 +122,8 @@ class SweepSpecification:
 
     @property
     def space(self) -> dict[str, Interval | list[Any]]:
-        """What is drawn, at random or by a search."""
-        drawn = self.random or self.search
-        return drawn.space if drawn is not None else {}
+        """What a search draws: an `Interval` or a list of choices each."""
+        return self.search.space if self.search is not None else {}
 
 
 def load_specification(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpecification:
@@ -146,8 +131,8 @@ def load_specification(path: str | Path, overrides: Sequence[str] = ()) -> Sweep
 
     Args:
         path: The YAML file.
-        overrides: ``FIELD=VALUE`` each, replacing a field of the file or, after ``fixed.``, ``grid.``, ``random.``,
-            ``search.`` or their ``space.``, one entry of it: ``seeds=[0]``, ``fixed.trainer.max_steps=10``.
+        overrides: ``FIELD=VALUE`` each, replacing a field of the file or, after ``fixed.``, ``grid.``,
+            ``search.`` or ``search.space.``, one entry of it: ``seeds=[0]``, ``fixed.trainer.max_steps=10``.
 
     Returns:
         The sweep.
@@ -169,19 +154,15 @@ class _Reader(FieldReader):
                 self.fail(str(field), f"unknown field; known are {', '.join(_FIELDS)}")
         name = self.text("name") or self.path.stem
         grid, tests = self.grid("grid"), self.grid("tests")
-        random = self.random()
         fixed = self.flags("fixed")
         configs = self.texts("configs")
         metrics = self.texts("metrics")
         search = self.search(metrics)
         if CONFIG_AXIS in fixed:
             self.fail(f"fixed.{CONFIG_AXIS}", "a config file that every run gets belongs under 'configs'")
-        if random is not None and search is not None:
-            self.fail("search", "given beside 'random'; keep one")
-        drawn, kind = (random, "random") if search is None else (search, "search")
-        space = drawn.space if drawn is not None else {}
+        space = search.space if search is not None else {}
         if CONFIG_AXIS in space:
-            self.fail(f"{kind}.space.{CONFIG_AXIS}", "config files vary under 'grid' and 'variants'")
+            self.fail(f"search.space.{CONFIG_AXIS}", "config files vary under 'grid' and 'variants'")
         variants = self.variants()
         if not configs and CONFIG_AXIS not in grid and not any(CONFIG_AXIS in flags for flags in variants.values()):
             self.fail("configs", "missing; list at least one base config")
@@ -189,7 +170,7 @@ class _Reader(FieldReader):
         parts = (fixed, grid, varied, tests, space)
         for key in [key for part in parts[1:] for key in part]:
             if sum(key in part for part in parts) > 1:
-                named = f"'fixed', 'grid', 'variants', 'tests' and '{kind}.space'"
+                named = "'fixed', 'grid', 'variants', 'tests' and 'search.space'"
                 self.fail(key, f"given more than once among {named}; keep one")
         if search is not None and tests:
             self.fail("tests", "the trials of a search are not tested again; give what it found a sweep of its own")
@@ -209,7 +190,6 @@ class _Reader(FieldReader):
             fixed=fixed,
             grid=grid,
             variants=variants,
-            random=random,
             search=search,
             tests=tests,
             seeds=self.seeds(),
@@ -239,20 +219,6 @@ class _Reader(FieldReader):
             if not isinstance(value := flags.get(CONFIG_AXIS, []), str) and not are_texts(value):
                 self.fail(f"variants.{name}.{CONFIG_AXIS}", f"expected a config file, or a list of them, got {value!r}")
         return found
-
-    def random(self) -> RandomSearch | None:
-        search = self.mapping("random", self.content)
-        if self.content.get("random") is None:
-            return None
-        for key in search:
-            if key not in ("samples", "seed", "space"):
-                self.fail(f"random.{key}", "unknown field; known are samples, seed, space")
-        samples, seed = search.get("samples"), search.get("seed", 0)
-        self.positive("random.samples", samples)
-        assert isinstance(samples, int)
-        if not is_count(seed):
-            self.fail("random.seed", f"expected a whole number, got {seed!r}")
-        return RandomSearch(samples, seed, self.space("random.space", search))
 
     def search(self, metrics: Sequence[str]) -> Search | None:
         given = self.mapping("search", self.content)

@@ -27,7 +27,7 @@ def asking(pairs):
     """A sweep file that compares pairs, and whose table is nowhere."""
     fields = dict.fromkeys((field.name for field in dataclasses.fields(SweepSpecification)), ())
     nothing = {"file": Path("f"), "results": Path("nowhere"), "grid": {}, "variants": {}, "fixed": {}, "tests": {}}
-    none = dict.fromkeys(("random", "search", "label"))
+    none = dict.fromkeys(("search", "label"))
     return SweepSpecification(**fields | nothing | none | {"compare": pairs, "name": "f", "seeds": [0]})
 
 

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from lori_pl.errors import LoriError
-from lori_pl.sweep.cells import draw, expand, flag_text
-from lori_pl.sweep.fields import Interval
-from lori_pl.sweep.specification import RandomSearch, load_specification
+from lori_pl.sweep.cells import expand, flag_text
+from lori_pl.sweep.specification import load_specification
 
 
 @pytest.fixture
@@ -100,13 +99,6 @@ def test_a_point_that_occurs_twice_is_one_cell(cells):
     assert [cell.point for cell in cells("configs: [base.yaml]\ngrid: {m.a: [1, 2, 1]}")] == [{"m.a": 1}, {"m.a": 2}]
 
 
-def test_random_samples_cross_the_grid(cells):
-    text = "configs: [base.yaml]\ngrid: {a.a: [1, 2]}\nrandom: {samples: 3, space: {m.b: {low: 0.0, high: 1}}}"
-    found = cells(text)
-    assert len(found) == 6
-    assert [c.point["m.b"] for c in found[:3]] == [c.point["m.b"] for c in found[3:]]
-
-
 def test_the_command_is_the_real_command_line(cells):
     (cell,) = cells(
         "configs: [base.yaml]\nfixed: {t.s: 20, t.c: null, t.b: true, t.l: [1, a]}\n"
@@ -144,9 +136,9 @@ def test_the_id_depends_on_all_that_defines_the_run_and_on_nothing_else(cells):
 
 
 def test_a_sweep_that_grows_keeps_its_cells(cells):
-    text = "configs: [base.yaml]\nrandom: {samples: 3, seed: 1, space: {m.a: {low: 0, high: 99}}}\nseeds: [0]"
+    text = "configs: [base.yaml]\ngrid: {m.a: [3, 1, 2]}\nseeds: [0]"
     before = [cell.id for cell in cells(text)]
-    assert [cell.id for cell in cells(text, "random.samples=5")[:3]] == before
+    assert [cell.id for cell in cells(text, "grid.m.a=[3,1,2,7]")[:3]] == before
     assert set(before) < {cell.id for cell in cells(text, "seeds=[4,0]")}
 
 
@@ -199,46 +191,6 @@ def test_a_cell_on_several_machines_is_refused_before_anything_runs(cells):
 
 def test_the_method_alone_may_name_cells_of_different_configs(cells):
     assert len(cells("configs: [base.yaml]\ngrid: {config: [lori.yaml, []]}\nlabel: '{method}'")) == 2
-
-
-# --- random search ----------------------------------------------------------------------------------------------------
-
-
-def test_a_random_search_is_fixed_by_its_seed():
-    """Literal values: another Python must draw the same cells, or a resumed sweep would start anew."""
-    space = {"a": Interval(0.0, 1.0, log=False, integer=False), "b": Interval(1, 100, log=True, integer=True)}
-    points = draw(RandomSearch(3, 0, space | {"c": ["x", None, True]}))
-    assert points == draw(RandomSearch(3, 0, space | {"c": ["x", None, True]}))
-    assert points == [
-        {"a": 0.932799, "b": 1, "c": None},
-        {"a": 0.35245, "b": 20, "c": True},
-        {"a": 0.00607826, "b": 3, "c": None},
-    ]
-    assert draw(RandomSearch(3, 1, space | {"c": ["x", None, True]})) != points
-    assert draw(RandomSearch(2, 0, {"b": space["b"]})) == [{"b": point["b"]} for point in points[:2]]
-
-
-@given(low=st.integers(1, 50), width=st.integers(1, 50), log=st.booleans(), whole=st.booleans(), seed=st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
-def test_draws_stay_in_range_and_keep_their_type(low, width, log, whole, seed):
-    bounds = (low, low + width) if whole else (low * 1e-5, (low + width) * 1e-5)
-    for point in draw(RandomSearch(20, seed, {"k": Interval(*bounds, log=log, integer=whole)})):
-        assert bounds[0] <= point["k"] <= bounds[1]
-        assert isinstance(point["k"], int if whole else float)
-
-
-def test_draws_fill_the_range_evenly_or_evenly_in_the_logarithm():
-    def values(space):
-        return [point["k"] for point in draw(RandomSearch(4000, 0, {"k": space}))]
-
-    logarithms = [math.log10(value) for value in values(Interval(1e-4, 1.0, log=True, integer=False))]
-    assert sum(value < -2 for value in logarithms) / 4000 == pytest.approx(0.5, abs=0.03)
-    linear = values(Interval(1e-4, 1.0, log=False, integer=False))
-    assert sum(value < 0.25 for value in linear) / 4000 == pytest.approx(0.25, abs=0.03)
-    whole = values(Interval(1, 4, log=False, integer=True))
-    assert [whole.count(k) / 4000 for k in (1, 2, 3, 4)] == pytest.approx([0.25] * 4, abs=0.03)
-    chosen = values(["x", "y"])
-    assert chosen.count("x") / 4000 == pytest.approx(0.5, abs=0.03)
 
 
 # --- values on the command line ---------------------------------------------------------------------------------------

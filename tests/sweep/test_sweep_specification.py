@@ -12,8 +12,10 @@ fixed: {trainer.max_steps: 20, trainer.callbacks: null, model.template: "\\\\${d
 grid:
   model.rank: [4, 8]
   config: [c.yaml, [d.yaml, e.yaml], []]
-random:
-  samples: 3
+search:
+  trials: 3
+  metric: accuracy_steps_3
+  on_test: true
   seed: 5
   space:
     model.lr: {low: 1e-4, high: 1e-2, log: true}
@@ -37,9 +39,9 @@ def test_a_full_file_is_read_with_its_types(tmp_path):
     assert (sweep.name, str(sweep.output), sweep.configs) == ("rank", "out/rank", ("a.yaml", "b.yaml"))
     assert sweep.fixed == {"trainer.max_steps": 20, "trainer.callbacks": None, "model.template": "${data.k}"}
     assert sweep.grid == {"model.rank": [4, 8], "config": ["c.yaml", ["d.yaml", "e.yaml"], []]}
-    assert sweep.random is not None
-    assert (sweep.random.samples, sweep.random.seed) == (3, 5)
-    assert sweep.random.space == {
+    assert sweep.search is not None
+    assert (sweep.search.trials, sweep.search.seed) == (3, 5)
+    assert sweep.search.space == {
         "model.lr": Interval(1e-4, 1e-2, log=True, integer=False),
         "model.latents": Interval(2, 6, log=False, integer=True),
         "model.core": ["joint", "per_layer_mode"],
@@ -52,7 +54,7 @@ def test_a_full_file_is_read_with_its_types(tmp_path):
 def test_all_but_the_configs_has_a_default(tmp_path):
     sweep = _load(tmp_path, "configs: [a.yaml]")
     assert (sweep.name, str(sweep.output), sweep.seeds) == ("file", "runs/sweeps/file", (0,))
-    assert (sweep.fixed, sweep.grid, sweep.random, sweep.label, sweep.metrics, sweep.compare) == (
+    assert (sweep.fixed, sweep.grid, sweep.search, sweep.label, sweep.metrics, sweep.compare) == (
         {},
         {},
         None,
@@ -66,15 +68,15 @@ def test_overrides_replace_fields_and_dotted_entries_before_interpolation(tmp_pa
     sweep = _load(
         tmp_path,
         FULL,
-        *("name=other", "seeds=[7]", "fixed.trainer.max_steps=1e-3", "grid.model.rank=[2]", "random.samples=1"),
-        *("random.space.model.lr={choices: [1]}", "fixed.new.key=a=b"),
+        *("name=other", "seeds=[7]", "fixed.trainer.max_steps=1e-3", "grid.model.rank=[2]", "search.trials=1"),
+        *("search.space.model.lr={choices: [1]}", "fixed.new.key=a=b"),
     )
     assert (sweep.name, str(sweep.output), sweep.seeds) == ("other", "out/other", (7,))
     assert sweep.fixed["trainer.max_steps"] == 1e-3
     assert sweep.fixed["new.key"] == "a=b"
     assert sweep.grid["model.rank"] == [2]
-    assert sweep.random is not None
-    assert (sweep.random.samples, sweep.random.space["model.lr"]) == (1, [1])
+    assert sweep.search is not None
+    assert (sweep.search.trials, sweep.search.space["model.lr"]) == (1, [1])
     assert _load(tmp_path, "configs: [a]", "grid.model.rank=[2]").grid == {"model.rank": [2]}
 
 
@@ -132,11 +134,6 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
             "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, space: {config: {choices: [b]}}}",
             "config files vary under 'grid' and 'variants'",
         ),
-        (
-            "configs: [a]\nmetrics: [v]\nsearch: {trials: 2, metric: v, space: {k: {choices: [1]}}}\n"
-            "random: {samples: 1, space: {j: {choices: [1]}}}",
-            "field 'search': given beside 'random'",
-        ),
         ("configs: [a]\nvariants: {x: {config: 3}}", "field 'variants.x.config': expected a config file, or a list"),
         ("variants: {x: {k: 3}}", "field 'configs': missing"),
         ("configs: [a]\nfixed: {variant: x}", "field 'fixed.variant': no flag"),
@@ -167,23 +164,41 @@ def test_an_override_of_no_field_is_refused(tmp_path, override):
         ("configs: [a]\ncompare: false", r"field 'compare': expected a list of pairs of labels"),
         ("configs: [a]\ncompare: [[a, a]]", r"field 'compare': 'a' is compared with itself"),
         ("configs: [a]\nmetrics: 0", r"field 'metrics': expected a list of texts, got 0"),
-        ("configs: [a]\nrandom: {}", "field 'random.samples': expected a positive whole number"),
         ("configs: [a]\nsearch: {}", "field 'search.trials': expected a positive whole number"),
-        ("configs: [a]\nrandom: {sample: 3}", "field 'random.sample': unknown field"),
-        ("configs: [a]\nrandom: {samples: 0}", "field 'random.samples': expected a positive whole number"),
-        ("configs: [a]\nrandom: {samples: 1}", "field 'random.space': missing"),
-        ("configs: [a]\nrandom: {samples: 1, seed: x, space: {k: {choices: [1]}}}", "field 'random.seed'"),
-        ("configs: [a]\nrandom: {samples: 1, space: {k: 3}}", r"field 'random.space.k': expected \{low, high, log\}"),
-        ("configs: [a]\nrandom: {samples: 1, space: {k: {choices: []}}}", "field 'random.space.k.choices'"),
-        ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 2, high: 1}}}", r"low \(2\) must be less than high"),
+        ("configs: [a]\nrandom: {samples: 1}", "field 'random': unknown field; known are name"),
+        ("configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v}", "field 'search.space': missing"),
         (
-            "configs: [a]\nrandom: {samples: 1, space: {k: {low: a, high: 1}}}",
-            "field 'random.space.k.low': expected a finite n",
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v, space: {k: 3}}",
+            r"field 'search.space.k': expected \{low, high, log\}",
         ),
-        ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0.0, high: .inf}}}", "expected a finite number, got inf"),
-        ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: true}}}", "needs a positive low, got 0"),
-        ("configs: [a]\nrandom: {samples: 1, space: {k: {low: 0, high: 1, log: 1}}}", "expected true or false, got 1"),
-        ("configs: [a]\nrandom: {samples: 1, space: {config: {choices: [a]}}}", "config files vary under 'grid' and"),
+        (
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v, space: {k: {choices: []}}}",
+            "field 'search.space.k.choices'",
+        ),
+        (
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v, space: {k: {low: 2, high: 1}}}",
+            r"low \(2\) must be less than high",
+        ),
+        (
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v, space: {k: {low: a, high: 1}}}",
+            "field 'search.space.k.low': expected a finite n",
+        ),
+        (
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v, space: {k: {low: 0.0, high: .inf}}}",
+            "expected a finite number, got inf",
+        ),
+        (
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v, space: {k: {low: 0, high: 1, log: true}}}",
+            "needs a positive low, got 0",
+        ),
+        (
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v, space: {k: {low: 0, high: 1, log: 1}}}",
+            "expected true or false, got 1",
+        ),
+        (
+            "configs: [a]\nmetrics: [v]\nsearch: {trials: 1, metric: v, space: {config: {choices: [a]}}}",
+            "config files vary under 'grid' and",
+        ),
         ("configs: [a\nname: b", r"file\.yaml, line 2: this sweep file is no YAML"),
         ("configs: [a]\nconfigs: [b]", r"file\.yaml, line 2: this sweep file is no YAML \(.*configs"),
         ("configs: [a]\nname: ${nothing}", r"file\.yaml: .*nothing.*: correct the interpolation"),
