@@ -1,8 +1,9 @@
-"""Files and folders that appear whole or not at all, and a folder that one process holds."""
+"""Files and folders that appear whole or not at all, what sums them up, and a folder that one process holds."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import secrets
@@ -17,6 +18,7 @@ from lori_pl.errors import LoriError, one_line
 
 log = logging.getLogger(__name__)
 
+_BLOCK = 1 << 22
 _LOCKS: set[int] = set()
 """Descriptors of the locks that this process holds."""
 
@@ -227,3 +229,36 @@ def has_locks(folder: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def checksum(content: bytes) -> str:
+    """BLAKE2b of 16 bytes, in hexadecimal."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def file_checksum(path: Path) -> str:
+    """The `checksum` of a file's content, read in blocks.
+
+    Raises:
+        LoriError: If the file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with reading(path), path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within the block what a disk or a network file system refuses is one line.
+
+    Raises:
+        LoriError: Naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise LoriError(
+            f"{path} cannot be read ({one_line(error)}); mend the disk or the mount, and where it is gone make it again"
+        ) from error

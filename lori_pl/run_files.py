@@ -32,3 +32,9 @@ def outcomes_file(test_set: str) -> str:
 def further_outcomes(folder: Path) -> dict[str, Path]:
     """The files of outcomes of further test sets in a folder, by the sets' names."""
     return {path.stem.removeprefix(_FURTHER): path for path in sorted(folder.glob(outcomes_file("*")))}
+
+
+def outcomes_in(folder: Path) -> dict[str | None, Path]:
+    """The files of outcomes in a folder by the test set's name; ``None`` is the first set."""
+    first: dict[str | None, Path] = {None: folder / OUTCOMES} if (folder / OUTCOMES).exists() else {}
+    return first | further_outcomes(folder)

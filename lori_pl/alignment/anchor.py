@@ -159,11 +159,7 @@ class AnchorAlignment(Term):
         Raises:
             LoriError: If the term is not fitted, or the statistics do not match the student's anchor states.
         """
-        if not self.is_fitted:
-            raise LoriError(
-                "AnchorAlignment: the term is not fitted; run its sweeps over the training rationales, or load a "
-                "checkpoint that holds them"
-            )
+        self.require_fitted()
         anchor = _anchor(student)
         with autocast_off(anchor.device):
             own = (

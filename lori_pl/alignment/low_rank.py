@@ -296,7 +296,7 @@ class LowRankAlignment(Term):
     @torch.no_grad()
     def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
         """`mean` (B, blocks, d), `second` (B, blocks, d, d) unless off, `weight` (B,): 0 without a rationale token."""
-        self._require_fitted()
+        self.require_fitted()
         hidden, mask = trajectory_of(teacher), token_mask(teacher)
         moments = trajectory_moments(self._blocks(self.subspace.target_core(hidden)), mask, self.second_order)
         statistics = {"mean": moments.mean, "weight": mask.any(1).to(moments.mean)}
@@ -318,7 +318,7 @@ class LowRankAlignment(Term):
         Raises:
             LoriError: If the term is not fitted, or the statistics were made with other ranks or another batch.
         """
-        self._require_fitted()
+        self.require_fitted()
         hidden = trajectory_of(student)
         with autocast_off(hidden.device):
             own = trajectory_moments(self._blocks(self.subspace.student_core(hidden)), student.mask, self.second_order)
@@ -411,13 +411,6 @@ class LowRankAlignment(Term):
     def _require_prepared(self) -> None:
         if not self._is_prepared:
             raise LoriError("LowRankAlignment: call prepare(student, teacher, others) first")
-
-    def _require_fitted(self) -> None:
-        if not self.is_fitted:
-            raise LoriError(
-                "LowRankAlignment: the term is not fitted; run its sweeps over the training rationales, or load a "
-                "checkpoint that holds them"
-            )
 
 
 def only_projection(others: Sequence[Term], who: str, else_what: str = "") -> LowRankAlignment:

@@ -110,6 +110,18 @@ class Term(nn.Module, abc.ABC):
         """Whether `forward` may be called: the value of `fitted`, or no sweeps wanted; no device synchronisation."""
         return self._fitted_on_host or self.sweeps == 0
 
+    def require_fitted(self) -> None:
+        """Refuses to go on before the sweeps.
+
+        Raises:
+            LoriError: If the term is not fitted.
+        """
+        if not self.is_fitted:
+            raise LoriError(
+                f"{type(self).__name__}: the term is not fitted; run its sweeps over the training rationales, or load "
+                "a checkpoint that holds them"
+            )
+
     def assume_fitted(self) -> None:
         """Lets `forward` be called with what the buffers hold, for a look at sizes alone."""
         self._fitted_on_host = True

@@ -286,8 +286,16 @@ def _energy_share(spectrum: Tensor, rank: int) -> float:
 
 
 def _resolve_rank(rank: int | float, spectrum: Tensor) -> int:
-    if isinstance(rank, int):
-        return rank
+    return rank if isinstance(rank, int) else directions_with(rank, spectrum)
+
+
+def directions_with(share: float, spectrum: Tensor) -> int:
+    """The fewest directions that hold a share of the energy.
+
+    Args:
+        share: The share, above 0 and up to 1.
+        spectrum: Energy of each direction, in descending order, shape (N,).
+    """
     kept = spectrum.cumsum(0)
     # a hair below the share, else rounding asks for empty directions where the share is 1
-    return min(int((kept < rank * (1 - 1e-12) * kept[-1]).sum()) + 1, len(spectrum))
+    return min(int((kept < share * (1 - 1e-12) * kept[-1]).sum()) + 1, len(spectrum))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lori_pl.alignment import Factors, TrajectoryScale, TuckerFactors
+from lori_pl.alignment.tucker import directions_with
 from lori_pl.errors import LoriError
 
 GROUPS = 8
@@ -78,9 +79,7 @@ class Spectrum:
 
     def rank_for(self, share: float) -> int:
         """The fewest directions that hold this share of the energy; 0 for zeros."""
-        kept = self.values.cumsum(0)
-        # a hair below the share, else rounding asks for empty directions where the share is 1
-        return min(int((kept < share * (1 - 1e-12) * kept[-1]).sum()) + 1, len(kept)) if kept[-1] > 0 else 0
+        return directions_with(share, self.values) if self.values.sum() > 0 else 0
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers: both ranks, the ranks that hold 90 and 99 % of the energy, and the most that there can be."""

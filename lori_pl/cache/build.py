@@ -21,8 +21,6 @@ from torch.utils.data import DataLoader
 from lori_pl.alignment import Signals, Term
 from lori_pl.cache.manifest import PLAN, Manifest, ShardEntry
 from lori_pl.cache.shards import (
-    checksum,
-    file_checksum,
     is_sound,
     map_shard,
     packed_with,
@@ -36,6 +34,7 @@ from lori_pl.cache.store import KEY, of_term
 from lori_pl.data.moving import TensorFields, pins
 from lori_pl.data.pairing import EncodedProblems, ExplicitBatch, explicit_batch
 from lori_pl.errors import LoriError
+from lori_pl.files import checksum, file_checksum
 from lori_pl.models.teacher import FrozenTeacher
 from lori_pl.sharding import most_anywhere, shard
 

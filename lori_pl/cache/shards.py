@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,8 @@ import torch
 from torch import Tensor
 
 from lori_pl.errors import LoriError, one_line
-from lori_pl.files import keep_names
+from lori_pl.files import checksum, file_checksum, keep_names, reading
 
-_BLOCK = 1 << 22
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -29,40 +26,6 @@ _TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-def checksum(content: bytes) -> str:
-    """BLAKE2b of 16 bytes, in hexadecimal."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def file_checksum(path: Path) -> str:
-    """The `checksum` of a file's content, read in blocks.
-
-    Raises:
-        LoriError: If the file cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    with reading(path), path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Within the block what a disk or a network file system refuses is one line.
-
-    Raises:
-        LoriError: Naming the file.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise LoriError(
-            f"{path} cannot be read ({one_line(error)}); mend the disk or the mount, and where the file is gone build "
-            "the cache again"
-        ) from error
 
 
 def sealed_paths(folder: Path, name: str) -> list[Path]:

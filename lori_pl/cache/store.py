@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lori_pl.alignment.packing import prefixed
 from lori_pl.cache.manifest import Manifest, ShardEntry, first_difference, read_manifest
-from lori_pl.cache.shards import MappedShard, file_checksum, map_shard, reading
+from lori_pl.cache.shards import MappedShard, map_shard
 from lori_pl.errors import LoriError
+from lori_pl.files import file_checksum, reading
 
 KEY = "key"
 _OTHER_FILES = 512

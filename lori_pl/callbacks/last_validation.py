@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lori_pl.methods.base import is_last
+
 
 class LastValidation(pl.Callback):
     """Validates after the last step where the interval does not: the steps behind the last interval count too.
@@ -37,6 +39,5 @@ class LastValidation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Tells the trainer to stop where it would stop anyway."""
-        last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
+        if is_last(trainer, trainer.global_step):
             trainer.should_stop = True

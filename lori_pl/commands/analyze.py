@@ -21,8 +21,8 @@ from lori_pl.analysis.rank import RankPart, measure_rank
 from lori_pl.analysis.report import JSON, draw, show, tables, write
 from lori_pl.analysis.streams import Reader, batches_of, latent_states
 from lori_pl.checkpoint_files import read_checkpoint
-from lori_pl.commands.device import find_device
-from lori_pl.commands.lightning import LoriCLI, parse
+from lori_pl.commands.device import add_device, find_device
+from lori_pl.commands.lightning import HERE, LoriCLI, parse
 from lori_pl.commands.own_options import OwnOptions
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import EncodedProblems
@@ -153,9 +153,7 @@ def _parser() -> OwnOptions:
         "--rank", type=int, default=16, metavar="R", help="rank of the subspaces that are compared (default: 16)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the controls and of the swaps (default: 0)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ..."
-    )
+    add_device(parser)
     return parser
 
 
@@ -166,9 +164,7 @@ def load(options: Any, rest: list[str]) -> Subject:
         LoriError: As `main`.
     """
     device = find_device(options.device)
-    # the devices of the config may not be here
-    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
-    cli = parse(["test", *rest, *here, "--ckpt_path", str(options.ckpt_path)])
+    cli = parse(["test", *rest, *HERE, "--ckpt_path", str(options.ckpt_path)])
     method, data = cli.model, cli.datamodule
     split = _problems(data, options.split, options.problems)
     checkpoint = cli.options.get("ckpt_path")

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
+
 import torch
 
 from lori_pl.errors import LoriError
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Adds the option ``--device``, by default the first GPU, or the processor where there is none."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, help="cpu, cuda, cuda:1, ...")
 
 
 def find_device(name: str) -> torch.device:

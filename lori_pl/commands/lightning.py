@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import time
-from argparse import SUPPRESS
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +43,8 @@ from lori_pl.sharding import refuse_own_fsdp, shards
 
 log = logging.getLogger(__name__)
 
+HERE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+"""Options for commands that do not train: the devices of a config may not be here."""
 _STARTED = "LORI_PL_STARTED"
 _CKPT_PATH = {
     "fit": "A checkpoint to go on from, or which of this run's own: `last` (the newest sound one), `auto` (the same, "
@@ -72,8 +73,6 @@ class LoriCLI(LightningCLI):
             default=None,
             help="Number of latents in validate, test and predict; null for that of the training.",
         )
-        for name in ("optimizer", "lr_scheduler"):  # null in the config.yaml of a run of an earlier version
-            parser.add_argument(f"--{name}", type=type(None), default=None, help=SUPPRESS)
         parser.add_lightning_class_args(FiniteLoss, "non_finite")
         parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False})
 
@@ -92,7 +91,7 @@ class LoriCLI(LightningCLI):
                 self.config, skip_link_targets=False, skip_none=False, skip_validation=True, format="yaml"
             )
             dumped = yaml.safe_load(options)
-            self.config_dump = dumped[self.subcommand] if self.subcommand else dumped
+            self.config_dump = dumped[self.subcommand]
 
     def _set_seed(self) -> None:
         """Seeds the process, once the seed is known to be one that data and summary can have, too."""
@@ -110,7 +109,7 @@ class LoriCLI(LightningCLI):
     @property
     def options(self) -> Any:
         """The parsed options of the running sub-command."""
-        return self.config[self.subcommand] if self.subcommand else self.config
+        return self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
         """Checks what can be checked before anything is loaded, and gives the run its folder."""
@@ -134,11 +133,10 @@ class LoriCLI(LightningCLI):
                 trainer["default_root_dir"] = str(self.root)
         if self.subcommand == "predict" and Path(options["predictions"]).exists():
             raise LoriError(f"{options['predictions']} exists already; give another --predictions file")
-        wanted, self.folder = options.get("ckpt_path"), None
+        wanted = options.get("ckpt_path")
         self.seen = checkpoints_seen(self.root)
-        if self.subcommand is not None:
-            name = method_class(options["model"]).name
-            self.folder = resolve_checkpoint(self.subcommand, options, self.root, name)
+        name = method_class(options["model"]).name
+        self.folder = resolve_checkpoint(self.subcommand, options, self.root, name)
         if self.folder is None:
             self.check_model()
         else:  # it brings all that a test needs
@@ -306,7 +304,7 @@ class LoriCLI(LightningCLI):
 
 
 class ParsedCLI(LoriCLI):
-    """Parses a ``fit`` command line and makes model and data, but no Trainer, and runs nothing."""
+    """Parses a command line and makes model and data, but no Trainer, and runs nothing."""
 
     def _check_folder(self, options: Any, wanted: str | None) -> None:
         """Nothing is written there."""

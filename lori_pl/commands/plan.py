@@ -13,10 +13,11 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lori_pl.cache.build import packed_bytes
-from lori_pl.commands.lightning import parse
+from lori_pl.commands.lightning import HERE, parse
 from lori_pl.commands.own_options import OwnOptions
 from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
-from lori_pl.data.pairing import PairedBatch, paired_batch
+from lori_pl.data.loading import collate_pairs
+from lori_pl.data.pairing import PairedBatch
 from lori_pl.errors import LoriError
 from lori_pl.methods import Method
 from lori_pl.methods.distillation import Distillation
@@ -47,9 +48,7 @@ def main(arguments: list[str]) -> int:
         raise LoriError(f"--devices is {options.devices}: give 1 or more")
     if options.tflops is not None and not options.tflops > 0:
         raise LoriError(f"--tflops is {options.tflops}: give a positive number")
-    # the devices of the config may not be here
-    here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
-    cli = parse(["fit", *rest, *here])
+    cli = parse(["fit", *rest, *HERE])
     method, data = cli.model, cli.datamodule
     precision = str(cli.options["trainer"].get("precision") or "32-true")
     check_precision(precision)
@@ -107,13 +106,13 @@ def longest(data: PairedDataModule, split: PreparedSplit) -> PairedBatch:
     lengths = split.student.lengths()
     if len(lengths) < data.batch_size:
         raise LoriError(f"data: {len(lengths)} training problems do not fill one batch of {data.batch_size}")
-    return _batch(split, np.argsort(lengths, kind="stable")[-data.batch_size :])
+    return collate_pairs(split)(np.argsort(lengths, kind="stable")[-data.batch_size :].tolist())
 
 
 def middling(data: PairedDataModule, split: PreparedSplit) -> PairedBatch:
     """A training batch of problems whose length is about the mean."""
     lengths = split.student.lengths()
-    return _batch(split, np.argsort(abs(lengths - lengths.mean()), kind="stable")[: data.batch_size])
+    return collate_pairs(split)(np.argsort(abs(lengths - lengths.mean()), kind="stable")[: data.batch_size].tolist())
 
 
 def batches_of(options: Any, data: PairedDataModule, split: PreparedSplit, devices: int) -> int:
@@ -136,11 +135,6 @@ def batches_of(options: Any, data: PairedDataModule, split: PreparedSplit, devic
         # whole steps only, as the loader gives them
         found.append(epochs * (len(split.problems) // (data.batch_size * together)) * together)
     return min(found, default=0)
-
-
-def _batch(split: PreparedSplit, rows: np.ndarray) -> PairedBatch:
-    pieces = split.student.step_starts is not None
-    return paired_batch(rows.tolist(), split.steps, split.student, split.teacher, split.cached, pieces)
 
 
 def show_model(console: Console, step: StepCost) -> None:

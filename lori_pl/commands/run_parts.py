@@ -27,7 +27,7 @@ from lori_pl.callbacks.throughput import Throughput
 from lori_pl.callbacks.training_cost import TrainingCost
 from lori_pl.checkpoint_files import LAST, CheckpointFiles
 from lori_pl.commands.parser_errors import trainer_errors
-from lori_pl.run_files import CHECKPOINTS, CONFIG
+from lori_pl.run_files import CHECKPOINTS, CONFIG, LOGS
 from lori_pl.sweep.child import CELL, PROGRESS
 
 
@@ -42,7 +42,7 @@ def logger_of(trainer: MutableMapping[str, Any], root: Path, trains: bool) -> An
     given: Logger | list[Logger] | bool | None = trainer.get("logger")
     if given not in (None, True):
         return given
-    return TensorBoardLogger(root, name="tensorboard", version="") if trains else False
+    return TensorBoardLogger(root, name=LOGS, version="") if trains else False
 
 
 def training_callbacks(

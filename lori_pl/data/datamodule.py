@@ -37,7 +37,7 @@ class PreparedSplit:
         name: What the split is called in logs.
         problems: The problems that are kept.
         student: They in the student's tokenizer.
-        teacher: They in the teacher's tokenizer, where it differs.
+        teacher: They in the teacher's tokenizer, where that is another or is asked for; ``None`` is the student's.
         counts: What was left out, by reason.
         cached: The teacher's statistics of the problems, where a cache gives them.
     """

@@ -7,12 +7,13 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lori_pl.data.synthetic import VALUES, vocabulary
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 
 BEGIN_OF_THOUGHT = "<bot>"
 END_OF_THOUGHT = "<eot>"
@@ -79,9 +80,8 @@ def read_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
                 f"folder '{name}' holds no model and no tokenizer; give the folder of a saved model ({_FIELDS})"
             ) from error
         kind = "folder" if os.path.isdir(name) else "hub id or folder"
-        cause = " ".join(str(error).split())[:240]
         raise LoriError(
-            f"no tokenizer found at {kind} '{name}' ({type(error).__name__}: {cause}); "
+            f"no tokenizer found at {kind} '{name}' ({type(error).__name__}: {one_line(error)}); "
             f"give a folder with tokenizer.json, a hub id that is downloaded, 'synthetic' or 'digits' ({_FIELDS})"
         ) from error
     if tokenizer.eos_token_id is None:
@@ -150,6 +150,14 @@ def holds(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
     return bool(other.get_vocab().items() <= tokenizer.get_vocab().items())
 
 
+def words_and_rules(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """How a tokenizer cuts text: its vocabulary apart from the markers, its rules and its merges."""
+    words = {w: i for w, i in tokenizer.get_vocab().items() if w not in (BEGIN_OF_THOUGHT, END_OF_THOUGHT)}
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    rules = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")]
+    return [words, rules, backend.get("model", {}).get("merges")]
+
+
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, chat: bool = False) -> bool:
     """Whether two tokenizers cut text alike: equal vocabularies apart from the markers, and equal rules.
 
@@ -160,11 +168,7 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, ch
     """
 
     def cut(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
-        words = {w: i for w, i in tokenizer.get_vocab().items() if w not in (BEGIN_OF_THOUGHT, END_OF_THOUGHT)}
-        backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-        rules = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")]
-        rules.append(backend.get("model", {}).get("merges"))
-        return type(tokenizer).__name__ if not tokenizer.is_fast else "fast", words, rules
+        return type(tokenizer).__name__ if not tokenizer.is_fast else "fast", words_and_rules(tokenizer)
 
     def turns(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
         return tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token

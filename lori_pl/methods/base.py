@@ -48,12 +48,16 @@ from lori_pl.sharding import is_sharded, loading, most_anywhere, shard
 log = logging.getLogger(__name__)
 
 
+def is_last(trainer: pl.Trainer, step: int) -> bool:
+    """Whether a training ends with a step, which its present batch makes."""
+    in_last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 == trainer.max_epochs
+    return step == trainer.max_steps or (in_last_epoch and trainer.is_last_batch)
+
+
 def is_written(trainer: pl.Trainer) -> bool:
     """Whether the logger will write what a step logs that has begun: each so many steps, and the last of all."""
     every, step = trainer.log_every_n_steps, trainer.global_step + 1
-    in_last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 == trainer.max_epochs
-    is_last = step == trainer.max_steps or (in_last_epoch and trainer.is_last_batch)
-    return every > 0 and (step % every == 0 or is_last)
+    return every > 0 and (step % every == 0 or is_last(trainer, step))
 
 
 class Method(AnsweringModule):

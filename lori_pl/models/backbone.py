@@ -62,7 +62,7 @@ class Backbone:
     Args:
         name: Hub id, local folder or GGUF file; ``None`` builds random weights from ``config``.
         config: Keys of a transformers config (``model_type`` and sizes). With ``name`` they override its config.
-        tokenizer: Tokenizer's hub id or folder, or ``synthetic``; ``None`` takes ``name``'s.
+        tokenizer: Tokenizer's hub id or folder, ``synthetic`` or ``digits``; ``None`` takes ``name``'s.
         revision: Revision of a hub repository; pin it for results.
         dtype: Type of the weights; ``None`` for a teacher takes the student's, else ``float32``.
         attention: Attention implementation by transformers' name: ``sdpa``, ``eager``, ``flash_attention_2``, ...;
@@ -96,7 +96,9 @@ class Backbone:
         """
         name = self.tokenizer or self.name
         if name is None:
-            raise LoriError("backbone has neither tokenizer nor name: set backbone.tokenizer (or 'synthetic')")
+            raise LoriError(
+                "backbone has neither tokenizer nor name: set backbone.tokenizer (a name, 'synthetic' or 'digits')"
+            )
         return name
 
 

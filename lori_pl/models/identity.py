@@ -12,9 +12,9 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lori_pl.cache.shards import checksum, file_checksum
-from lori_pl.data.tokenizer import BEGIN_OF_THOUGHT, END_OF_THOUGHT
+from lori_pl.data.tokenizer import words_and_rules
 from lori_pl.errors import LoriError, one_line
+from lori_pl.files import checksum, file_checksum
 from lori_pl.models.backbone import Backbone
 from lori_pl.models.hidden import LayerSelection, decoder_layers
 from lori_pl.models.saving import ADAPTER, SETTINGS, adapted_base
@@ -90,11 +90,7 @@ def _sum_of_bits(tensor: Tensor) -> int:
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Digest of vocabulary and rules, latent markers apart."""
-    vocabulary = {w: i for w, i in tokenizer.get_vocab().items() if w not in (BEGIN_OF_THOUGHT, END_OF_THOUGHT)}
-    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    rules = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")]
-    content = json.dumps([vocabulary, rules, backend.get("model", {}).get("merges")], sort_keys=True)
-    return checksum(content.encode())
+    return checksum(json.dumps(words_and_rules(tokenizer), sort_keys=True).encode())
 
 
 def teacher_identity(

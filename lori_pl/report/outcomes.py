@@ -12,15 +12,14 @@ from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.intervals import as_bits
 from lori_pl.evaluation.records import OtherProblems, Outcomes, read_outcomes
 from lori_pl.report.records import Group, clean
-from lori_pl.run_files import OUTCOMES, further_outcomes
+from lori_pl.run_files import outcomes_in
 
 _NAME, _SET = 300, 60
 
 
-def outcomes_in(folder: Path) -> dict[str | None, Path]:
-    """The files of outcomes in a folder by the test set's name; ``None`` is the first set."""
-    first: dict[str | None, Path] = {None: folder / OUTCOMES} if (folder / OUTCOMES).exists() else {}
-    return first | {clean(name, _SET): path for name, path in further_outcomes(folder).items()}
+def shown_outcomes(folder: Path) -> dict[str | None, Path]:
+    """The files of outcomes in a folder by the test set's name as a page may have it; ``None`` is the first set."""
+    return {name and clean(name, _SET): path for name, path in outcomes_in(folder).items()}
 
 
 def read_own(path: Path | None, notes: list[str]) -> Outcomes | None:
@@ -45,7 +44,7 @@ def check_outcomes(group: Group) -> None:
     Args:
         group: The group, whose outcomes so far are those of its table.
     """
-    own = {run.folder: outcomes_in(run.folder) for run in group.measured if run.folder is not None}
+    own = {run.folder: shown_outcomes(run.folder) for run in group.measured if run.folder is not None}
     group.outcomes = _whole(group, None, group.outcomes, own)
     names = dict.fromkeys([*group.other_outcomes, *(name for files in own.values() for name in files if name)])
     whole = {name: _whole(group, name, group.other_outcomes.get(name), own) for name in names}

@@ -20,9 +20,9 @@ from lori_pl.report.markdown import tables_page
 from lori_pl.report.material import Material, Section
 from lori_pl.report.pictures import Picture
 from lori_pl.report.records import Run, clean
-from lori_pl.run_files import REPORT
+from lori_pl.run_files import LOGS, REPORT
 
-PAGE, TABLES, PICTURES, LOG = REPORT, "tables.md", "pictures", "tensorboard"
+PAGE, TABLES, PICTURES, LOG = REPORT, "tables.md", "pictures", LOGS
 GENERATOR = "lori_pl report"
 _TEMPLATE = "page.html.jinja"
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from lori_pl.errors import LoriError, one_line
 from lori_pl.evaluation.records import RESULT_COLUMNS, OtherProblems, Outcomes, ResultTable, read_outcomes
 from lori_pl.report.apart import options, tell_apart
-from lori_pl.report.outcomes import check_outcomes, outcomes_in, read_own
+from lori_pl.report.outcomes import check_outcomes, read_own, shown_outcomes
 from lori_pl.report.records import STEP, Group, Run, clean, fraction, number, step_accuracies
 from lori_pl.run_files import CELLS, CONFIG, LOGS, REPORT, RESULTS, SUMMARY
 from lori_pl.sweep.fields import SWEEP_COLUMNS, VARIANT_AXIS
@@ -65,7 +65,7 @@ def read_results(
         place = at_hand.pop(run.cell, None) or own.get(run.cell)
         if run.cell and place is not None:
             _complete(run, place, group.notes)
-    files = {name: read_outcomes(path) for name, path in outcomes_in(folder).items()}
+    files = {name: read_outcomes(path) for name, path in shown_outcomes(folder).items()}
     group.outcomes = files.pop(None, None)
     group.other_outcomes = {name: found for name, found in files.items() if name is not None}
     tell_apart(group, named=named)
@@ -232,7 +232,7 @@ def _single(folder: Path, notes: list[str]) -> tuple[Run | None, Outcomes | None
     _fill(run, entry, summary)
     if run.accuracy is None:
         run.status, run.reason = "failed", "summary.json has no accuracy from 0 to 1"
-    outcomes = read_own(outcomes_in(folder).get(None), notes)
+    outcomes = read_own(shown_outcomes(folder).get(None), notes)
     run.problems = run.problems or (outcomes.problems or "" if outcomes else "")
     return run, outcomes
 

@@ -39,7 +39,7 @@ class Interval:
     integer: bool
 
     @property
-    def end(self) -> float:
+    def least(self) -> float:
         """The lower end, a whole number where the range has no other."""
         return int(self.low) if self.integer else self.low
 

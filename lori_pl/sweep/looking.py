@@ -89,5 +89,5 @@ def _best_label(rows: list[dict[str, str]]) -> str:
         interval = f" (95 % interval over seeds {max(bounds[0], 0.0):.4g} to {min(bounds[1], 1.0):.4g})"
     elif column == "accuracy" and len(those) == 1 and those[0].get("low"):
         interval = f" (95 % interval over problems {short(those[0]['low'])} to {short(those[0]['high'])})"
-    shown = "test accuracy" if column == "accuracy" else column
-    return f"best: {label}, {shown} {means[label]:.4g}{interval} over {len(those)} seed{'s' * (len(those) > 1)}"
+    named = "test accuracy" if column == "accuracy" else column
+    return f"best: {label}, {named} {means[label]:.4g}{interval} over {len(those)} seed{'s' * (len(those) > 1)}"

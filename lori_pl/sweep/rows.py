@@ -16,7 +16,7 @@ import numpy as np
 from lori_pl.errors import LoriError
 from lori_pl.evaluation.records import RESULT_COLUMNS, Outcomes, read_outcomes, write_outcomes
 from lori_pl.files import lock_folder
-from lori_pl.run_files import CELLS, OUTCOMES, RESULTS, SUMMARY, further_outcomes
+from lori_pl.run_files import CELLS, RESULTS, SUMMARY, outcomes_in
 from lori_pl.sweep.begun import BEGUN
 from lori_pl.sweep.cells import ANY_METHOD, Cell, folder_of
 from lori_pl.sweep.fields import SWEEP_COLUMNS
@@ -99,7 +99,7 @@ class CellRows:
             before = row["method"]
             if (name := changed.get("method", before)) != before:
                 changed["method"] = name = self._free(name, cell)
-                for path in outcomes_in(self.specification.results):
+                for path in outcomes_in(self.specification.results).values():
                     outcomes = read_outcomes(path)
                     if (bits := outcomes.bits.get((before, cell.seed))) is not None:
                         self._add_outcomes(path, outcomes, bits, name, cell.seed)
@@ -163,7 +163,7 @@ class CellRows:
         return any((row["method"], row["seed"], row.get("status")) == key for row in rows)
 
     def _keep_outcomes(self, folder: Path, label: str, seed: int) -> None:
-        found = {path: read_outcomes(path) for path in outcomes_in(folder)}
+        found = {path: read_outcomes(path) for path in outcomes_in(folder).values()}
         for path, outcomes in found.items():
             if len(outcomes.bits) != 1:
                 raise LoriError(f"{path}: {len(outcomes.bits)} outcomes, but a cell is one run of one method")
@@ -231,7 +231,7 @@ class CellRows:
         theirs = row["method"]
         own = self._label(cell)  # the same as theirs, where this file's names are the methods'
         name = row["method"] = theirs if ANY_METHOD in own else own
-        known_outcomes = {path: read_outcomes(path) for path in outcomes_in(folder)}
+        known_outcomes = {path: read_outcomes(path) for path in outcomes_in(folder).values()}
         with signals_wait(), self.held():
             if self._is_taken(name, cell):
                 raise LoriError(
@@ -244,11 +244,6 @@ class CellRows:
             self.table.append(row)
         self._say(f"{self._title(cell)}  accuracy {float(row['accuracy']):.4f}  as {theirs} in {folder}")
         return row
-
-
-def outcomes_in(folder: Path) -> list[Path]:
-    """The files of outcomes in a folder, one a test set."""
-    return [*filter(Path.exists, [folder / OUTCOMES]), *further_outcomes(folder).values()]
 
 
 @contextmanager

@@ -281,7 +281,7 @@ class Sweep:
             return [cell for cell in waiting if not skipped or self.runner.rows.recorded(cell) is None]
         if skipped and self.is_begun and any(study.trials() for study in self.studies(looks=True)):
             return []
-        end = {key: space[0] if isinstance(space, list) else space.end for key, space in search.space.items()}
+        end = {key: space[0] if isinstance(space, list) else space.least for key, space in search.space.items()}
         seed = self.specification.seeds[0]
         return [self._maker.make(1, point | end, seed) for point in grid_points(self.specification)]
 

@@ -17,8 +17,6 @@ from lori_pl.alignment import AnchorAlignment, LowRankAlignment, TrajectoryShape
 from lori_pl.cache.build import StoreStatistics, packed_bytes
 from lori_pl.cache.manifest import Manifest, ShardEntry, first_difference, read_manifest
 from lori_pl.cache.shards import (
-    checksum,
-    file_checksum,
     is_sound,
     map_shard,
     packed_with,
@@ -28,6 +26,7 @@ from lori_pl.cache.shards import (
 )
 from lori_pl.cache.store import CachedRows, TeacherCache, of_term
 from lori_pl.errors import LoriError
+from lori_pl.files import checksum, file_checksum
 from lori_pl.methods.terms import named_terms
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cache.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from lori_pl.data.problem import Problem
 from lori_pl.data.sources.base import OnBadRow, OnMissingRationale, RowSource, Split, Table
 from lori_pl.data.sources.fields import Row, answer_field, steps_field, text_field
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 
 _MOVING = ("main", "master", "head")
 
@@ -93,10 +93,9 @@ class Hub(RowSource):
                 self.dataset, name=self.configuration, split=self.splits[split], revision=self.revision
             )
         except Exception as error:  # whatever goes wrong in there is one of the user's four settings, or the network
-            cause = " ".join(str(error).split())[:300]
             raise LoriError(
                 f"hub: cannot load split '{self.splits[split]}' of {self.dataset} at revision {self.revision} "
-                f"({type(error).__name__}: {cause}); "
+                f"({type(error).__name__}: {one_line(error)}); "
                 "check path, revision, configuration, the split's name and the network"
             ) from None
         return [Table(f"{self.dataset}@{self.revision}[{self.splits[split]}]", split, _numbered(rows))]
