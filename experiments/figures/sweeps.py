@@ -17,6 +17,7 @@ from lori_pl.files import replace_file
 from lori_pl.report import album, tables
 from lori_pl.report.markdown import as_markdown
 from lori_pl.report.material import Section, gather
+from lori_pl.report.pictures import Picture
 from lori_pl.report.sweep_files import sweeps_beside
 
 PAGE, PICTURE = "README.md", "accuracy.png"
@@ -40,6 +41,14 @@ def blocks(section: Section) -> dict[str, str]:
     return made if effects is None else made | {"effects": as_markdown(effects)}
 
 
+def picture_of(section: Section) -> Picture:
+    """What was varied against accuracy, where one picture of it has all rows; else all rows side by side."""
+    pictures, first = album.of_section(section, 1), next(iter(section.ablations), None)
+    points = 0 if first is None else sum(len(series.points) for series in first.series)
+    chapter = "ablations" if points == len(section.group.methods) else "results"
+    return pictures[chapter][0]
+
+
 def put(page: str, made: dict[str, str]) -> str:
     """A page with each block in place of the one that stands below its marker; blocks without a marker are left out."""
     for name, block in made.items():
@@ -54,8 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         page = folder / PAGE
         text = put(page.read_text(encoding="utf-8"), blocks(section))
         replace_file(page, lambda file, text=text: file.write(text.encode()))
-        pictures = album.of_section(section, 1)
-        drawn = (pictures["ablations"] or pictures["results"])[0]
+        drawn = picture_of(section)
         replace_file(folder / PICTURE, lambda file, drawn=drawn: file.write(drawn.png))
         print(f"{page} and {folder / PICTURE}")
 
