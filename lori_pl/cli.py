@@ -94,7 +94,7 @@ def _run(arguments: list[str]) -> int:
         except Exception as error:
             from lori_pl.commands.failures import fault_behind  # with torch, which not every command needs
 
-            if line := fault_behind(error):
+            if line := fault_behind(error, command):
                 raise LoriError(line) from error
             raise
     if command.startswith("-") or command not in ("fit", "validate", "test", "predict"):

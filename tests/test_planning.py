@@ -398,6 +398,16 @@ def test_the_command_says_what_fits(capsys):
     assert re.search(r"keeps in the host's memory, GB a process: sharded \d+\.\d+, fsdp1 \d+\.\d+", shown)
 
 
+@pytest.mark.slow
+def test_the_command_leaves_out_what_is_refused_and_says_so(capsys):
+    assert main(["plan", "--devices", "2", *RECIPE, "--trainer.accumulate_grad_batches=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "sharded, cpu_offload: true" in shown
+    assert "fsdp1, cpu_offload" not in shown
+    assert "fsdp1 takes no cpu_offload where batches are accumulated" in shown
+    assert re.search(r"GB a process: sharded \d+\.\d+\n", shown)
+
+
 def recorded(name):
     with (BENCH / name).open(encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -42,11 +42,12 @@ def blocks(section: Section) -> dict[str, str]:
 
 
 def picture_of(section: Section) -> Picture:
-    """What was varied against accuracy, where one picture of it has all rows; else all rows side by side."""
-    pictures, first = album.of_section(section, 1), next(iter(section.ablations), None)
-    points = 0 if first is None else sum(len(series.points) for series in first.series)
-    chapter = "ablations" if points == len(section.group.methods) else "results"
-    return pictures[chapter][0]
+    """Accuracy against what was varied, where that is a number or its list has all rows; else all rows side by side."""
+    pictures = album.of_section(section, 1)
+    last = section.ablations[-1] if section.ablations else None  # what tests vary comes behind what runs vary
+    if last is not None and (last.numeric or sum(len(s.points) for s in last.series) == len(section.group.methods)):
+        return pictures["ablations"][-1]
+    return pictures["results"][0]
 
 
 def put(page: str, made: dict[str, str]) -> str:

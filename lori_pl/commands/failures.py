@@ -38,8 +38,14 @@ _REMEDY = {
     "teacher": "build a cache once (`cache`, model.cache), or load the teacher in bfloat16 (model.teacher.dtype)",
     "alignment": "lower model.alignment.rank_hidden, choose fewer layers (model.layers), or lower data.batch_size",
     "optimiser": "train adapters (model.backbone.lora), or shard over more devices (configs/trainer/sharded.yaml)",
-    "evaluation": "lower data.eval_batch_size (of `benchmark` --largest) or model.max_new_tokens",
+    "evaluation": "lower data.eval_batch_size or model.max_new_tokens",
 }
+_IN_OWN = {
+    "analyze": "lower data.eval_batch_size or --problems",
+    "benchmark": "lower --largest or --max_new_tokens, or give --dtype bfloat16",
+    "cache": "lower data.eval_batch_size, or load the teacher in bfloat16 (model.teacher.dtype)",
+}
+"""What to do in commands that do not train."""
 _LESS = (
     "lower data.batch_size and raise trainer.accumulate_grad_batches as much, set "
     "model.backbone.gradient_checkpointing, or train adapters (model.backbone.lora)"
@@ -67,23 +73,35 @@ def explained(checkpoints: Callable[[], bool] = lambda: False) -> Iterator[None]
         raise
 
 
-def fault_behind(error: Exception) -> str:
-    """What to tell a user of the fault of the machine that led to an error; nothing where none is known here."""
+def fault_behind(error: Exception, command: str | None = None) -> str:
+    """What to tell a user of the fault of the machine that led to an error; nothing where none is known here.
+
+    Args:
+        error: The error.
+        command: The command that it ended, where that is none of LightningCLI's.
+    """
     # a dying worker strikes wherever the program is, also where its error is turned into another
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    told = (explanation(link) for link in chain if isinstance(link, RuntimeError | OSError | MemoryError))
+    told = (explanation(link, command) for link in chain if isinstance(link, RuntimeError | OSError | MemoryError))
     return next(filter(None, told), "")
 
 
-def explanation(error: BaseException) -> str:
-    """What to tell a user of an error; nothing where it is no fault of the machine that is known here."""
+def explanation(error: BaseException, command: str | None = None) -> str:
+    """What to tell a user of an error; nothing where it is no fault of the machine that is known here.
+
+    Args:
+        error: The error.
+        command: The command that it ended, where that is none of LightningCLI's.
+    """
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _MEMORY.search(text):
         part = part_of(error)
         asked = re.search(r"Tried to allocate ([\d.]+ \w+)|you tried to allocate (\d+ bytes)", text)
         size = f" (asked for {asked[1] or asked[2]})" if asked else ""
+        if command is not None:
+            return f"out of memory{size}: {_IN_OWN.get(command, 'give the process more')}"
         return f"out of memory in {part}{size}: {_REMEDY.get(part, _LESS)}"
     if found := _WORKER.search(text):
         if "Bus error" in text:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from argparse import SUPPRESS
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -73,6 +74,8 @@ class LoriCLI(LightningCLI):
             default=None,
             help="Number of latents in validate, test and predict; null for that of the training.",
         )
+        for name in ("optimizer", "lr_scheduler"):  # null in the config.yaml of a run of an earlier version
+            parser.add_argument(f"--{name}", type=type(None), default=None, help=SUPPRESS)
         parser.add_lightning_class_args(FiniteLoss, "non_finite")
         parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.enable_model_summary": False})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pkgutil
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +18,8 @@ def fields(node: Any) -> Mapping[str, Any]:
 
 def method_class(model: Mapping[str, Any]) -> type[Method]:
     """The method that a parsed model config names."""
-    found: type[Method] = pkgutil.resolve_name(str(model["class_path"]))
+    module, _, name = str(model["class_path"]).rpartition(".")
+    found: type[Method] = getattr(importlib.import_module(module), name)
     return found
 
 

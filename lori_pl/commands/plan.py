@@ -200,6 +200,8 @@ def show_strategies(console: Console, step: StepCost, devices: int, memory: int 
         say(f"cpu_offload: true keeps in the host's memory, GB a process: {hosts}", console)
         if not step.of_one_type:
             say("fsdp1 takes no layer whose weights are of two types: see docs/cluster.md", console)
+        elif "fsdp1" not in offloading:
+            say("fsdp1 takes no cpu_offload where batches are accumulated: see docs/cluster.md", console)
 
 
 def show_hours(console: Console, flops: int, batches: int, options: Any) -> None:

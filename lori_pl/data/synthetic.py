@@ -280,23 +280,22 @@ def synthetic_stream(seed: int, split: Split | None = None, world: World | None 
         world: Which chains occur.
 
     Raises:
-        LoriError: If none of this split is found.
+        LoriError: If the first `TRIES` chains are all of other splits.
     """
     world = world or World()
     rng = random.Random(f"lori_pl synthetic {seed} {split}")
     count = others = 0
-    while others < TRIES:
+    while count or others < TRIES:
         skeleton = world.skeleton(rng, rng.randint(world.min_steps, world.max_steps))
         steps = rationale(skeleton)
         if split is not None and skeleton_split(steps) != split:
             others += 1
             continue
-        others = 0
         yield _words(rng, skeleton, steps, world, f"synthetic/{split or 'all'}/{seed}/{count}")
         count += 1
     raise LoriError(
-        f"synthetic: none of {TRIES} chains in a row is of the split {split}: this world has too few of them; allow "
-        "more steps, more operators or a higher limit"
+        f"synthetic: none of {TRIES} chains is of the split {split}: this world has too few of them; allow more steps, "
+        "more operators or a higher limit"
     )
 
 

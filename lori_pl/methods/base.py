@@ -26,7 +26,7 @@ from lori_pl.data.datamodule import PairedDataModule, PreparedSplit
 from lori_pl.data.pairing import PairedBatch
 from lori_pl.data.template import Template
 from lori_pl.data.tokenizer import load_tokenizer
-from lori_pl.errors import LoriError
+from lori_pl.errors import LoriError, one_line
 from lori_pl.methods.answering import AnsweringModule
 from lori_pl.methods.checkpoints import check_made_by, check_student, check_template
 from lori_pl.methods.losses import answer_cross_entropy
@@ -227,8 +227,19 @@ class Method(AnsweringModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """Groups the parameters and makes the step-wise schedule."""
-        optimizer = self.optimizer(parameter_groups(self, self.optimizer_parts()))
+        """Groups the parameters and makes the step-wise schedule.
+
+        Raises:
+            LoriError: If the optimiser does not take what trains: some take one group, or matrices alone.
+        """
+        groups = parameter_groups(self, self.optimizer_parts())
+        try:
+            optimizer = self.optimizer(groups)
+        except ValueError as error:
+            raise LoriError(
+                f"model.optimizer: {one_line(error)}; take another, or train less: it gets {len(groups)} groups of "
+                "weights, vectors among them unless adapters alone train (model.backbone.lora)"
+            ) from error
         scheduler = LambdaLR(optimizer, self.schedule(self.trainer.estimated_stepping_batches))
         self.optimizer_settings = settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pkgutil
+import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,7 +19,8 @@ def weighs(term: Any, weights: Mapping[str, float]) -> bool:
         arguments = dict(term.get("init_args") or {})
         if not all(isinstance(value, str | int | float | None) for value in arguments.values()):
             return True  # only the parser can build it
-        term = pkgutil.resolve_name(str(term["class_path"]))(**arguments)
+        module, _, name = str(term["class_path"]).rpartition(".")
+        term = getattr(importlib.import_module(module), name)(**arguments)
     return any(weights.get(name, weight) for name, weight in term.weights.items())
 
 

@@ -151,7 +151,8 @@ class _Reader(FieldReader):
     def specification(self) -> SweepSpecification:
         for field in self.content:
             if field not in _FIELDS:
-                self.fail(str(field), f"unknown field; known are {', '.join(_FIELDS)}")
+                instead = "; a search with `sampler: random` draws at random" if field == "random" else ""
+                self.fail(str(field), f"unknown field; known are {', '.join(_FIELDS)}{instead}")
         name = self.text("name") or self.path.stem
         grid, tests = self.grid("grid"), self.grid("tests")
         fixed = self.flags("fixed")

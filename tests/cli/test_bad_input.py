@@ -140,7 +140,6 @@ def test_a_precision_that_rounds_what_is_measured(world, capsys, lori_args, comm
         ("--model.optimizer.weight_decay=-1", "model.optimizer: Invalid weight_decay value: -1"),
         ("--model.weights.mean=-1", "the loss 'mean' of LowRankAlignment has weight -1.0: give 0 or more"),
         ("--model.alignment.w_covariance=-0.5", "the loss 'covariance' of LowRankAlignment has weight -0.5"),
-        ("--model.optimizer=torch.optim.LBFGS", "model.optimizer: LBFGS doesn't support per-parameter options"),
         ("--seed_everything=-1", r"seed_everything is -1: give a number from 0 to 2\^32 - 1"),
         ("--seed_everything=true", "seed_everything is true: give"),
         ("--seed_everything=false", "seed_everything is false: give"),
@@ -311,7 +310,19 @@ def test_no_data(world, capsys):
 
 @pytest.mark.parametrize("flag", ["--optimizer=Adam", "--lr_scheduler=StepLR"])
 def test_no_optimizer_beside_the_methods(world, capsys, flag):
-    fails(world, capsys, f"nrecognized.*{flag.partition('=')[0]}", flags=[flag], backbone=BACKBONE)
+    fails(world, capsys, f"argument {flag.partition('=')[0]}: invalid NoneType", flags=[flag], backbone=BACKBONE)
+
+
+def test_the_config_of_a_run_of_an_earlier_version(world):
+    """It has what LightningCLI had put there."""
+    old = world.config("old", {"optimizer": None, "lr_scheduler": None})
+    assert world.run("preview", "--config", old, method="ExplicitCoT", backbone=BACKBONE) == 0
+
+
+@pytest.mark.parametrize(("name", "said"), [("LBFGS", "per-parameter options"), ("Muon", "only supports 2D")])
+def test_an_optimiser_that_does_not_take_what_trains_is_one_line(world, capsys, name, said):
+    flags = [f"--model.optimizer=torch.optim.{name}"]
+    fails(world, capsys, f"model.optimizer: .*{said}.*; take another, or train less", flags=flags, backbone=BACKBONE)
 
 
 def test_a_function_that_stands_for_a_class(world, monkeypatch):

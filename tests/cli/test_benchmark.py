@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from failing import message
-from tiny_world import BASE
+from tiny_world import BASE, SOURCE
 
 from lori_pl import LatentReasoner
 from lori_pl.cli import main
+from lori_pl.commands import benchmark
 from lori_pl.commands.benchmark import drawn, named_students
 from lori_pl.data.sources import Synthetic
 from lori_pl.errors import LoriError
@@ -72,6 +73,38 @@ def test_the_parts_add_up_to_the_whole_and_batches_change_no_answer(teacher):
         time_answers(reasoner, [], 1, 5)
 
 
+def test_each_student_is_loaded_once_for_all_test_sets(world, teacher, monkeypatch, capsys):
+    loaded, load = [], benchmark.load_student
+
+    def note(path, device, dtype):
+        loaded.append(path)
+        return load(path, device, dtype)
+
+    monkeypatch.setattr(benchmark, "load_student", note)
+    more = [f"--data.test_sources.{name}={json.dumps(SOURCE)}" for name in ("one", "two")]
+    assert bench(world, f"a={teacher}", f"b={teacher}", flags=[*more, "--repeats", "1", "--largest", "1"]) == 0
+    assert len(loaded) == 2
+    sets = json.loads((world.folder / "bench" / "benchmark.json").read_text())["sets"]
+    assert {name: list(rows) for name, rows in sets.items()} == {"one": ["a", "b"], "two": ["a", "b"]}
+
+
+def test_short_and_long_questions_are_answered_before_the_clock_counts(teacher, monkeypatch):
+    reasoner = LatentReasoner.from_pretrained(teacher)
+    problems = Synthetic(train=1, validation=1, test=7, min_steps=1, max_steps=4, limit=20).load("test").problems
+    widths, generate = [], LatentReasoner.generate
+
+    def note(self, ids, *arguments, **keywords):
+        widths.append(ids.shape[1])
+        return generate(self, ids, *arguments, **keywords)
+
+    monkeypatch.setattr(LatentReasoner, "generate", note)
+    time_answers(reasoner, problems, 1, 2, repeats=2)
+    counted = widths[3:10]
+    assert widths == [counted[0], counted[3], counted[6], *counted, *counted]
+    assert counted == sorted(counted)
+    assert counted[0] < counted[-1]
+
+
 def test_names_are_taken_as_they_stand(teacher, tmp_path):
     """A sweep calls its runs so; matplotlib and rich have their own ideas of such names."""
     link = tmp_path / "lori[rank=8]_seed0"
@@ -101,8 +134,7 @@ def test_a_fault_of_the_machine_is_one_line(world, lori, capsys, monkeypatch):
 
     monkeypatch.setattr(LatentReasoner, "generate", generate)
     assert bench(world, lori) == 2
-    assert "out of memory in evaluation (asked for 2.50 GiB): lower" in (said := message(capsys))
-    assert "--largest" in said
+    assert "out of memory (asked for 2.50 GiB): lower --largest or --max_new_tokens" in message(capsys)
     monkeypatch.setattr(LatentReasoner, "generate", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bench(world, lori)

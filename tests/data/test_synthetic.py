@@ -307,7 +307,7 @@ def test_a_world_whose_chains_all_get_stuck_is_one_error():
 def test_a_split_that_no_chain_falls_into_is_one_error():
     few = {"operators": "+", "min_steps": 1, "max_steps": 1, "largest_operand": 2, "largest_start": 2}
     assert len(synthetic_problems(3, 0, "train", alternate=False, **few)) == 3
-    with pytest.raises(LoriError, match=r"none of 10000 chains in a row is of the split validation: .* more operators"):
+    with pytest.raises(LoriError, match=r"none of 10000 chains is of the split validation: .* more operators"):
         synthetic_problems(1, 0, "validation", alternate=False, **few)
 
 

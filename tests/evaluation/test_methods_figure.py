@@ -1,4 +1,4 @@
-"""The README's table and picture of all methods, made from recorded results."""
+"""The tables and the picture of all methods, made from recorded results."""
 
 from __future__ import annotations
 

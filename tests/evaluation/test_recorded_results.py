@@ -1,4 +1,4 @@
-"""What is recorded in experiments/ and said of it: the bars of the full recipe, and the README's numbers."""
+"""What is recorded in experiments/ and said of it: the bars of the full recipe, and the numbers on pages."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def test_the_pages_have_the_rows_and_differences_that_the_results_give(tmp_path,
     pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", source / "README.md"))
     written = []
     for marker in ("results", "steps", "costs", "claims", "effects"):
+        assert pages.count(f"<!-- {marker}:methods -->") == 1
         written += pages.split(f"<!-- {marker}:methods -->")[1].split("\n\n", 2)[1].splitlines()
     assert len(written) > 30
     assert written == [line for line in made if line.startswith(("|", "- "))]

@@ -88,7 +88,7 @@ def test_the_folder_is_also_a_transformers_model(lora, tmp_path):
 
 
 def test_files(tmp_path):
-    old = os.umask(0o077)
+    old = os.umask(0o027)
     try:
         tiny_reasoner().save_pretrained(tmp_path / "student")
     finally:
@@ -97,7 +97,7 @@ def test_files(tmp_path):
     assert set(files) >= {"model.safetensors", "thought.safetensors", "config.json", "tokenizer.json", "README.md"}
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"))]
     for name, file in files.items():
-        assert stat.S_IMODE(file.stat().st_mode) == 0o644, name
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640, name  # safetensors' own would be private
         assert not file.read_bytes().startswith((b"\x80", b"PK")), f"{name} is a pickle"
     # tied weights are saved once
     assert "lm_head.weight" not in load_file(files["model.safetensors"])
