@@ -75,7 +75,7 @@ def test_the_readme_has_the_rationale_alone_as_recorded(rows):
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     each = " ".join(f"{100 * accuracy:.1f}" for accuracy in found)
     assert (
-        f"without the anchor it has {100 * np.mean(found):.1f} ({100 * low:.1f} to {min(100, 100 * high):.1f}; {each}"
+        f"LoRi without the anchor has {100 * np.mean(found):.1f} ({100 * low:.1f} to {min(100, 100 * high):.1f}; {each}"
         in readme
     )
 
