@@ -68,16 +68,30 @@ def test_the_pages_have_the_rows_and_differences_that_the_results_give(tmp_path,
     assert written == [line for line in made if line.startswith(("|", "- "))]
 
 
-def test_the_readme_has_the_rationale_alone_as_recorded(rows):
-    """Which is none of the table's methods."""
-    found = [float(row["accuracy"]) for row in rows if row["method"] == "rationale_only"]
-    low, high = seed_interval(found)
+def test_the_readme_has_the_terms_alone_as_recorded():
+    """Which are none of the table's methods."""
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    each = " ".join(f"{100 * accuracy:.1f}" for accuracy in found)
+    with (ROOT / "experiments/sweeps/terms_full/results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = {
+        name: np.array([float(row["accuracy"]) for row in rows if row["method"] == name])
+        for name in ("lori", "mean_only", "covariance_only", "rationale_only")
+    }
+
+    def told(values: np.ndarray, sign: str = "") -> str:
+        low, high = seed_interval(values.tolist())
+        return f"{100 * values.mean():{sign}.1f}", f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
+
     assert (
-        f"LoRi without the anchor has {100 * np.mean(found):.1f} ({100 * low:.1f} to {min(100, 100 * high):.1f}; {each}"
+        "the mean alone has {} ({}), the covariance alone {} ({})".format(
+            *told(found["mean_only"]), *told(found["covariance_only"])
+        )
         in readme
     )
+    assert "than the covariance alone (by {}, {};".format(*told(found["lori"] - found["covariance_only"])) in readme
+    less = {name: told(found["lori"] - found[name], "+") for name in ("mean_only", "rationale_only")}
+    assert "adds anything to the mean is not shown ({}, {})".format(*less["mean_only"]) in readme
+    assert "nor that the anchor adds to both ({}, {})".format(*less["rationale_only"]) in readme
 
 
 def test_the_page_has_how_quick_ranks_methods_against_full(monkeypatch):
