@@ -91,8 +91,7 @@ def time_answers(
     """
     if not problems or min(batch, max_new_tokens, repeats) < 1:
         raise LoriError("benchmark: give at least one problem, batch size, token and repeat")
-    encoded = reasoner.encoder.questions([problem.question for problem in problems])
-    order = np.argsort([len(ids) for ids in encoded], kind="stable")
+    encoded, order = _by_length(reasoner, problems)
     batches = [order[i : i + batch] for i in range(0, len(order), batch)]
     count = len(problems)
     correct = np.zeros(count, dtype=bool)
@@ -120,6 +119,12 @@ def time_answers(
     return Timing(batch, correct, passes, tokens, {phase: np.median(times[phase], 0) for phase in PHASES}, whole)
 
 
+def _by_length(reasoner: LatentReasoner, problems: Sequence[Problem]) -> tuple[Sequence[Any], np.ndarray]:
+    """The questions' tokens, and the problems' places in the order of their number."""
+    encoded = reasoner.encoder.questions([problem.question for problem in problems])
+    return encoded, np.argsort([len(ids) for ids in encoded], kind="stable")
+
+
 def largest_batch(reasoner: LatentReasoner, problems: Sequence[Problem], max_new_tokens: int, most: int) -> int:
     """The largest power of two, up to ``most`` and the number of problems, whose longest questions fit into memory.
 
@@ -131,8 +136,7 @@ def largest_batch(reasoner: LatentReasoner, problems: Sequence[Problem], max_new
         size *= 2
     if reasoner.device.type != "cuda":
         return size
-    encoded = reasoner.encoder.questions([problem.question for problem in problems])
-    longest = [problems[row] for row in np.argsort([len(ids) for ids in encoded], kind="stable")]
+    longest = [problems[row] for row in _by_length(reasoner, problems)[1]]
     while size > 1:
         try:
             time_answers(reasoner, longest[-size:], size, max_new_tokens, repeats=1)
