@@ -28,8 +28,9 @@ class AnchorAlignment(Term):
 
         anchor: smooth-L1((a_S - a_T) / sigma_l), mean over the entries of all selected layers, then over problems
 
-    a is the hidden state (L, D) at the token that predicts the answer's first token; sigma_l the root mean square
-    deviation of the teacher's a in layer l from its mean over the training set (one number a layer).
+    a is the hidden state (L, D) at the token that predicts the answer's first token, with all selected layers or
+    those of `layers`; sigma_l the root mean square deviation of the teacher's a in layer l from its mean over the
+    training set (one number a layer).
 
     Args:
         w_anchor: Weight of the anchor loss.
@@ -37,10 +38,13 @@ class AnchorAlignment(Term):
             cores under the projections of the `LowRankAlignment` among the terms, whose own weights may be zero; sigma
             is then one number a row of the core.
         delta: Where the smooth-L1 turns from quadratic to linear, in units of sigma.
+        layers: Which of the selected layers are compared, by their place among them from 1 (-1 is the last of each
+            side); all where none is given. Only under `full`: a projection is of all layers.
 
     Raises:
-        LoriError: If delta is not positive or the space unknown; from `prepare`, if shapes differ under `full` or
-            `low_rank` finds no `LowRankAlignment`.
+        LoriError: If delta is not positive or the space unknown, or `layers` is empty, or given under `low_rank`; from
+            `prepare`, if shapes differ under `full`, `layers` names none or one twice, or `low_rank` finds no
+            `LowRankAlignment`.
     """
 
     needs = frozenset({"anchor"})
@@ -48,14 +52,26 @@ class AnchorAlignment(Term):
     deviation: Tensor
     centre: Tensor
 
-    def __init__(self, w_anchor: float = 1.0, anchor_space: AnchorSpace = "full", delta: float = 1.0) -> None:
+    def __init__(
+        self,
+        w_anchor: float = 1.0,
+        anchor_space: AnchorSpace = "full",
+        delta: float = 1.0,
+        layers: list[int] | None = None,
+    ) -> None:
         super().__init__()
         check_choice("AnchorAlignment: anchor_space", anchor_space, AnchorSpace)
         if delta <= 0:
             raise LoriError(f"AnchorAlignment: delta={delta} must be positive")
+        if layers is not None and anchor_space == "low_rank":
+            raise LoriError(
+                f"AnchorAlignment: layers={layers} with anchor_space=low_rank: the projection is of all selected "
+                "layers; use anchor_space=full, or leave layers out"
+            )
         self.weights = {"anchor": w_anchor}
         self.anchor_space = anchor_space
         self.delta = delta
+        self.layers = layers
         # the other term's factors stand after its second sweep
         self.sweeps = 1 if anchor_space == "full" else 3
         self._shapes: tuple[TrajectoryShape, TrajectoryShape] | None = None
@@ -64,23 +80,29 @@ class AnchorAlignment(Term):
 
     @property
     def measured_with(self) -> dict[str, Any]:
-        """The space that the anchor states are compared in."""
-        return {"anchor_space": self.anchor_space}
+        """The space and the layers that the anchor states are compared in."""
+        layers = {} if self.layers is None else {"layers": self.layers}
+        return {"anchor_space": self.anchor_space} | layers
 
     def rests_on(self, other: Term) -> bool:
         """On the projection, under `low_rank`."""
         return self.anchor_space == "low_rank" and isinstance(other, LowRankAlignment)
 
     def check(self, student: TrajectoryShape, teacher: TrajectoryShape, others: Sequence[Term]) -> None:
-        """Refuse unequal shapes under `full`, and under `low_rank` `others` without exactly one `LowRankAlignment`.
+        """Refuse unequal shapes or unknown layers under `full`, and `low_rank` without exactly one `LowRankAlignment`.
 
         Raises:
             LoriError: Naming the remedy.
         """
-        if self.anchor_space == "full" and student != teacher:
+        own, target = (
+            (len(self._places(side, shape.layers)), shape.hidden)
+            for side, shape in (("student", student), ("teacher", teacher))
+        )
+        if self.anchor_space == "full" and own != target:
             raise LoriError(
                 f"AnchorAlignment: anchor_space=full needs equal anchor states, but the teacher has {teacher} and the "
                 f"student {student}; use anchor_space=low_rank"
+                + (", or name as many layers of each, as layers=[-1]" if student.hidden == teacher.hidden else "")
             )
         if self.anchor_space == "low_rank":
             only_projection(others, "AnchorAlignment: anchor_space=low_rank", ", or use anchor_space=full")
@@ -97,18 +119,17 @@ class AnchorAlignment(Term):
         if self.anchor_space == "low_rank":
             self._projection = (only_projection(others, type(self).__name__),)
         self._shapes = (student, teacher)
-        self.register_buffer("deviation", torch.ones(teacher.layers))
+        layers = len(self._places("teacher", teacher.layers))
+        self.register_buffer("deviation", torch.ones(layers))
         # of the core under low_rank, whose shape the other term's fit decides
-        size = (1, 1) if self._projection else (teacher.layers, teacher.hidden)
+        size = (1, 1) if self._projection else (layers, teacher.hidden)
         self.register_buffer("centre", torch.zeros(size))
 
     def begin_sweep(self, sweep: int) -> None:
         """Start measuring sigma in the last sweep; earlier ones do nothing."""
         if sweep == self.sweeps - 1:
-            _, teacher = self._require_shapes()
-            layers, hidden = (
-                self._projection[0].subspace.ranks if self._projection else (teacher.layers, teacher.hidden)
-            )
+            self._require_shapes()
+            layers, hidden = self._projection[0].subspace.ranks if self._projection else self.centre.shape
             self._scale = TrajectoryScale(layers, hidden, device=self.fitted.device)
 
     @torch.no_grad()
@@ -142,7 +163,7 @@ class AnchorAlignment(Term):
 
     @torch.no_grad()
     def teacher_statistics(self, teacher: Signals) -> dict[str, Tensor]:
-        """`anchor` (B, L, D), or (B, r_L, r_D) under `low_rank`."""
+        """`anchor` (B, L, D), L of `layers` where given, or (B, r_L, r_D) under `low_rank`."""
         return {"anchor": self._target_anchor(teacher)}
 
     def pack(self, statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,7 +181,7 @@ class AnchorAlignment(Term):
             LoriError: If the term is not fitted, or the statistics do not match the student's anchor states.
         """
         self.require_fitted()
-        anchor = _anchor(student)
+        anchor = self._anchor("student", student)
         with autocast_off(anchor.device):
             own = (
                 self._projection[0].subspace.student_core(anchor.unsqueeze(2)).squeeze(2)
@@ -177,7 +198,7 @@ class AnchorAlignment(Term):
             return {"anchor": standardised_smooth_l1(own, target, self.deviation.unsqueeze(-1), self.delta).mean()}
 
     def _target_anchor(self, teacher: Signals) -> Tensor:
-        anchor = _anchor(teacher)
+        anchor = self._anchor("teacher", teacher)
         if self._projection:
             return self._projection[0].subspace.target_core(anchor.unsqueeze(2)).squeeze(2)
         return at_least_float32(anchor.detach())
@@ -191,8 +212,9 @@ class AnchorAlignment(Term):
                 self.centre = self.centre.new_zeros(state_dict[f"{prefix}centre"].shape)
             elif deviation.shape != self.deviation.shape:
                 raise LoriError(
-                    f"AnchorAlignment: the checkpoint was fitted to {len(deviation)} layers, the teacher has "
-                    f"{teacher}; use the checkpoint's teacher, layers and anchor_space"
+                    f"AnchorAlignment: the checkpoint was fitted to {len(deviation)} layers, and here there are "
+                    f"{len(self.deviation)} of the teacher's {teacher}; use the checkpoint's teacher, layers and "
+                    "anchor_space"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -201,8 +223,23 @@ class AnchorAlignment(Term):
             raise LoriError("AnchorAlignment: call prepare(student, teacher, others) first")
         return self._shapes
 
+    def _places(self, side: str, count: int) -> list[int]:
+        """Where the compared layers stand among the `count` selected ones of a side, from 0."""
+        if self.layers is None:
+            return list(range(count))
+        places = [layer - 1 if layer > 0 else count + layer for layer in self.layers]
+        if not places or len(set(places)) < len(places) or not all(0 <= place < count for place in places):
+            raise LoriError(
+                f"AnchorAlignment: layers={self.layers} of the {side}'s {count} selected layers: name some of 1 to "
+                f"{count} (or -1 to -{count}), each once"
+            )
+        return places
 
-def _anchor(signals: Signals) -> Tensor:
-    if signals.anchor is None:
-        raise LoriError("AnchorAlignment: the anchor states are missing; give Signals(anchor=...) of this side")
-    return signals.anchor
+    def _anchor(self, side: str, signals: Signals) -> Tensor:
+        if signals.anchor is None:
+            raise LoriError("AnchorAlignment: the anchor states are missing; give Signals(anchor=...) of this side")
+        if self.layers is None:
+            return signals.anchor
+        # no tensor of indices, which would have to reach the device
+        places = self._places(side, signals.anchor.shape[1])
+        return torch.stack([signals.anchor[:, place] for place in places], 1)

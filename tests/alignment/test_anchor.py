@@ -47,6 +47,32 @@ def test_by_hand():
     assert term.needs == {"anchor"}
 
 
+def test_chosen_layers_are_those_of_sides_that_have_no_others():
+    teacher, student = sides(), sides(seed=1)
+    chosen, alone = AnchorAlignment(layers=[3, 1]), AnchorAlignment()
+    fit([chosen], SHAPE, SHAPE, teacher, None)
+    picked = [Signals(anchor=side.anchor[:, [2, 0]]) for side in (teacher, student)]
+    fit([alone], TrajectoryShape(2, 6), TrajectoryShape(2, 6), picked[0], None)
+    student.anchor.requires_grad_()
+    loss = chosen(student, chosen.teacher_statistics(teacher))["anchor"]
+    assert loss == alone(picked[1], alone.teacher_statistics(picked[0]))["anchor"]
+    loss.backward()
+    assert student.anchor.grad[:, [0, 2]].ne(0).all()
+    assert student.anchor.grad[:, 1].eq(0).all()
+    assert chosen.state_dict().keys() == alone.state_dict().keys()
+    assert torch.equal(chosen.deviation, alone.deviation)
+
+
+def test_the_last_layer_is_each_sides_own():
+    teacher, student = sides(), sides(shape=TrajectoryShape(2, 6), seed=1)
+    term = AnchorAlignment(layers=[-1])
+    fit([term], TrajectoryShape(2, 6), SHAPE, teacher, None)
+    student.anchor[:, -1] = teacher.anchor[:, -1]
+    assert term(student, term.teacher_statistics(teacher))["anchor"] == 0
+    assert term.measured_with == {"anchor_space": "full", "layers": [-1]}
+    assert AnchorAlignment().measured_with == {"anchor_space": "full"}  # as caches have it that are older
+
+
 def test_only_the_low_rank_anchor_rests_on_a_projection():
     low_rank = LowRankAlignment(rank_hidden=4)
     assert AnchorAlignment(anchor_space="low_rank").rests_on(low_rank)
@@ -131,6 +157,15 @@ def test_bad_input_is_refused():
         AnchorAlignment().prepare(other, SHAPE, [])
     with pytest.raises(LoriError, match="needs exactly one LowRankAlignment among the terms, found 0"):
         AnchorAlignment(anchor_space="low_rank").prepare(SHAPE, SHAPE, [AnchorAlignment()])
+    with pytest.raises(LoriError, match=r"or name as many layers of each, as layers=\[-1\]"):
+        AnchorAlignment().prepare(other, SHAPE, [])
+    with pytest.raises(LoriError, match=r"layers=\[1\] with anchor_space=low_rank: the projection is of all"):
+        AnchorAlignment(anchor_space="low_rank", layers=[1])
+    for layers in ([], [0], [3], [-3], [1, -2]):
+        with pytest.raises(LoriError, match=r"of the student's 2 selected layers: name some of 1 to 2 \(or -1 to -2\)"):
+            AnchorAlignment(layers=layers).prepare(other, SHAPE, [])
+    with pytest.raises(LoriError, match="teacher has 3 layers x 5 and the student 2 layers x 6"):
+        AnchorAlignment(layers=[1, 2]).prepare(other, TrajectoryShape(3, 5), [])
     term = AnchorAlignment()
     with pytest.raises(LoriError, match="call prepare"):
         term.begin_sweep(0)
@@ -144,7 +179,7 @@ def test_bad_input_is_refused():
     term.end_sweep(0)
     larger = AnchorAlignment()
     larger.prepare(TrajectoryShape(4, 6), TrajectoryShape(4, 6), [])
-    with pytest.raises(LoriError, match="checkpoint was fitted to 3 layers, the teacher has 4 layers x 6"):
+    with pytest.raises(LoriError, match="checkpoint was fitted to 3 layers, and here there are 4 of the teacher's 4"):
         larger.load_state_dict(term.state_dict())
     with pytest.raises(LoriError, match=r"teacher's anchor states have shape \(20, 3, 6\), the student's \(4, 3, 6\)"):
         term(sides(problems=4), term.teacher_statistics(sides()))
