@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,7 @@ def load_start(teacher: Backbone, student: Backbone, tokenizer: PreTrainedTokeni
         student, name=teacher.name, config=teacher.config, revision=teacher.revision, trust_remote_code=trust
     )
     base = adapted_base(start)
-    if student.name is None:
-        check_config(student.config, base or start)
+    check_model(student, base or start)
     if base is not None:
         folder = Path(str(start.name))
         if (reasoning := read_settings(folder)["reasoning"]) != "words":
@@ -199,22 +197,30 @@ def shape_of(backbone: Backbone, selection: LayerSelection, place: str, layers: 
     return TrajectoryShape(len(selection.resolve(config.num_hidden_layers, layers)), config.hidden_size)
 
 
-def check_config(wanted: Mapping[str, Any], start: Backbone) -> None:
-    """Refuses a student that is described as another model than the teacher whose weights it starts from.
+def check_model(student: Backbone, start: Backbone) -> None:
+    """Refuses a student that is named or described as another model than the teacher whose weights it starts from.
 
     Args:
-        wanted: The config that is given for the student.
+        student: What is given for the student.
         start: The teacher, as the student is loaded from it.
 
     Raises:
-        LoriError: Naming the first key that differs, with both values.
+        LoriError: Naming the first key of the config that differs, with both values.
     """
+    if student.name is None:
+        place, remedy, wanted = "model.backbone.config.", "leave model.backbone.config out", student.config
+    elif student.name == start.name:
+        return
+    else:  # the teacher may be a trained copy of it, under another name
+        place, remedy = f"model.backbone.name '{student.name}': its config's ", "set model.backbone.name to null"
+        named = load_config(adapted_base(student) or student, place="model.backbone").get_text_config()
+        wanted = {key: getattr(named, key) for key in ("model_type", "hidden_size", "num_hidden_layers")}
     if not wanted:
         return
-    config = load_config(start, place="model.teacher")
+    config = load_config(start, place="model.teacher").get_text_config()
     for key, value in wanted.items():
         if (theirs := getattr(config, key, value)) != value:
             raise LoriError(
-                f"model.backbone.config.{key} is {value!r}, but the student starts from the teacher's weights, where "
-                f"it is {theirs!r}: leave model.backbone.config out, or set model.student_init to base"
+                f"{place}{key} is {value!r}, but the student starts from the teacher's weights, where it is "
+                f"{theirs!r}: {remedy}, or set model.student_init to base"
             )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from failing import fails, message
 from tiny_world import BACKBONE, SOURCE
+from transformers import AutoConfig
 
 from lori_pl import LatentReasoner
 from lori_pl.cli import main
@@ -18,7 +19,7 @@ from lori_pl.data.datamodule import PairedDataModule
 from lori_pl.data.sources import Synthetic
 from lori_pl.data.tokenizer import synthetic_tokenizer
 from lori_pl.methods import base
-from lori_pl.methods.teachers import check_config
+from lori_pl.methods.teachers import check_model
 from lori_pl.models import backbone as backbone_module
 from lori_pl.models.backbone import Backbone
 
@@ -226,10 +227,15 @@ def test_other_shapes_under_shared(world, capsys, lori_args):
 
 
 def test_a_student_of_another_shape_than_the_teacher_that_it_starts_from(world, capsys, lori_args):
-    check_config(BACKBONE["config"], Backbone(**lori_args["teacher"]))
+    check_model(Backbone(config=BACKBONE["config"]), Backbone(**lori_args["teacher"]))
     small = {"config": {**BACKBONE["config"], "hidden_size": 16}}
     words = "config.hidden_size is 16, but the student starts from the teacher's weights, where it is 32"
     fails(world, capsys, words, "student_init to base", method="LoRi", **(lori_args | {"backbone": small}))
+    settings = {key: value for key, value in small["config"].items() if key != "model_type"}
+    AutoConfig.for_model(BACKBONE["config"]["model_type"], **settings).save_pretrained(world.folder / "other")
+    named = {"name": str(world.folder / "other"), "tokenizer": "synthetic"}
+    words = f"model.backbone.name '{named['name']}': its config's hidden_size is 16, but the student starts"
+    fails(world, capsys, words, "set model.backbone.name to null", method="LoRi", **(lori_args | {"backbone": named}))
 
 
 def test_negative_latents(world, capsys, lori_args):
