@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## Make the virtual environment .venv
 
-quickstart: $(STAMP)  ## Run the main job on the embedded default: train, compare, export a student (about 7 minutes)
+quickstart: $(STAMP)  ## Run the main job on the embedded default: train, compare, export a student (7 to 11 minutes)
 	$(BIN)/python -m lori_pl quickstart
 
 test: $(STAMP)  ## Run the fast test suite

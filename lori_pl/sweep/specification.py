@@ -7,11 +7,11 @@ on to the run). Paths are relative to the folder that the command is run in, as 
     output: runs/sweeps/rank            # default: runs/sweeps/NAME
     results: experiments/rank           # where results.csv and correct*.npz go; default: output
     configs:                            # base configs of every run, in order
-      - configs/experiment/quick.yaml
+      - configs/experiment/embedded/quick.yaml
     fixed:                              # flags that every run gets
       trainer.max_steps: 2000
     grid:                               # every combination of these values is run
-      model.rank: [4, 8, 16]
+      model.alignment.rank_hidden: [4, 8, 16]
       config: [configs/method/lori.yaml, configs/method/no_cot.yaml]   # a config file (or a list of them) as an axis
     variants:                           # sets of flags by name, as a further axis, {variant} in a label; under
       standard: {}                      # `config` a file or a list of them that goes behind the others
@@ -32,7 +32,7 @@ on to the run). Paths are relative to the folder that the command is run in, as 
     tests: {latents: [1, 3, 8]}         # `test` of each run's student with every combination of these flags: a row
                                         # each, whose name is the run's with [latents=3] behind it
     seeds: [0, 1, 2]                    # default: [0]; each cell is run with each, --seed_everything
-    label: "{method}_r{model.rank}"     # names the rows; {method} is the name in the run's summary.json, {name} the
+    label: "{method}_{variant}"         # names the rows; {method} is the name in the run's summary.json, {name} the
                                         # sweep's, {config} the varied files' stems, {KEY} any varied or fixed value
     metrics: [accuracy_steps_3]         # what else to copy from the run's summary.json: from the method's entry or
                                         # else from the whole, with dots inwards (test_sets.svamp.accuracy)
