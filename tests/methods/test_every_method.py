@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from lori_pl.methods import (
     ICoTSI,
     KaVa,
     LoRi,
+    Method,
     NoCoT,
     Pause,
     PCCoT,
@@ -252,3 +255,13 @@ def test_one_latent_is_enough(kind):
     assert {name for name, each in method.named_parameters() if each.grad is not None and each.grad.any()} == {
         name for name, each in method.named_parameters() if each.requires_grad
     }
+
+
+def test_every_batch_of_every_process_draws_its_own_dropout():
+    drawn = {}
+    for seed, number, rank in itertools.product((0, 1), range(3), (0, 1)):
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=number))
+        run = SimpleNamespace(trainer=SimpleNamespace(fit_loop=loop), data=SimpleNamespace(seed=seed), global_rank=rank)
+        Method.on_train_batch_start(run, None, 0)  # its number in the training counts, not that in the epoch
+        drawn[seed, number, rank] = torch.rand(1).item()
+    assert len(set(drawn.values())) == len(drawn)
