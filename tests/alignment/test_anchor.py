@@ -43,6 +43,10 @@ def test_by_hand():
     student.anchor[1, 1, 1] += 1.0  # 1 / sqrt 10: 1/20
     found = term(student, term.teacher_statistics(teacher))
     assert found["anchor"].item() == pytest.approx((5**0.5 - 0.5 + 0.05) / 8, rel=1e-5)
+    term.delta = 2.0  # a quarter of the square where that is below two deviations
+    assert term(student, term.teacher_statistics(teacher))["anchor"].item() == pytest.approx(
+        (5**0.5 - 1 + 0.025) / 8, rel=1e-5
+    )
     assert term.weights == {"anchor": 2.0}
     assert term.needs == {"anchor"}
 

@@ -19,9 +19,9 @@ def trajectory(problems=20, tokens=5, seed=0):
     return torch.randn(problems, 3, tokens, 6, generator=generator).cumsum(1)
 
 
-def fitted(positions=8, pairing="tokens", **settings):
+def fitted(positions=8, pairing="tokens", delta=1.0, **settings):
     low_rank = LowRankAlignment(rank_hidden=4, **settings)
-    stepwise = StepwiseAlignment(positions=positions, pairing=pairing)
+    stepwise = StepwiseAlignment(positions=positions, pairing=pairing, delta=delta)
     fit([stepwise, low_rank], SHAPE, SHAPE, Signals(trajectory=trajectory()), Signals(trajectory=trajectory(seed=3)))
     return low_rank, stepwise
 
@@ -43,15 +43,15 @@ def plain(low_rank, student, teacher, tokens, delta=1.0):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize(("latents", "positions"), [(3, 8), (7, 8), (7, 4), (1, 1)])
-def test_by_the_formula(latents, positions):
-    low_rank, stepwise = fitted(positions)
+@pytest.mark.parametrize(("latents", "positions", "delta"), [(3, 8, 1.0), (7, 8, 0.3), (7, 4, 2.0), (1, 1, 1.0)])
+def test_by_the_formula(latents, positions, delta):
+    low_rank, stepwise = fitted(positions, delta=delta)
     teacher, student = trajectory(4, 5, 1), trajectory(4, latents, 2)
     tokens = [5, 2, 0, 1]
     mask = torch.arange(5) < torch.tensor(tokens)[:, None]
     statistics = stepwise.teacher_statistics(Signals(trajectory=teacher, mask=mask))
     found = stepwise(Signals(trajectory=student), statistics)["stepwise"]
-    expected = plain(low_rank, student[:, :, :positions], teacher, tokens)
+    expected = plain(low_rank, student[:, :, :positions], teacher, tokens, delta)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     assert statistics["cores"].shape == (4, positions, *low_rank.subspace.ranks)
 
