@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,3 +172,9 @@ def test_what_cannot_be_compared():
         claim("a", "c", measured(a=A, b=B))
     with pytest.raises(LoriError, match="no seed in common"):
         claim("a", "b", {("a", 0): Measured(0.1, {}), ("b", 1): Measured(0.1, {})})
+
+
+def test_a_claim_takes_a_corrected_p_below_five_percent():
+    found = claim("a", "b", measured(a=A, b=B))
+    assert replace(found, adjusted=0.0499).verdict == "a is better"
+    assert replace(found, adjusted=0.0501).verdict == "no difference shown"

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,3 +165,25 @@ def test_a_comparison_with_what_no_cell_is_called_is_told_before_anything_runs(b
     assert bench.ran == []
     bench.run(text)
     assert re.search(said, bench.printed.partition("[1/4]")[0])
+
+
+def test_p_values_are_corrected_for_all_pairs_of_the_file(tmp_path):
+    generator = np.random.default_rng(0)
+    ids = [str(i) for i in range(200)]
+    rows = []
+    for name, share in (("a", 0.6), ("b", 0.5), ("c", 0.45)):
+        for seed in range(5):
+            bits = generator.random(len(ids)) < share + 0.02 * seed
+            write_outcomes(tmp_path / "correct.npz", ids, bits, name, seed)
+            rows.append({"method": name, "seed": str(seed)})
+    fields = {"results": tmp_path, "compare": [("a", "b"), ("a", "c")]}
+    lines = comparisons(SimpleNamespace(**fields), rows)
+    apart = [comparisons(SimpleNamespace(**fields | {"compare": [pair]}), rows)[0] for pair in fields["compare"]]
+    plain, holm = (
+        [[float(x) for x in re.findall(r"p (\S+?), Holm (\S+?)\)", line)[0]] for line in given]
+        for given in (apart, lines)
+    )
+    assert [p for p, _ in plain] == [p for p, _ in holm]
+    assert [h for _, h in plain] == [p for p, _ in plain]  # one pair alone
+    assert holm[1][1] == pytest.approx(2 * holm[1][0], abs=0.001)  # printed with three digits
+    assert holm[1][0] < holm[0][0] == holm[0][1]
