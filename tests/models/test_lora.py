@@ -13,6 +13,7 @@ from lori_pl.errors import LoriError
 from lori_pl.methods.losses import answer_cross_entropy
 from lori_pl.models.backbone import Backbone, LoRA, load_causal_lm, prepare_training
 from lori_pl.models.saving import merged_state, save_reasoner
+from lori_pl.models.teacher import adapters
 from lori_pl.models.thought import ThoughtSettings
 
 LORA = LoRA(rank=2, alpha=4.0, dropout=0.0)
@@ -56,6 +57,27 @@ def test_the_adapter_is_low_rank_and_scaled():
     torch.testing.assert_close(layer(x), expected)
     merged = merged_state(reasoner.lm)["model.layers.0.mlp.up_proj.weight"]
     torch.testing.assert_close(x @ merged.T, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_teacher_on_the_base_knows_neither_adapters_nor_dropout_and_leaves_both_as_they_were():
+    plain, settings = tiny_lm(), LoRA(rank=2, alpha=4.0, dropout=0.5)
+    lm = prepare_training(tiny_lm(), Backbone(lora=settings)).train()
+    for name, parameter in lm.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    modes = [part.training for part in lm.modules()]
+    with adapters(lm, "default"):
+        adapted = lm(ids).logits
+    with adapters(lm, None):
+        base = lm(ids).logits
+    torch.testing.assert_close(base, plain(ids).logits)
+    assert not base.requires_grad
+    assert [part.training for part in lm.modules()] == modes
+    assert lm(ids).logits.requires_grad
+    assert not torch.equal(lm(ids).logits, adapted)  # dropout is on again
+    torch.testing.assert_close(lm.eval()(ids).logits, adapted)
+    assert not torch.allclose(adapted, base, atol=0.01)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "gemma2", "granite"])
